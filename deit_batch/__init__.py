@@ -1,0 +1,26 @@
+"""Batch image classification with DeiT.
+
+    from deit_batch import score
+
+    for record in score("imgs/", model="demo"):
+        print(record.image, record.predictions[:1])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "score"]
+
+if TYPE_CHECKING:
+    from deit_batch.runner import score
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first used: `deit-batch --help` must not wait for it.
+    if name == "score":
+        from deit_batch.runner import score
+
+        return score
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,271 @@
+"""A model's name to a folder on this machine, found fit to score with before torch is even imported.
+
+Hub names are resolved to one commit first and everything is read from that commit's snapshot, so a run never mixes
+two versions and needs no network once its checkpoint is cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
+
+DEFAULT_MODEL = "facebook/deit-base-patch16-224"
+DEMO_FOLDER = Path(__file__).parent / "demo"
+
+ARCHITECTURES = (
+    "ViTForImageClassification",  # the plain DeiTs: without a distillation token, a DeiT is a ViT
+    "DeiTForImageClassificationWithTeacher",  # the distilled ones, with both heads
+    "DeiTForImageClassification",  # fine-tuned with one head
+)
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk whose config has passed every check. `commit` is the Hub's, None for a folder;
+    `digest` is the SHA-256 of its config and weights."""
+
+    name: str
+    folder: Path
+    commit: str | None
+    digest: str
+    architecture: str
+    model_type: str
+    labels: list[str]
+    image_size: tuple[int, int]
+    multi_label: bool
+
+
+def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
+    """The checkpoint called `name`: "demo", a folder, or a name on the Hub (fetched if not cached).
+
+    Raises CheckpointError, saying what to do, if it can't be had or must not be scored with.
+    """
+    folder, commit = _find_folder(name, revision, allow_pickle)
+    config = _read_json(folder / "config.json", name)
+    weights = _weights(folder, name, allow_pickle)
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        commit=commit,
+        digest=_digest([folder / "config.json", *weights]),
+        architecture=_architecture(config, name),
+        model_type=config["model_type"],
+        labels=_labels(config, name),
+        image_size=_image_size(config, name),
+        multi_label=_multi_label(config, name),
+    )
+
+
+def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
+    """The preprocessing: the checkpoint's own, or what `image_processor` names ("card", a folder, a JSON file, a Hub
+    id). Raises CheckpointError if there is none or its images do not fit the checkpoint."""
+    if image_processor == "card":
+        recipe = CARD_RECIPE
+    else:
+        file = _recipe_file(checkpoint, image_processor)
+        recipe = recipe_from_config(_read_json(file, str(file)), checkpoint.model_type)
+    if recipe.size != checkpoint.image_size:
+        height, width = checkpoint.image_size
+        raise CheckpointError(
+            f"the image processor gives images of {recipe.size[0]}x{recipe.size[1]} pixels but {checkpoint.name} takes "
+            f"{height}x{width}; name another with --image-processor"
+        )
+    return recipe
+
+
+# --- where it is ----------------------------------------------------------------------------------------------------
+
+
+def _find_folder(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
+    if name == "demo" or os.path.isdir(name):
+        if revision:
+            raise UsageError(f"--revision is for models on the Hub; {name} is a folder")
+        return (DEMO_FOLDER if name == "demo" else Path(name)), None
+    if not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"no folder {name}, and no model on the Hub can have that name")
+    patterns = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    if allow_pickle:
+        patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+    folder = _snapshot(name, revision, patterns)
+    return folder, folder.name
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of one commit in the Hub's cache; its name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    problem = _why_not_the_hub(name, revision)
+    disable_progress_bars()
+    try:
+        # By the revision as given, not by its commit: the cache remembers which commit a revision meant, for the
+        # day when the Hub is out of reach.
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, local_files_only=problem is not None
+        )
+        return Path(folder)
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{name} is not on this machine and the Hub can't be reached ({problem}); fetch it where there is a network "
+            f"with 'hf download {name}' and copy the folder that it prints here as --model FOLDER (or the whole cache, "
+            "HF_HOME); to try the tool without any download use --model demo"
+        ) from None
+    except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
+        raise CheckpointError(f"{name} can't be fetched from the Hub: {error}") from error
+
+
+def _why_not_the_hub(name: str, revision: str | None) -> str | None:
+    """Why the Hub can't be asked for the model, or None if it answers. Raises CheckpointError if it answers no.
+
+    Asked in a thread, because looking up a host's name has no time limit of its own."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if revision and _COMMIT.fullmatch(revision):
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return "not asked: the commit is cached"
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
+            answer.append(None)
+        except Exception as error:  # handed to the caller, in its own thread
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(1.5 * _HUB_TIMEOUT)
+    match answer:
+        case [None]:
+            return None
+        case [RevisionNotFoundError()]:
+            raise CheckpointError(f"{name} has no revision {revision} on the Hub")
+        case [RepositoryNotFoundError()]:
+            raise CheckpointError(
+                f"there is no folder {name} here and no such model on the Hub, or it is private (then set HF_TOKEN)"
+            )
+        case [HfHubHTTPError() as error] if error.response.status_code < 500:
+            raise CheckpointError(f"the Hub refuses {name}: {error}")
+        case [Exception() as error]:
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        case _:
+            return f"no answer within {1.5 * _HUB_TIMEOUT:g} s"
+
+
+def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
+    if image_processor is None:
+        path = checkpoint.folder / "preprocessor_config.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{checkpoint.name} has no preprocessor_config.json; name one with --image-processor (a file, a folder, "
+                "a Hub id, or card)"
+            )
+        return path
+    path = Path(image_processor)
+    if path.is_dir():
+        return path / "preprocessor_config.json"
+    if path.is_file():
+        return path
+    if path.suffix == ".json" or not _HUB_NAME.fullmatch(image_processor):
+        raise CheckpointError(f"--image-processor {image_processor}: no such file or folder")
+    return _snapshot(image_processor, None, ["preprocessor_config.json"]) / "preprocessor_config.json"
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{name} is no checkpoint: there is no {path}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value
+
+
+def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
+    safe = sorted(folder.glob("model*.safetensors"))
+    pickled = sorted(folder.glob("pytorch_model*.bin"))
+    if safe or (pickled and allow_pickle):
+        return safe or pickled
+    if pickled:
+        raise CheckpointError(
+            f"{name} has its weights only as a pickle ({pickled[0].name}), which can run code when it is loaded; if you "
+            "trust where it came from, add --allow-pickle"
+        )
+    hint = "" if allow_pickle else "; if it has only pickled weights (pytorch_model.bin) and you trust it, add --allow-pickle"
+    raise CheckpointError(f"{name} has no weights: there is no model.safetensors in {folder}{hint}")
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+# --- what its config says -------------------------------------------------------------------------------------------
+
+
+def _architecture(config: dict[str, Any], name: str) -> str:
+    """The class comes from the checkpoint: with any other, weights would be left out and made up instead."""
+    named = config.get("architectures") or []
+    if len(named) != 1 or named[0] not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{name} is a {', '.join(named) or 'model of no stated class'}, not a DeiT classifier; those are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    expected = "vit" if named[0].startswith("ViT") else "deit"
+    if config.get("model_type") != expected:
+        raise CheckpointError(f"{name}: a {named[0]} has model_type {expected}, not {config.get('model_type')}")
+    return str(named[0])
+
+
+def _labels(config: dict[str, Any], name: str) -> list[str]:
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{name} names no labels: its config.json needs an id2label of one name a class")
+    try:
+        labels = [str(names[str(number)]) for number in range(len(names))]
+    except KeyError as error:
+        raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
+    if all(_PLACEHOLDER.fullmatch(label) for label in labels):
+        raise CheckpointError(
+            f"{name} names no labels, only {labels[0]}, …: write the classes' names into the id2label of its config.json"
+        )
+    return labels
+
+
+def _image_size(config: dict[str, Any], name: str) -> tuple[int, int]:
+    size = config.get("image_size", 224)
+    height, width = size if isinstance(size, list) else (size, size)
+    if config.get("num_channels", 3) != 3:
+        raise CheckpointError(f"{name} takes images of {config['num_channels']} channels; only RGB is supported")
+    return int(height), int(width)
+
+
+def _multi_label(config: dict[str, Any], name: str) -> bool:
+    """Whether each label is scored for itself (sigmoid) or all share one (softmax); as the pipeline decides it."""
+    problem = config.get("problem_type")
+    if problem == "regression":
+        raise CheckpointError(f"{name} is a regression model, not a classifier")
+    return problem == "multi_label_classification" or len(config["id2label"]) == 1

@@ -1,0 +1,220 @@
+"""The command line: options, help and exit status. What a run does is in runner.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from deit_batch import __version__
+from deit_batch.checkpoints import DEFAULT_MODEL
+from deit_batch.errors import DeitBatchError
+
+logger = logging.getLogger("deit_batch")
+
+SCORED, FAILED, SOME_FAILED = 0, 1, 3
+FIRST_SHOWN = 5
+
+SECTIONS = {
+    "Input": ("input", "column", "keep", "recursive", "limit"),
+    "Model": ("model", "revision", "image_processor", "allow_pickle", "device", "dtype"),
+    "Output": ("out", "format", "top_k", "threshold", "fresh", "error_threshold"),
+    "Speed": ("batch_size", "workers"),
+    "Run": ("dry_run", "config", "quiet", "verbose", "log_format", "_help"),
+}
+
+
+class SectionedCommand(click.Command):
+    """Prints an example first, and the options under headings."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write("Example:\n\n  deit-batch score --input imgs/ --out preds.jsonl\n\n")
+        super().format_usage(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        helps = {str(param.name): param.get_help_record(ctx) for param in self.get_params(ctx)}
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := helps.get(name))])
+
+
+class TopK(click.ParamType[int | None]):
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "all":
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither a number from 1 up nor 'all'", param, ctx)
+        return number
+
+
+class ErrorThreshold(click.ParamType[str]):
+    name = "N|N%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            if float(text.removesuffix("%")) >= 0 and (text.endswith("%") or text.isdigit()):
+                return text
+        except ValueError:
+            pass
+        self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    """Values of a TOML file become the defaults of the options; variables and the command line outrank them."""
+    if value is None:
+        return
+    try:
+        config = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{value}: {error}") from error
+    values = {name.replace("-", "_"): setting for name, setting in config.get("score", config).items()}
+    unknown = set(values) - {str(option.name) for option in ctx.command.params}
+    if unknown:
+        raise click.BadParameter(f"{value}: there is no option {', '.join(sorted(unknown))}")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+@click.group(context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="deit-batch")
+def main() -> None:
+    """Scores piles of images with DeiT classifiers.
+
+    \b
+    deit-batch score --input imgs/ --out preds.jsonl
+    """
+
+
+@main.command(cls=SectionedCommand)
+@click.option("--input", required=True, metavar="WHAT", help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, hf://DATASET?split=…, or - for stdin.")  # fmt: skip
+@click.option("--column", metavar="NAME", help="The column that holds the image (path, URL, data: URI or base64). [default: by its usual names: image, url, path, …]")  # fmt: skip
+@click.option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable.")
+@click.option("--recursive/--no-recursive", default=True, show_default=True, help="Look into folders in the folder.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="CHECKPOINT", help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).")  # fmt: skip
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option("--image-processor", metavar="WHICH", help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in the model card's text.")  # fmt: skip
+@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the model runs; auto is the GPU if there is one.")  # fmt: skip
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "float16", "bfloat16"]), help="auto: float16 on a GPU, float32 on a CPU.")  # fmt: skip
+@click.option("--out", metavar="FILE", help="Where the predictions go: .jsonl, .json, .csv or .parquet; - streams JSONL to stdout. Appears when it is whole.")  # fmt: skip
+@click.option("--format", type=click.Choice(["jsonl", "json", "csv", "parquet", "sample"]), help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.")  # fmt: skip
+@click.option("--top-k", default=5, show_default=True, type=TopK(), help="How many labels an image.")
+@click.option("--threshold", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Leave out labels with a lower score.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done.")
+@click.option("--error-threshold", default="0", show_default=True, type=ErrorThreshold(), help="Exit with 0 although this many inputs failed.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images a forward pass. [default: 16 on a CPU, 64 on a GPU]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would be scored, and stop.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), is_eager=True, expose_value=False, callback=_read_config, metavar="TOML", help="A file of these options; DEIT_BATCH_SCORE_… variables and the command line outrank it.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No progress; only errors.")
+@click.option("--verbose", is_flag=True, help="Say more, and show tracebacks.")
+@click.option("--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]), help="How messages on stderr are written.")  # fmt: skip
+def score(
+    *,
+    out: str | None,
+    format: str | None,
+    fresh: bool,
+    error_threshold: str,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **chosen: Any,
+) -> None:
+    """Score images and write one record of predictions for each, in input order.
+
+    Run the same command again to continue a run that died. Exit status: 0 all scored, 1 the run failed, 2 wrong usage,
+    3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
+    variable: --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    try:
+        sys.exit(_dry_run(chosen, out, format) if dry_run else _score(chosen, out, format, fresh, quiet, error_threshold))
+    except DeitBatchError as error:
+        _fail(error, error.exit_status, verbose)
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush there
+        _fail(error, FAILED, verbose)
+    except Exception as error:  # a fault of ours: still one line, and a status that a script can test
+        logger.error("unexpected %s; --verbose shows where: please report it", type(error).__name__)
+        _fail(error, FAILED, verbose)
+
+
+def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
+    logger.error("%s", " ".join(str(error).split()), exc_info=error if verbose else None)
+    sys.exit(status)
+
+
+def _score(
+    chosen: dict[str, Any], out: str | None, format: str | None, fresh: bool, quiet: bool, error_threshold: str
+) -> int:
+    if out is None:
+        raise click.UsageError("Missing option '--out'. Use - for stdout.")
+    from deit_batch.runner import Options, run
+
+    outcome = run(Options(**chosen), out=out, format=format, fresh=fresh, quiet=quiet)
+    tally = outcome.tally
+    speed = outcome.report.get("images_per_second")
+    logger.info(
+        "%s of %s images scored%s%s%s",
+        f"{tally.scored:,}",
+        f"{tally.inputs:,}",
+        f", {tally.failed:,} failed ({_counts(tally.failures)})" if tally.failed else "",
+        f", {speed} images/s" if speed else "",
+        "" if out == "-" else f": {out}",
+    )
+    return SCORED if _within(tally.failed, tally.inputs, error_threshold) else SOME_FAILED
+
+
+def _within(failures: int, inputs: int, error_threshold: str) -> bool:
+    bound = float(error_threshold.removesuffix("%"))
+    return failures <= (bound / 100 * inputs if error_threshold.endswith("%") else bound)
+
+
+def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
+    from deit_batch.io import Failure
+    from deit_batch.runner import Options
+
+    source = Options(**chosen).open_source()
+    kinds: Counter[str] = Counter()
+    first = []
+    for reference in source.references:
+        location = reference.location
+        kind = f"{location.type}s" if isinstance(location, Failure) else _KINDS[type(location).__name__]
+        kinds[kind] += 1
+        if len(first) < FIRST_SHOWN:
+            first.append(reference.image or f"({kind.removesuffix('s')})")
+    click.echo(f"{kinds.total():,} inputs: {_counts(kinds) or 'none'}")
+    if source.passed_over:
+        click.echo(f"passed over: {_counts(source.passed_over)}")
+    for image in first:
+        click.echo(f"  {image}".encode("utf-8", "replace").decode())
+    if kinds.total() > len(first):
+        click.echo("  …")
+    click.echo("options:")
+    for name, value in sorted({**chosen, "out": out, "format": format}.items()):
+        click.echo(f"  {name.replace('_', '-')} = {json.dumps(value)}")
+    return SCORED
+
+
+_KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in counter.most_common())

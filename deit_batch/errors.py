@@ -1,0 +1,69 @@
+"""Everything that can go wrong, as one tree.
+
+DeitBatchError            a run that can't go on; each class knows its exit status
+├── UsageError            2: the command line, a config file or the shape of the input is wrong
+├── CheckpointError       1: no such model, or one that must not be scored with
+├── InputError            1: the input can't be read to its end
+├── OutputError           1: the results can't be written
+└── Interrupted           130 or 143: stopped by a signal, resumable
+
+ImageError                one image that can't be scored; becomes a failed record, never ends a run
+├── RowError              the row of the table is malformed
+├── FetchError            the bytes can't be had
+├── DecodeError           the bytes are no image that we accept
+└── ScoreError            the model gave no finite score
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+class DeitBatchError(Exception):
+    """A run that can't go on. The message is one line: what failed, on what, what to do next."""
+
+    exit_status = 1
+
+
+class UsageError(DeitBatchError):
+    exit_status = 2
+
+
+class CheckpointError(DeitBatchError):
+    pass
+
+
+class InputError(DeitBatchError):
+    pass
+
+
+class OutputError(DeitBatchError):
+    pass
+
+
+class Interrupted(DeitBatchError):
+    """Stopped by a signal; what was scored is kept and the same command continues."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to continue")
+        self.exit_status = 128 + signum
+
+
+class ImageError(Exception):
+    """One image that can't be scored. The name of the class is the `type` in the failed record."""
+
+
+class RowError(ImageError):
+    pass
+
+
+class FetchError(ImageError):
+    pass
+
+
+class DecodeError(ImageError):
+    pass
+
+
+class ScoreError(ImageError):
+    pass

@@ -1,0 +1,192 @@
+"""Bytes to pixels: decoding, and the resize and crop of a checkpoint's image processor. Imports no torch.
+
+The result equals that of the Hugging Face image-classification pipeline bit for bit: the EXIF orientation is applied,
+then every mode becomes RGB by Pillow's own conversion (alpha dropped, 16-bit grey clipped at 255), then Pillow resizes.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from deit_batch.errors import CheckpointError, DecodeError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+"""The decoders that input may reach; Pillow has some forty more, for formats that nobody photographs in."""
+
+MAX_PIXELS = 2 * 89_478_485
+"""The size at which Pillow itself refuses an image as a decompression bomb."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    # transformers/models/{vit,deit}/image_processing_*.py: what a preprocessor_config.json leaves out.
+    "vit": {"size": 224, "resample": 2, "do_center_crop": False, "mean": (0.5,) * 3, "std": (0.5,) * 3},
+    "deit": {
+        "size": 256, "resample": 3, "do_center_crop": True,
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+    },
+}  # fmt: skip
+
+_KNOWN = frozenset(
+    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std".split()
+)
+# Settings that don't change the pixels of an RGB picture.
+_HARMLESS = frozenset(
+    "image_processor_type feature_extractor_type processor_class _processor_class do_convert_rgb data_format "
+    "input_data_format return_tensors device disable_grouping default_to_square crop_pct".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How an image becomes the model's input. Sizes are (height, width) in pixels; `resize` as a single number is
+    the short side, the aspect kept. A value x of 0..255 becomes (x * rescale_factor - mean) / std."""
+
+    resize: tuple[int, int] | int | None
+    resample: int
+    crop: tuple[int, int] | None
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image that comes out."""
+        size = self.crop or self.resize
+        if not isinstance(size, tuple):
+            raise CheckpointError("the image processor leaves images of different sizes; it needs a crop or a size")
+        return size
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+CARD_RECIPE = Recipe((256, 256), Image.Resampling.BICUBIC, (224, 224), 1 / 255, (0.5,) * 3, (0.5,) * 3)
+"""The model card's text: "rescaled to the same resolution 256x256, center-cropped at 224x224 and then normalized
+across the RGB channels with mean (0.5, 0.5, 0.5) and standard deviation (0.5, 0.5, 0.5)"; the filter is
+DeiTImageProcessor's."""
+
+
+def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
+    """The recipe that a preprocessor_config.json says, as `AutoImageProcessor` of `transformers` 5 reads it.
+
+    `model_type` ("vit" or "deit") decides where the file names no type. Raises CheckpointError for a type or a
+    setting that is not one of the ViT and DeiT processors'.
+    """
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or model_type)
+    family = name.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
+    family = family.removesuffix("FeatureExtractor").lower()
+    if family not in _DEFAULTS:
+        raise CheckpointError(f"an image processor of type {name} is not a DeiT's; use --image-processor card")
+    strange = [key for key, value in config.items() if value and key not in _KNOWN | _HARMLESS]
+    if strange:
+        raise CheckpointError(f"the image processor sets {', '.join(strange)}, which we don't know; see --image-processor")
+    defaults = _DEFAULTS[family]
+    try:
+        do_crop = _get(config, "do_center_crop", defaults["do_center_crop"])
+        normalize = _get(config, "do_normalize", True)
+        return Recipe(
+            resize=_size(_get(config, "size", defaults["size"])) if _get(config, "do_resize", True) else None,
+            resample=int(_get(config, "resample", defaults["resample"])),
+            crop=_crop(_get(config, "crop_size", 224)) if do_crop else None,
+            rescale_factor=float(_get(config, "rescale_factor", 1 / 255)) if _get(config, "do_rescale", True) else 1.0,
+            mean=_channels(_get(config, "image_mean", defaults["mean"])) if normalize else (0.0,) * 3,
+            std=_channels(_get(config, "image_std", defaults["std"])) if normalize else (1.0,) * 3,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the image processor's settings can't be read: {error!r}") from error
+
+
+def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _size(size: Any) -> tuple[int, int] | int:
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+        return int(size["shortest_edge"])
+    return _crop(size)
+
+
+def _crop(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping):
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, Sequence):
+        height, width = size
+        return int(height), int(width)
+    return int(size), int(size)
+
+
+def _channels(value: Any) -> tuple[float, ...]:
+    values = tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
+    if len(values) != 3:
+        raise ValueError(f"{len(values)} values where there are three channels")
+    return values
+
+
+def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:
+    """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`.
+
+    Raises DecodeError if the bytes are no whole image of an accepted format, or one of too many pixels.
+    """
+    try:
+        # Pillow warns about every oddity in a file; a million odd files would bury what matters.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open(data)
+            return np.asarray(_crop_center(_resize(_upright(image).convert("RGB"), recipe), recipe))
+    except DecodeError:
+        raise
+    except MemoryError as error:
+        raise DecodeError("not enough memory to decode it") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files: OSError, SyntaxError, struct
+        raise DecodeError(f"can't be decoded: {error or type(error).__name__}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError(f"not an image that we read ({', '.join(FORMATS)}); starts with {data[:12]!r}") from error
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"more than {MAX_PIXELS:,} pixels") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise DecodeError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # so that only EXIF trouble can be mistaken for EXIF trouble
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, TypeError, ValueError, KeyError, struct.error):
+        return image  # unreadable EXIF: the picture is whole, only its orientation is not known
+
+
+def _resize(image: Image.Image, recipe: Recipe) -> Image.Image:
+    match recipe.resize:
+        case None:
+            return image
+        case (height, width):
+            size = (width, height)
+        case short:
+            # As get_resize_output_image_size of transformers: the long side is rounded down.
+            long = int(short * max(image.size) / min(image.size))
+            size = (short, long) if image.width <= image.height else (long, short)
+    return image.resize(size, Image.Resampling(recipe.resample))
+
+
+def _crop_center(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """Cuts out the centre; where the image is smaller, fills with black around it."""
+    if recipe.crop is None:
+        return image
+    height, width = recipe.crop
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,146 @@
+"""What goes in and what comes out: references, records, and their form as JSON.
+
+Every input kind becomes `Reference`s (sources.py makes them) and every engine gives `Record`s (sinks.py writes them).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypedDict
+
+from deit_batch.errors import ImageError
+
+RECORD_FIELDS = ("index", "image", "image_bytes", "predictions", "error")
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Base64:
+    """Base64 text, standard or URL-safe, with or without padding and line breaks."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no prediction: the `error` of a failed record."""
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: ImageError) -> Failure:
+        return cls(type(error).__name__, str(error))
+
+
+Location: TypeAlias = LocalFile | Url | Base64 | bytes | Failure
+"""Where an image's bytes are; the bytes themselves; or why that can't be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One input. `index` counts from 0; `image` is as the user gave it, None for inline data."""
+
+    index: int
+    image: str | None
+    location: Location
+    keep: Mapping[str, object] = field(default_factory=dict)
+
+
+class Prediction(TypedDict):
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One result. Exactly one of `predictions` (best first) and `error` says something."""
+
+    index: int
+    image: str | None
+    predictions: list[Prediction]
+    error: Failure | None = None
+    keep: Mapping[str, object] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """The record as it is written: JSON values only, every string valid Unicode."""
+        values = identity(self)
+        values["predictions"] = [{"label": clean(p["label"]), "score": p["score"]} for p in self.predictions]
+        if self.error:
+            values["error"] = {"type": self.error.type, "message": clean(self.error.message)}
+        values.update({clean(name): json_value(value) for name, value in self.keep.items()})
+        return values
+
+
+def failed(reference: Reference, failure: Failure) -> Record:
+    return Record(reference.index, reference.image, [], failure, reference.keep)
+
+
+def identity(item: Reference | Record) -> dict[str, object]:
+    """The part of a record that says which input it is of.
+
+    A file name need not be valid UTF-8, but JSON must be: such a name is written with replacement characters, and
+    its exact bytes beside it in base64 as `image_bytes`.
+    """
+    values: dict[str, object] = {"index": item.index, "image": item.image and clean(item.image)}
+    if item.image is not None and values["image"] != item.image:
+        try:
+            values["image_bytes"] = base64.b64encode(os.fsencode(item.image)).decode()
+        except UnicodeEncodeError:
+            pass  # not a file name at all: a half of a surrogate pair, out of a JSON escape
+    return values
+
+
+def clean(text: str) -> str:
+    """The text with what can't be written as UTF-8 replaced by U+FFFD."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def json_value(value: object) -> object:
+    """A kept value in JSON's types: no NaN or infinity (null instead), dates and the like as strings."""
+    if isinstance(value, str):
+        return clean(value)
+    text = json.dumps(value, default=str)
+    return json.loads(clean(text), parse_constant=lambda _: None)
+
+
+def json_line(value: object) -> bytes:
+    """One line of JSON that any reader takes: UTF-8, no NaN."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes the file whole or not at all: beside it first, synced, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    rename_durably(temporary, path)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Renames, and syncs the folder, so that the new name outlives a power cut."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

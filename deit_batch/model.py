@@ -1,0 +1,89 @@
+"""A checkpoint to a callable: pixels in, scores out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from deit_batch.checkpoints import Checkpoint
+from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.images import Recipe
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is the GPU if there is one. Raises UsageError for a device that this machine does not have."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} can't be used on this machine: {reason}") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" is float16 on a GPU and float32 on a CPU, whatever the weights were saved in."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "float16"
+    return DTYPES[name]
+
+
+class Classifier:
+    """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, *, multi_label: bool) -> None:
+        weight = next(module.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self._module = module
+        self._multi_label = multi_label
+        shape = (1, 3, 1, 1)
+        self._rescale = recipe.rescale_factor
+        self._mean = torch.tensor(recipe.mean, device=self.device).view(shape)
+        self._std = torch.tensor(recipe.std, device=self.device).view(shape)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        values = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
+        values = values.mul_(self._rescale).sub_(self._mean).div_(self._std)
+        logits = self._module(pixel_values=values.to(self.dtype)).logits.float()
+        scores = logits.sigmoid() if self._multi_label else logits.softmax(-1)
+        return scores.cpu()
+
+
+def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Classifier:
+    """Loads the weights. Raises CheckpointError unless every tensor that is scored with came from the checkpoint."""
+    model_class = getattr(transformers, checkpoint.architecture)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module, loading = model_class.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype,
+                # find_checkpoint has seen to it that pickles are only there if they are allowed.
+                use_safetensors=any(checkpoint.folder.glob("model*.safetensors")),
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # the library raises whatever config, weights and torch raise
+        raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
+    lost = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
+    if lost:
+        raise CheckpointError(
+            f"{checkpoint.name} must not be scored with: {len(lost)} of its weights were not in the checkpoint and are "
+            f"random, {lost[0]} first"
+        )
+    classes = module.config.num_labels
+    if classes != len(checkpoint.labels):
+        raise CheckpointError(f"{checkpoint.name} has {classes} classes but names {len(checkpoint.labels)} labels")
+    logging.getLogger("deit_batch").debug("loaded %s as %s", checkpoint.folder, checkpoint.architecture)
+    return Classifier(module.eval().to(device), recipe, multi_label=checkpoint.multi_label)

@@ -1,0 +1,275 @@
+"""The files of a run: results that grow beside the name the user gave, and the report that says what they are.
+
+    preds.jsonl            appears whole, when the run is finished
+    preds.jsonl.partial    grows, one record a line, whatever the final format; a dead run is continued from it
+    preds.jsonl.run.json   what the run is (settings), and when it is finished, how it went
+
+A step that is cut short at any point leaves files from which the same command goes on:
+the report is written before the result is renamed, and the partial file, while it exists, outranks a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from deit_batch import sinks
+from deit_batch.errors import OutputError, UsageError
+from deit_batch.io import Record, Reference, identity, json_line, json_value, rename_durably, write_atomically
+
+Batch = list[Reference]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has come out so far, this run and the runs that it continues. `failures` counts by error type."""
+
+    scored: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    @property
+    def inputs(self) -> int:
+        return self.scored + self.failed
+
+    def count(self, record: Mapping[str, Any]) -> None:
+        if "error" in record:
+            self.failures[record["error"]["type"]] += 1
+        else:
+            self.scored += 1
+
+
+class Output(Protocol):
+    tally: Tally
+    complete: bool
+    """Whether an earlier run has finished all this already."""
+
+    def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches that are still to be scored."""
+
+    def write(self, records: Sequence[Record]) -> None: ...
+
+    def finish(self, report: Mapping[str, object]) -> None: ...
+
+    def interrupt(self, report: Mapping[str, object]) -> None: ...
+
+
+def open_output(out: str, format: str | None, *, settings: Mapping[str, object], keep: Sequence[str], fresh: bool) -> Output:
+    """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
+    nothing can be written there."""
+    chosen = sinks.choose_format(out, format)
+    if out == "-":
+        if chosen not in ("jsonl", "sample"):
+            raise UsageError(f"--format {chosen} can't go to stdout; jsonl and sample can")
+        return _Stream(sys.stdout.buffer, chosen)
+    return _File(Path(out), chosen, {**settings, "format": chosen}, keep, fresh)
+
+
+class _Stream:
+    """Records to stdout as they come; nothing to continue from."""
+
+    complete = False
+
+    def __init__(self, stream: BinaryIO, format: str) -> None:
+        self.tally = Tally()
+        self._stream = stream
+        self._format = format
+
+    def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return batches
+
+    def write(self, records: Sequence[Record]) -> None:
+        for record in records:
+            values = record.as_dict()
+            self.tally.count(values)
+            self._stream.write(sinks.line(values, self._format))
+        self._stream.flush()
+
+    def finish(self, report: Mapping[str, object]) -> None:
+        pass
+
+    def interrupt(self, report: Mapping[str, object]) -> None:
+        pass
+
+
+class _File:
+    def __init__(
+        self, target: Path, format: str, settings: Mapping[str, object], keep: Sequence[str], fresh: bool
+    ) -> None:
+        self.tally = Tally()
+        self.complete = False
+        self._target = target
+        self._partial = target.with_name(target.name + ".partial")
+        self._report = target.with_name(target.name + ".run.json")
+        self._format = format
+        self._settings = settings
+        self._keep = keep
+        self._digest = hashlib.sha256()
+        with _writing(target):
+            if fresh:
+                self._partial.unlink(missing_ok=True)
+            previous = self._previous()
+            if self._partial.exists():
+                self._require_same(previous)
+            elif target.exists() and not fresh and previous.get("status") != "running":
+                self._require_same(previous)
+                self.complete = True  # to be checked in remaining()
+            self._earlier = previous
+
+    def _previous(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self._report.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _require_same(self, previous: Mapping[str, Any]) -> None:
+        """The same settings as the run that left files here; nothing is overwritten without being told to."""
+        settings = previous.get("settings")
+        if not isinstance(settings, dict):
+            raise UsageError(
+                f"{self._target} is there and no report beside it says what it is; give another --out, or replace it "
+                "with --fresh"
+            )
+        mine = json_value(self._settings)
+        assert isinstance(mine, dict)
+        changes = [
+            f"{name} was {_short(settings.get(name))}, is {_short(mine.get(name))}"
+            for name in {**settings, **mine}
+            if settings.get(name) != mine.get(name)
+        ]
+        if changes:
+            raise UsageError(
+                f"{self._target} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
+            )
+
+    def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        if self.complete:
+            self._check_complete(batches)
+            return iter(())
+        with _writing(self._target):
+            # Before the partial file: a partial file whose settings are not known could not be continued.
+            self._write_report("running", {})
+            self._file = open(self._partial, "r+b" if self._partial.exists() else "x+b")
+            todo = self._verified(batches)
+        return self._digested(todo)
+
+    def _check_complete(self, batches: Iterator[Batch]) -> None:
+        for _ in self._digested(batches):
+            pass
+        if self._digest.hexdigest() != self._earlier.get("references_sha256"):
+            raise UsageError(
+                f"{self._target} is finished, but its input has changed since; give another --out, or replace it with "
+                "--fresh"
+            )
+        counts = self._earlier["counts"]
+        self.tally = Tally(counts["scored"], Counter(counts["failures"]))
+
+    def _verified(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes over the batches whose records are all there, and cuts off what comes after them."""
+        for batch in batches:
+            start = self._file.tell()
+            records = [self._read_record() for _ in batch]
+            if None in records:
+                self._file.seek(start)
+                self._file.truncate()
+                return chain([batch], batches)
+            for reference, record in zip(batch, records, strict=True):
+                assert record is not None
+                self._require_same_input(reference, record)
+                self.tally.count(record)
+            for reference in batch:
+                self._digest.update(json_line(_fixed_fields(reference)))
+        self._file.truncate()
+        return batches
+
+    def _read_record(self) -> dict[str, Any] | None:
+        text = self._file.readline()
+        try:
+            record = json.loads(text) if text.endswith(b"\n") else None
+        except ValueError:
+            return None
+        return record if isinstance(record, dict) and {"index", "image", "predictions"} <= record.keys() else None
+
+    def _require_same_input(self, reference: Reference, record: Mapping[str, Any]) -> None:
+        for name, value in _fixed_fields(reference).items():
+            if record.get(name) != value:
+                raise UsageError(
+                    f"{self._partial} can't be continued: the input has changed. Record {reference.index} has {name} "
+                    f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
+                )
+
+    def _digested(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            for reference in batch:
+                self._digest.update(json_line(_fixed_fields(reference)))
+            yield batch
+
+    def write(self, records: Sequence[Record]) -> None:
+        lines = []
+        for record in records:
+            values = record.as_dict()
+            self.tally.count(values)
+            lines.append(json_line(values))
+        with _writing(self._target):
+            self._file.write(b"".join(lines))
+            self._file.flush()
+
+    def finish(self, report: Mapping[str, object]) -> None:
+        with _writing(self._target):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            result = self._partial
+            if self._format != "jsonl":
+                result = self._target.with_name(self._target.name + ".tmp")
+                sinks.convert(self._partial, result, self._format, self._keep)
+            self._write_report("finished", report, references_sha256=self._digest.hexdigest())
+            rename_durably(result, self._target)
+            self._partial.unlink(missing_ok=True)
+
+    def interrupt(self, report: Mapping[str, object]) -> None:
+        with _writing(self._target):
+            os.fsync(self._file.fileno())
+            self._write_report("interrupted", report)
+
+    def _write_report(self, status: str, report: Mapping[str, object], **more: object) -> None:
+        write_atomically(self._report, _pretty({"status": status, **report, **more, "settings": self._settings}))
+
+
+def _fixed_fields(reference: Reference) -> dict[str, object]:
+    """The fields of a record that the input alone decides."""
+    return {**identity(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
+
+
+def _pretty(value: object) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{target}: can't be written: {error.strerror or error}; what is scored so far is kept: make room or mend the "
+            "folder, and run the same command again to continue"
+        ) from error

@@ -1,0 +1,95 @@
+"""What a person or a log sees while a run goes on. Everything goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from deit_batch.output import Tally
+
+SECONDS_BETWEEN_LINES = 30.0
+
+logger = logging.getLogger("deit_batch")
+
+
+class Progress:
+    """A bar where stderr is a terminal, a plain line now and then where it is a log, nothing if `quiet`.
+
+    `total(n)` is as in `sources.Source`; `done` is how many records an earlier run has left."""
+
+    def __init__(self, total: Callable[[int], int | None], tally: Tally, *, quiet: bool) -> None:
+        self._total = total
+        self._tally = tally
+        self._start = self._last = time.monotonic()
+        self._done_before = tally.inputs
+        self._bar: tqdm[None] | None = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total(0), initial=tally.inputs, unit="images", smoothing=0.05, dynamic_ncols=True, file=sys.stderr
+            )
+
+    def update(self, read: int) -> None:
+        """After each batch; `read` counts the references read so far."""
+        tally = self._tally
+        if self._bar is not None:
+            self._bar.total = self._total(read)
+            self._bar.set_postfix(failed=tally.failed, refresh=False)
+            self._bar.update(tally.inputs - self._bar.n)
+        elif time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            total = self._total(read)
+            logger.info(
+                "%s%s images, %.1f images/s%s, %s failed",
+                f"{tally.inputs:,}",
+                f" of {total:,}" if total else "",
+                self.images_per_second,
+                self._time_left(total),
+                f"{tally.failed:,}",
+            )
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run alone, since it began to score."""
+        seconds = time.monotonic() - self._start
+        return (self._tally.inputs - self._done_before) / seconds if seconds else 0.0
+
+    def _time_left(self, total: int | None) -> str:
+        speed = self.images_per_second
+        if not total or not speed:
+            return ""
+        return f", {tqdm.format_interval((total - self._tally.inputs) / speed)} left"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        values = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values)
+
+
+def set_up_logging(*, quiet: bool, verbose: bool, as_json: bool) -> None:
+    handler = _Handler()
+    handler.setFormatter(_Json() if as_json else logging.Formatter("deit-batch: %(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)

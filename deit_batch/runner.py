@@ -1,0 +1,304 @@
+"""The loop: pull a batch, score it, write it, count it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+from deit_batch import __version__
+from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
+from deit_batch.errors import DeitBatchError, Interrupted, ScoreError
+from deit_batch.fetch import Limits
+from deit_batch.images import Recipe
+from deit_batch.interrupt import stop_on_signals
+from deit_batch.io import Failure, Prediction, Record, Reference, failed
+from deit_batch.output import Output, Tally, open_output
+from deit_batch.progress import Progress
+from deit_batch.sources import Source, open_source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from deit_batch.loader import Decoded
+    from deit_batch.model import Classifier
+
+logger = logging.getLogger("deit_batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to score with what; the command line's options of the same names, and their defaults."""
+
+    input: str
+    column: str | None = None
+    keep: tuple[str, ...] = ()
+    recursive: bool = True
+    limit: int | None = None
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    image_processor: str | None = None
+    allow_pickle: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    top_k: int | None = 5
+    threshold: float = 0.0
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def open_source(self, stdin: BinaryIO | None = None) -> Source:
+        return open_source(
+            self.input,
+            column=self.column,
+            keep=self.keep,
+            recursive=self.recursive,
+            limit=self.limit,
+            stdin=stdin,
+        )
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by stage."""
+
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.monotonic() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything decided about a run before its first image is read. Making one imports torch, but loads no weights."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    workers: int
+
+    @classmethod
+    def of(cls, options: Options) -> Self:
+        checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+        recipe = find_recipe(checkpoint, options.image_processor)
+
+        from deit_batch.model import choose_device, choose_dtype
+
+        device = choose_device(options.device)
+        on_cpu = device.type == "cpu"
+        return cls(
+            checkpoint=checkpoint,
+            recipe=recipe,
+            device=device,
+            dtype=choose_dtype(options.dtype, device),
+            batch_size=options.batch_size or (16 if on_cpu else 64),
+            workers=_default_workers(on_cpu) if options.workers is None else options.workers,
+        )
+
+    def settings(self, options: Options) -> dict[str, object]:
+        """What the results depend on: a run is continued only by one with the same settings."""
+        return {
+            "input": options.input,
+            "column": options.column,
+            "keep": list(options.keep),
+            "recursive": options.recursive,
+            "limit": options.limit,
+            "model": self.checkpoint.name,
+            "commit": self.checkpoint.commit,
+            "checkpoint_sha256": self.checkpoint.digest,
+            "recipe": self.recipe.as_dict(),
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "top_k": options.top_k,
+            "threshold": options.threshold,
+            "batch_size": self.batch_size,
+        }
+
+
+def _default_workers(on_cpu: bool) -> int:
+    """On a CPU decoding is a small part of the work (DeiT-Ti: a fifth), and the model wants the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 4 if on_cpu else cores - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: its report as written beside the output, and whether enough was scored."""
+
+    tally: Tally
+    report: dict[str, object]
+
+
+def score(input: str, *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
+    """Scores images and yields one Record per input, in input order, as they are ready.
+
+    `input` and the options are those of `deit-batch score`, under the same names: `column`, `keep`, `recursive`,
+    `limit`, `revision`, `image_processor`, `allow_pickle`, `device`, `dtype`, `top_k` (None for all), `threshold`,
+    `batch_size`, `workers`. Nothing is written. An image that can't be scored yields a Record with an `error`; raises
+    DeitBatchError where there is nothing to score, or nothing to score with.
+
+        for record in score("imgs/", model="demo"):
+            print(record.image, record.predictions[:1])
+    """
+    chosen = Options(input=input, model=model, **options)  # type: ignore[arg-type]
+    source = chosen.open_source()
+    plan = Plan.of(chosen)
+
+    from deit_batch.loader import batched
+
+    for records in scored(batched(source.references, plan.batch_size), plan, chosen, Stopwatch()):
+        yield from records
+
+
+def scored(
+    batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch
+) -> Iterator[list[Record]]:
+    """The records of each batch, in order. The workers start before the model loads, so both go on at once."""
+    from deit_batch.loader import Loader
+    from deit_batch.model import load_classifier
+
+    on_gpu = plan.device.type == "cuda"
+    loader = Loader(batches, plan.recipe, Limits(), workers=plan.workers, pin_memory=on_gpu)
+    with stopwatch("load"):
+        classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)
+    waiting = iter(loader)
+    while True:
+        with stopwatch("wait for images"):
+            item = next(waiting, None)
+        if item is None:
+            return
+        with stopwatch("score"):
+            records = score_batch(*item, classifier, plan.checkpoint.labels, options)
+        yield records
+
+
+def score_batch(
+    references: Sequence[Reference], decoded: Decoded, classifier: Classifier, labels: Sequence[str], options: Options
+) -> list[Record]:
+    """One record for each reference: predictions for what was decoded, the failure for what was not."""
+    scores = iter(classifier(decoded.pixels)) if len(decoded.pixels) else iter(())
+    records = []
+    for place, reference in enumerate(references):
+        if place in decoded.failures:
+            records.append(failed(reference, decoded.failures[place]))
+            continue
+        try:
+            predictions = best(next(scores), labels, options.top_k, options.threshold)
+            records.append(Record(reference.index, reference.image, predictions, keep=reference.keep))
+        except ScoreError as error:
+            records.append(failed(reference, Failure.of(error)))
+    return records
+
+
+def best(scores: Tensor, labels: Sequence[str], top_k: int | None, threshold: float) -> list[Prediction]:
+    """The labels of one image, best first; equal scores in the order of the classes. `scores`: float32 [classes].
+    Raises ScoreError if one is not finite."""
+    if not scores.isfinite().all():
+        raise ScoreError("the model gave scores that are not finite; if --dtype is float16, try float32")
+    order = scores.argsort(descending=True, stable=True)[:top_k]
+    pairs = zip(order.tolist(), scores[order].tolist(), strict=True)
+    return [{"label": labels[number], "score": score} for number, score in pairs if score >= threshold]
+
+
+def run(
+    options: Options,
+    *,
+    out: str,
+    format: str | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+    stdin: BinaryIO | None = None,
+) -> Outcome:
+    """Scores `options.input` into the file `out` ("-" for stdout) and leaves a report beside it.
+
+    Raises DeitBatchError if the run can't go on; then the same call continues it.
+    """
+    stopwatch = Stopwatch()
+    with stopwatch("total"), stop_on_signals() as stop:
+        source = options.open_source(stdin)
+        plan = Plan.of(options)
+        settings = plan.settings(options)
+        output = open_output(out, format, settings=settings, keep=options.keep, fresh=fresh)
+
+        from deit_batch.loader import batched
+
+        batches = output.remaining(_counted(batched(source.references, plan.batch_size), read := Counter[str]()))
+        if output.complete:
+            logger.info("%s is finished already: nothing to do", out)
+            return Outcome(output.tally, {})
+        if output.tally.inputs:
+            logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
+        progress = Progress(source.total, output.tally, quiet=quiet)
+        try:
+            for records in scored(batches, plan, options, stopwatch):
+                with stopwatch("write"):
+                    output.write(records)
+                progress.update(read["references"])
+                stop.check()
+        except DeitBatchError as error:
+            output.interrupt(_report(source, plan, output, stopwatch, progress))
+            if isinstance(error, Interrupted):
+                _kill_workers()
+            raise
+        finally:
+            progress.close()
+        if not output.tally.inputs:
+            logger.warning("%s has no rows: the output is empty", options.input)
+    report = _report(source, plan, output, stopwatch, progress)
+    output.finish(report)
+    return Outcome(output.tally, report)
+
+
+def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:
+    for batch in batches:
+        counter["references"] += len(batch)
+        yield batch
+
+
+def _kill_workers() -> None:
+    """A worker may be in the middle of a long fetch; asked politely, DataLoader would wait for it."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _report(
+    source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress
+) -> dict[str, object]:
+    import torch
+    import transformers
+
+    tally = output.tally
+    return {
+        "counts": {
+            "inputs": tally.inputs,
+            "scored": tally.scored,
+            "failed": tally.failed,
+            "failures": dict(tally.failures),
+            "passed_over": dict(source.passed_over),
+        },
+        "images_per_second": round(progress.images_per_second, 2),
+        "seconds": {stage: round(seconds, 3) for stage, seconds in stopwatch.seconds.items()},
+        "architecture": plan.checkpoint.architecture,
+        "workers": plan.workers,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {
+            "deit-batch": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }

@@ -1,0 +1,115 @@
+"""Records to the file that the user asked for. Every run grows JSONL; at its end that becomes the wanted format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import UsageError
+from deit_batch.io import json_line
+
+FORMATS = ("jsonl", "json", "csv", "parquet", "sample")
+_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def choose_format(out: str, named: str | None) -> str:
+    """The format asked for, or the one that the file's ending says. Raises UsageError if neither tells."""
+    if named:
+        return named
+    if out == "-":
+        return "jsonl"
+    suffix = Path(out).suffix.lower()
+    if suffix not in _BY_SUFFIX:
+        raise UsageError(f"--out {out}: end it in {', '.join(_BY_SUFFIX)}, or say --format")
+    return _BY_SUFFIX[suffix]
+
+
+def line(record: dict[str, object], format: str) -> bytes:
+    """One record as one line of "jsonl" or "sample"."""
+    return json_line(record["predictions"] if format == "sample" else record)
+
+
+def convert(source: Path, target: Path, format: str, keep: Sequence[str]) -> None:
+    """Writes the JSONL file of records `source` as `target` in another format, synced to the disk."""
+    writers: dict[str, Callable[[Iterator[dict[str, Any]], Path, Sequence[str]], None]] = {
+        "json": _write_json,
+        "sample": _write_sample,
+        "csv": _write_csv,
+        "parquet": _write_parquet,
+    }
+    with open(source, "rb") as lines:
+        writers[format]((json.loads(text) for text in lines), target, keep)
+    with open(target, "rb") as written:
+        os.fsync(written.fileno())
+
+
+def _write_json(records: Iterator[dict[str, Any]], target: Path, keep: Sequence[str]) -> None:
+    """The card's sample output: a list with one list of {"label", "score"} an image."""
+    with open(target, "wb") as file:
+        file.write(b"[")
+        for place, record in enumerate(records):
+            file.write((b",\n" if place else b"\n") + line(record, "sample").rstrip())
+        file.write(b"\n]\n")
+
+
+def _write_sample(records: Iterator[dict[str, Any]], target: Path, keep: Sequence[str]) -> None:
+    with open(target, "wb") as file:
+        file.writelines(line(record, "sample") for record in records)
+
+
+def _write_csv(records: Iterator[dict[str, Any]], target: Path, keep: Sequence[str]) -> None:
+    """One row an image: the best label and its score for people, all predictions as JSON for programs."""
+    with open(target, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["index", "image", "label", "score", "predictions", "error_type", "error_message", "image_bytes", *keep]
+        )
+        for record in records:
+            best = record["predictions"][0] if record["predictions"] else {}
+            error = record.get("error", {})
+            writer.writerow(
+                [
+                    record["index"],
+                    record["image"],
+                    best.get("label"),
+                    best.get("score"),
+                    json.dumps(record["predictions"], ensure_ascii=False),
+                    error.get("type"),
+                    error.get("message"),
+                    record.get("image_bytes"),
+                    *(_as_text(record.get(name)) for name in keep),
+                ]
+            )
+
+
+def _write_parquet(records: Iterator[dict[str, Any]], target: Path, keep: Sequence[str]) -> None:
+    """The record's own fields; kept columns as strings, for their type may change from row to row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    prediction = pa.struct([("label", pa.string()), ("score", pa.float64())])
+    error = pa.struct([("type", pa.string()), ("message", pa.string())])
+    schema = pa.schema(
+        [
+            ("index", pa.int64()),
+            ("image", pa.string()),
+            ("image_bytes", pa.string()),
+            ("predictions", pa.list_(prediction)),
+            ("error", error),
+            *((name, pa.string()) for name in keep),
+        ]
+    )
+    with pq.ParquetWriter(target, schema) as writer:
+        while rows := list(islice(records, 1000)):
+            for row in rows:
+                row.update({name: _as_text(row.get(name)) for name in keep})
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _as_text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

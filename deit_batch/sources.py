@@ -1,0 +1,284 @@
+"""What the user names as input, to references: lazily, in an order that is the same on every machine."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from deit_batch import tables
+from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url
+from deit_batch.tables import Row, Table
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split()  # what images.FORMATS can read
+)
+
+IMAGE_COLUMNS = (
+    "image", "image_path", "image_url", "image_base64", "image_b64", "image_file", "img", "url", "uri", "path",
+    "file", "filepath", "file_path", "filename", "file_name", "base64", "b64",
+)  # fmt: skip
+"""The usual names of the column that holds the image, the likeliest first."""
+
+BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
+
+# The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
+_BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")
+_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
+_LONGEST_PATH = 4096  # PATH_MAX on Linux
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
+    gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs."""
+
+    references: Iterator[Reference]
+    total: Callable[[int], int | None] = lambda read: None
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def open_source(
+    spec: str,
+    *,
+    column: str | None = None,
+    keep: Sequence[str] = (),
+    recursive: bool = True,
+    limit: int | None = None,
+    stdin: BinaryIO | None = None,
+) -> Source:
+    """Opens what `spec` names: a folder, image, glob, table or list file, `hf://…` data set, or `-` for stdin.
+
+    Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
+    """
+    clash = [name for name in keep if name in RECORD_FIELDS]
+    if clash:
+        raise UsageError(f"--keep {clash[0]}: the record has a field of that name already")
+    source = _open_paths(spec, recursive) or _open_rows(spec, column, keep, stdin)
+    if limit is None:
+        return source
+
+    def total(read: int) -> int | None:
+        known = source.total(read)
+        return limit if known is None else min(limit, known)
+
+    return Source(islice(source.references, limit), total, source.passed_over)
+
+
+# --- folders, files and globs -------------------------------------------------------------------------------------
+
+
+def _open_paths(spec: str, recursive: bool) -> Source | None:
+    """A source of files found by name; None if `spec` is not of that kind."""
+    if os.path.isdir(spec):
+        return _files(lambda passed_over: _walk(spec, recursive, passed_over), f"{spec} holds no image")
+    if is_image_name(spec) and os.path.lexists(spec):
+        return _files(lambda passed_over: iter([spec]), "")
+    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec:
+        return _files(lambda passed_over: _glob(spec, passed_over), f"{spec} matches no image")
+    return None
+
+
+def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Source:
+    """The files that `find` yields. It is run twice: names alone are quick to count, for the time that is left."""
+    count = sum(1 for _ in find(Counter()))
+    passed_over: Counter[str] = Counter()
+    if not count:
+        for _ in find(passed_over):
+            pass
+        reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
+        raise UsageError(f"{if_empty} ({reasons}); known names end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+    references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(find(passed_over)))
+    return Source(references, lambda read: count, passed_over)
+
+
+def is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _walk(
+    folder: str, recursive: bool, passed_over: Counter[str], above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[str]:
+    """The images under a folder, by name, byte for byte (a locale would order them otherwise on another machine).
+
+    Links to folders are followed, but not back to a folder that we are in."""
+    try:
+        status = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        passed_over["links back to a folder above"] += 1
+        return
+    for entry in entries:
+        path = os.path.join(folder, entry.name)
+        if entry.name.startswith("."):
+            passed_over["hidden"] += 1
+        elif entry.is_dir():
+            if recursive:
+                yield from _walk(path, recursive, passed_over, (*above, here))
+            else:
+                passed_over["folders"] += 1
+        elif is_image_name(entry.name):
+            yield path
+        else:
+            passed_over["not an image name"] += 1
+
+
+def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
+    for path in sorted(glob.iglob(pattern, recursive=True), key=os.fsencode):
+        if is_image_name(path) and not os.path.isdir(path):
+            yield path
+        else:
+            passed_over["folders" if os.path.isdir(path) else "not an image name"] += 1
+
+
+# --- tables and lists ---------------------------------------------------------------------------------------------
+
+
+def _open_rows(spec: str, column: str | None, keep: Sequence[str], stdin: BinaryIO | None) -> Source:
+    def wanted(columns: list[str]) -> list[str]:
+        return [_image_column(columns, column), *_present(columns, keep)]
+
+    table = _open_table(spec, wanted, stdin)
+    rows = table.rows
+    if table.columns is not None:
+        column = wanted(table.columns)[0]
+    elif column is None or keep:
+        rows = _check_first_object(rows, wanted)
+    folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
+    references = (_reference(index, row, column, keep, folder) for index, row in enumerate(rows))
+    return Source(references, table.total)
+
+
+def _open_table(spec: str, wanted: Callable[[list[str]], list[str]], stdin: BinaryIO | None) -> Table:
+    if spec == "-":
+        return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
+    if spec.startswith("hf://"):
+        return tables.open_dataset(spec)
+    name = spec.lower()
+    gzipped = name.endswith(".gz")
+    suffix = os.path.splitext(name.removesuffix(".gz"))[1]
+    if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet"):
+        raise UsageError(
+            f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
+            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json or .parquet file, hf://… or -"
+        )
+    if suffix == ".parquet":
+        return tables.open_parquet(Path(spec), wanted)
+    try:
+        stream = open(spec, "rb")
+    except OSError as error:
+        raise UsageError(f"{spec}: {error.strerror}") from error
+    match suffix:
+        case ".csv" | ".tsv":
+            return tables.open_csv(stream, gzipped=gzipped, delimiter="," if suffix == ".csv" else "\t")
+        case ".jsonl" | ".ndjson":
+            return tables.open_jsonl(stream, gzipped=gzipped)
+        case ".json":
+            return tables.open_document(stream, gzipped=gzipped)
+        case _:
+            return tables.open_list(stream, gzipped=gzipped)
+
+
+def _image_column(columns: Sequence[str], named: str | None) -> str:
+    """The column that holds the image. Raises UsageError, naming the columns there are, if it is not to be found."""
+    seen = ", ".join(columns) or "none"
+    if named is None:
+        lower = {name.lower(): name for name in reversed(columns)}
+        named = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
+        if named is None:
+            raise UsageError(f"no column looks like the image; name it with --column. Columns seen: {seen}")
+    _present(columns, [named])
+    return named
+
+
+def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    for name in names:
+        if columns.count(name) != 1:
+            problem = "no column" if name not in columns else "more than one column"
+            raise UsageError(f"{problem} is called {name!r}. Columns seen: {', '.join(columns)}")
+    return names
+
+
+def _check_first_object(rows: Iterator[Row], wanted: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+    """Rows without common columns: a wrong column is found out at the first row that has any."""
+    seen = []
+    for row in rows:
+        seen.append(row)
+        if isinstance(row.value, Mapping):
+            wanted(list(row.value))
+        if not isinstance(row.value, Failure) or len(seen) == 1000:
+            break
+    return chain(seen, rows)
+
+
+def _reference(index: int, row: Row, column: str | None, keep: Sequence[str], folder: str) -> Reference:
+    kept: dict[str, object] = {}
+    value: object = row.value
+    if isinstance(value, Failure):
+        return Reference(index, None, value, kept)
+    if isinstance(value, Mapping):
+        kept = {name: value.get(name) for name in keep}
+        try:
+            column = _image_column(list(value), column)
+        except UsageError as error:
+            return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
+        value = value[column]
+    image, location = _locate(value, column or "", folder, row.line)
+    return Reference(index, image, location, kept)
+
+
+def _locate(value: Any, column: str, folder: str, line: int) -> tuple[str | None, Location]:
+    """The reference as given (None for inline data), and where its bytes are."""
+    if isinstance(value, Mapping):  # an image of `datasets`: {"bytes": …, "path": …}
+        if isinstance(value.get("bytes"), bytes):
+            return value.get("path"), value["bytes"]
+        value = value.get("path")
+    if isinstance(value, bytes):
+        return None, value
+    if not isinstance(value, str) or not value.strip():
+        what = "is empty" if value is None or value == "" or isinstance(value, str) else f"is {value!r:.40}, no text"
+        return None, tables.row_failure(f"line {line}: the image {what}")
+    try:
+        location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
+    except RowError as error:
+        return value, tables.row_failure(f"line {line}: {error}")
+    return (None if isinstance(location, Base64) else value), location
+
+
+def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | Base64:
+    """Tells a URL, a data URI, base64 and a path apart. A relative path is taken from `folder`.
+
+    Base64 of a JPEG starts with `/9j/`, as an absolute path might. So text is base64 only if it starts as an image's
+    base64 does, has no other characters, and is long enough for one; or if it is too long for a path. Raises RowError
+    for a scheme that is not ours to open."""
+    start = text.lstrip()[:16].lower()
+    if start.startswith(("http://", "https://")):
+        return Url(text.strip())
+    if start.startswith("data:"):
+        header, comma, data = text.partition(",")
+        if not comma or not header.rstrip().lower().endswith(";base64"):
+            raise RowError("a data: URI that is not base64")
+        return Base64(data)
+    if always_base64 or len(text) > _LONGEST_PATH:
+        return Base64(text)
+    scheme = _SCHEME.match(text)
+    if scheme:
+        raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) URL or base64")
+    stripped = text.strip()
+    long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
+    if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
+        return Base64(text)
+    return LocalFile(os.path.join(folder, text))
