@@ -1,9 +1,9 @@
 """Batch image classification with DeiT.
 
-    from deit_batch import score
+from deit_batch import score
 
-    for record in score("imgs/", model="demo"):
-        print(record.image, record.predictions[:1])
+for record in score("imgs/", model="demo"):
+    print(record.image, record.predictions[:1])
 """
 
 from __future__ import annotations

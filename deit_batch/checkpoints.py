@@ -108,7 +108,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     """The folder of one commit in the Hub's cache; its name is the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     problem = _why_not_the_hub(name, revision)
     disable_progress_bars()
@@ -121,9 +121,9 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(folder)
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{name} is not on this machine and the Hub can't be reached ({problem}); fetch it where there is a network "
-            f"with 'hf download {name}' and copy the folder that it prints here as --model FOLDER (or the whole cache, "
-            "HF_HOME); to try the tool without any download use --model demo"
+            f"{name} is not on this machine and the Hub can't be reached ({problem}); fetch it where there is a "
+            f"network with 'hf download {name}' and copy the folder that it prints here as --model FOLDER (or the whole "
+            "cache, HF_HOME); to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
         raise CheckpointError(f"{name} can't be fetched from the Hub: {error}") from error
@@ -175,8 +175,8 @@ def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
         path = checkpoint.folder / "preprocessor_config.json"
         if not path.is_file():
             raise CheckpointError(
-                f"{checkpoint.name} has no preprocessor_config.json; name one with --image-processor (a file, a folder, "
-                "a Hub id, or card)"
+                f"{checkpoint.name} has no preprocessor_config.json; name one with --image-processor (a file, "
+                "a folder, a Hub id, or card)"
             )
         return path
     path = Path(image_processor)
@@ -208,10 +208,14 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
         return safe or pickled
     if pickled:
         raise CheckpointError(
-            f"{name} has its weights only as a pickle ({pickled[0].name}), which can run code when it is loaded; if you "
-            "trust where it came from, add --allow-pickle"
+            f"{name} has its weights only as a pickle ({pickled[0].name}), which can run code when it is loaded; if "
+            "you trust where it came from, add --allow-pickle"
         )
-    hint = "" if allow_pickle else "; if it has only pickled weights (pytorch_model.bin) and you trust it, add --allow-pickle"
+    hint = (
+        ""
+        if allow_pickle
+        else "; if it has only pickled weights (pytorch_model.bin) and you trust it, add --allow-pickle"
+    )
     raise CheckpointError(f"{name} has no weights: there is no model.safetensors in {folder}{hint}")
 
 
@@ -250,7 +254,8 @@ def _labels(config: dict[str, Any], name: str) -> list[str]:
         raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
     if all(_PLACEHOLDER.fullmatch(label) for label in labels):
         raise CheckpointError(
-            f"{name} names no labels, only {labels[0]}, …: write the classes' names into the id2label of its config.json"
+            f"{name} names no labels, only {labels[0]}, …: write the classes' names into the id2label of its "
+            "config.json"
         )
     return labels
 

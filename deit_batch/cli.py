@@ -70,7 +70,7 @@ class ErrorThreshold(click.ParamType[str]):
                 return text
         except ValueError:
             pass
-        self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)
+        return self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -99,30 +99,109 @@ def main() -> None:
 
 
 @main.command(cls=SectionedCommand)
-@click.option("--input", required=True, metavar="WHAT", help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, hf://DATASET?split=…, or - for stdin.")  # fmt: skip
-@click.option("--column", metavar="NAME", help="The column that holds the image (path, URL, data: URI or base64). [default: by its usual names: image, url, path, …]")  # fmt: skip
+@click.option(
+    "--input",
+    required=True,
+    metavar="WHAT",
+    help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, "
+    "hf://DATASET?split=…, or - for stdin.",
+)
+@click.option(
+    "--column",
+    metavar="NAME",
+    help="The column that holds the image (path, URL, data: URI or base64). [default: by its usual names: image, "
+    "url, path, …]",
+)
 @click.option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable.")
 @click.option("--recursive/--no-recursive", default=True, show_default=True, help="Look into folders in the folder.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs.")
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="CHECKPOINT", help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).")  # fmt: skip
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="CHECKPOINT",
+    help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
-@click.option("--image-processor", metavar="WHICH", help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in the model card's text.")  # fmt: skip
+@click.option(
+    "--image-processor",
+    metavar="WHICH",
+    help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
+    " the model card's text.",
+)
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the model runs; auto is the GPU if there is one.")  # fmt: skip
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "float16", "bfloat16"]), help="auto: float16 on a GPU, float32 on a CPU.")  # fmt: skip
-@click.option("--out", metavar="FILE", help="Where the predictions go: .jsonl, .json, .csv or .parquet; - streams JSONL to stdout. Appears when it is whole.")  # fmt: skip
-@click.option("--format", type=click.Choice(["jsonl", "json", "csv", "parquet", "sample"]), help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.")  # fmt: skip
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where the model runs; auto is the GPU if there is one.",
+)
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    help="auto: float16 on a GPU, float32 on a CPU.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Where the predictions go: .jsonl, .json, .csv or .parquet; - streams JSONL to stdout. Appears when it is "
+    "whole.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["jsonl", "json", "csv", "parquet", "sample"]),
+    help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.",
+)
 @click.option("--top-k", default=5, show_default=True, type=TopK(), help="How many labels an image.")
-@click.option("--threshold", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Leave out labels with a lower score.")  # fmt: skip
+@click.option(
+    "--threshold",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Leave out labels with a lower score.",
+)
 @click.option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done.")
-@click.option("--error-threshold", default="0", show_default=True, type=ErrorThreshold(), help="Exit with 0 although this many inputs failed.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images a forward pass. [default: 16 on a CPU, 64 on a GPU]")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]")  # fmt: skip
+@click.option(
+    "--error-threshold",
+    default="0",
+    show_default=True,
+    type=ErrorThreshold(),
+    help="Exit with 0 although this many inputs failed.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images a forward pass. [default: 16 on a CPU, 64 on a GPU]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be scored, and stop.")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), is_eager=True, expose_value=False, callback=_read_config, metavar="TOML", help="A file of these options; DEIT_BATCH_SCORE_… variables and the command line outrank it.")  # fmt: skip
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    metavar="TOML",
+    help="A file of these options; DEIT_BATCH_SCORE_… variables and the command line outrank it.",
+)
 @click.option("--quiet", is_flag=True, help="No progress; only errors.")
 @click.option("--verbose", is_flag=True, help="Say more, and show tracebacks.")
-@click.option("--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]), help="How messages on stderr are written.")  # fmt: skip
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="How messages on stderr are written.",
+)
 def score(
     *,
     out: str | None,
@@ -145,7 +224,9 @@ def score(
 
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
     try:
-        sys.exit(_dry_run(chosen, out, format) if dry_run else _score(chosen, out, format, fresh, quiet, error_threshold))
+        sys.exit(
+            _dry_run(chosen, out, format) if dry_run else _score(chosen, out, format, fresh, quiet, error_threshold)
+        )
     except DeitBatchError as error:
         _fail(error, error.exit_status, verbose)
     except BrokenPipeError as error:
@@ -193,7 +274,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
 
     source = Options(**chosen).open_source()
     kinds: Counter[str] = Counter()
-    first = []
+    first: list[str] = []
     for reference in source.references:
         location = reference.location
         kind = f"{location.type}s" if isinstance(location, Failure) else _KINDS[type(location).__name__]

@@ -41,7 +41,7 @@ class OutputError(DeitBatchError):
     pass
 
 
-class Interrupted(DeitBatchError):
+class Interrupted(DeitBatchError):  # noqa: N818 - no error of anybody's
     """Stopped by a signal; what was scored is kept and the same command continues."""
 
     def __init__(self, signum: int) -> None:

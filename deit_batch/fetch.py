@@ -13,7 +13,6 @@ from functools import cached_property
 
 import httpx2
 
-from deit_batch import __version__
 from deit_batch.errors import FetchError, ImageError, RowError
 from deit_batch.io import Base64, Failure, LocalFile, Location, Url
 
@@ -40,7 +39,7 @@ class Fetcher:
             follow_redirects=True,
             timeout=self._limits.fetch_seconds,
             transport=httpx2.HTTPTransport(retries=2, limits=limits),
-            headers={"User-Agent": f"deit-batch/{__version__}", "Accept": "image/*,*/*;q=0.5"},
+            headers={"User-Agent": "deit-batch", "Accept": "image/*,*/*;q=0.5"},
         )
 
     @cached_property

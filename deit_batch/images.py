@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deit_batch.errors import CheckpointError, DecodeError
 
@@ -35,12 +35,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 _KNOWN = frozenset(
-    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std".split()
+    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
+    "image_mean image_std".split()
 )
 # Settings that don't change the pixels of an RGB picture.
 _HARMLESS = frozenset(
     "image_processor_type feature_extractor_type processor_class _processor_class do_convert_rgb data_format "
-    "input_data_format return_tensors device disable_grouping default_to_square crop_pct".split()
+    "input_data_format return_tensors device disable_grouping default_to_square".split()
 )
 
 
@@ -87,7 +88,9 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
         raise CheckpointError(f"an image processor of type {name} is not a DeiT's; use --image-processor card")
     strange = [key for key, value in config.items() if value and key not in _KNOWN | _HARMLESS]
     if strange:
-        raise CheckpointError(f"the image processor sets {', '.join(strange)}, which we don't know; see --image-processor")
+        raise CheckpointError(
+            f"the image processor sets {', '.join(strange)}, which we don't know; see --image-processor"
+        )
     defaults = _DEFAULTS[family]
     try:
         do_crop = _get(config, "do_center_crop", defaults["do_center_crop"])
@@ -147,13 +150,13 @@ def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:
     except MemoryError as error:
         raise DecodeError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files: OSError, SyntaxError, struct
-        raise DecodeError(f"can't be decoded: {error or type(error).__name__}") from error
+        raise DecodeError(f"can't be decoded: {str(error) or type(error).__name__}") from error
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DecodeError(f"not an image that we read ({', '.join(FORMATS)}); starts with {data[:12]!r}") from error
     except Image.DecompressionBombError as error:
         raise DecodeError(f"more than {MAX_PIXELS:,} pixels") from error

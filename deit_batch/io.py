@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypedDict
@@ -101,10 +102,9 @@ def identity(item: Reference | Record) -> dict[str, object]:
     """
     values: dict[str, object] = {"index": item.index, "image": item.image and clean(item.image)}
     if item.image is not None and values["image"] != item.image:
-        try:
+        # Half a surrogate pair, out of a JSON escape, is no file name at all.
+        with suppress(UnicodeEncodeError):
             values["image_bytes"] = base64.b64encode(os.fsencode(item.image)).decode()
-        except UnicodeEncodeError:
-            pass  # not a file name at all: a half of a surrogate pair, out of a JSON escape
     return values
 
 

@@ -17,7 +17,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is the GPU if there is one. Raises UsageError for a device that this machine does not have."""
+    """ "auto" is the GPU if there is one. Raises UsageError for a device that this machine does not have."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -30,7 +30,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is float16 on a GPU and float32 on a CPU, whatever the weights were saved in."""
+    """ "auto" is float16 on a GPU and float32 on a CPU, whatever the weights were saved in."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else "float16"
     return DTYPES[name]
@@ -55,7 +55,8 @@ class Classifier:
         values = values.mul_(self._rescale).sub_(self._mean).div_(self._std)
         logits = self._module(pixel_values=values.to(self.dtype)).logits.float()
         scores = logits.sigmoid() if self._multi_label else logits.softmax(-1)
-        return scores.cpu()
+        result: Tensor = scores.cpu()
+        return result
 
 
 def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Classifier:

@@ -66,7 +66,9 @@ class Output(Protocol):
     def interrupt(self, report: Mapping[str, object]) -> None: ...
 
 
-def open_output(out: str, format: str | None, *, settings: Mapping[str, object], keep: Sequence[str], fresh: bool) -> Output:
+def open_output(
+    out: str, format: str | None, *, settings: Mapping[str, object], keep: Sequence[str], fresh: bool
+) -> Output:
     """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
     chosen = sinks.choose_format(out, format)
@@ -145,8 +147,7 @@ class _File:
                 f"{self._target} is there and no report beside it says what it is; give another --out, or replace it "
                 "with --fresh"
             )
-        mine = json_value(self._settings)
-        assert isinstance(mine, dict)
+        mine = json.loads(_pretty(self._settings))
         changes = [
             f"{name} was {_short(settings.get(name))}, is {_short(mine.get(name))}"
             for name in {**settings, **mine}
@@ -154,7 +155,8 @@ class _File:
         ]
         if changes:
             raise UsageError(
-                f"{self._target} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
+                f"{self._target} is of another run ({'; '.join(changes)}); give another --out, or replace it "
+                "with --fresh"
             )
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -164,7 +166,9 @@ class _File:
         with _writing(self._target):
             # Before the partial file: a partial file whose settings are not known could not be continued.
             self._write_report("running", {})
-            self._file = open(self._partial, "r+b" if self._partial.exists() else "x+b")
+            self._file = open(  # noqa: SIM115 - grows to the end of the run
+                self._partial, "r+b" if self._partial.exists() else "x+b"
+            )
             todo = self._verified(batches)
         return self._digested(todo)
 
@@ -183,13 +187,12 @@ class _File:
         """Passes over the batches whose records are all there, and cuts off what comes after them."""
         for batch in batches:
             start = self._file.tell()
-            records = [self._read_record() for _ in batch]
-            if None in records:
+            records = [record for _ in batch if (record := self._read_record())]
+            if len(records) < len(batch):
                 self._file.seek(start)
                 self._file.truncate()
                 return chain([batch], batches)
             for reference, record in zip(batch, records, strict=True):
-                assert record is not None
                 self._require_same_input(reference, record)
                 self.tally.count(record)
             for reference in batch:
@@ -270,6 +273,6 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{target}: can't be written: {error.strerror or error}; what is scored so far is kept: make room or mend the "
-            "folder, and run the same command again to continue"
+            f"{target}: can't be written: {error.strerror or error}; what is scored so far is kept: make room or "
+            "mend the folder, and run the same command again to continue"
         ) from error

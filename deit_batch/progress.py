@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ class Progress:
         self._tally = tally
         self._start = self._last = time.monotonic()
         self._done_before = tally.inputs
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total(0), initial=tally.inputs, unit="images", smoothing=0.05, dynamic_ncols=True, file=sys.stderr

@@ -69,7 +69,7 @@ class Options:
 class Stopwatch:
     """Seconds by stage."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -77,7 +77,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[stage] += time.monotonic() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +275,7 @@ def _kill_workers() -> None:
         worker.kill()
 
 
-def _report(
-    source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress
-) -> dict[str, object]:
+def _report(source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress) -> dict[str, object]:
     import torch
     import transformers
 

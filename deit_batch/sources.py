@@ -18,9 +18,8 @@ from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url
 from deit_batch.tables import Row, Table
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split()  # what images.FORMATS can read
-)
+# Of the formats that images.FORMATS names.
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
 
 IMAGE_COLUMNS = (
     "image", "image_path", "image_url", "image_base64", "image_b64", "image_file", "img", "url", "uri", "path",
@@ -178,7 +177,7 @@ def _open_table(spec: str, wanted: Callable[[list[str]], list[str]], stdin: Bina
     if suffix == ".parquet":
         return tables.open_parquet(Path(spec), wanted)
     try:
-        stream = open(spec, "rb")
+        stream = open(spec, "rb")  # noqa: SIM115 - read lazily, to the end of the run
     except OSError as error:
         raise UsageError(f"{spec}: {error.strerror}") from error
     match suffix:

@@ -156,6 +156,7 @@ def train() -> None:
         seconds = time.monotonic() - start
         score = accuracy(average, held_out, held_out_labels)
         print(f"epoch {epoch + 1}/{EPOCHS}: loss {loss.item():.3f}, held out {score:.4f}, {seconds:.0f} s", flush=True)
+        assert isinstance(average.module, DeiTForImageClassification)
         save(enlarge(average.module))
 
 
