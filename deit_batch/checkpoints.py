@@ -122,8 +122,8 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     except LocalEntryNotFoundError:
         raise CheckpointError(
             f"{name} is not on this machine and the Hub can't be reached ({problem}); fetch it where there is a "
-            f"network with 'hf download {name}' and copy the folder that it prints here as --model FOLDER (or the whole "
-            "cache, HF_HOME); to try the tool without any download use --model demo"
+            f"network with 'hf download {name}' and copy the folder that it prints here as --model FOLDER (or the "
+            "whole cache, HF_HOME); to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
         raise CheckpointError(f"{name} can't be fetched from the Hub: {error}") from error

@@ -15,7 +15,7 @@ import click
 
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL
-from deit_batch.errors import DeitBatchError
+from deit_batch.errors import DeitBatchError, UsageError
 
 logger = logging.getLogger("deit_batch")
 
@@ -27,7 +27,7 @@ SECTIONS = {
     "Model": ("model", "revision", "image_processor", "allow_pickle", "device", "dtype"),
     "Output": ("out", "format", "top_k", "threshold", "fresh", "error_threshold"),
     "Speed": ("batch_size", "workers"),
-    "Run": ("dry_run", "config", "quiet", "verbose", "log_format", "_help"),
+    "Run": ("dry_run", "config", "quiet", "verbose", "log_format", "help"),
 }
 
 
@@ -202,6 +202,7 @@ def main() -> None:
     type=click.Choice(["text", "json"]),
     help="How messages on stderr are written.",
 )
+@click.help_option("-h", "--help")
 def score(
     *,
     out: str | None,
@@ -246,7 +247,7 @@ def _score(
     chosen: dict[str, Any], out: str | None, format: str | None, fresh: bool, quiet: bool, error_threshold: str
 ) -> int:
     if out is None:
-        raise click.UsageError("Missing option '--out'. Use - for stdout.")
+        raise UsageError("Missing option '--out'. Use - for stdout.")
     from deit_batch.runner import Options, run
 
     outcome = run(Options(**chosen), out=out, format=format, fresh=fresh, quiet=quiet)

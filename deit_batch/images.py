@@ -27,12 +27,9 @@ MAX_PIXELS = 2 * 89_478_485
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     # transformers/models/{vit,deit}/image_processing_*.py: what a preprocessor_config.json leaves out.
-    "vit": {"size": 224, "resample": 2, "do_center_crop": False, "mean": (0.5,) * 3, "std": (0.5,) * 3},
-    "deit": {
-        "size": 256, "resample": 3, "do_center_crop": True,
-        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-    },
-}  # fmt: skip
+    "vit": {"size": 224, "resample": Image.Resampling.BILINEAR, "do_center_crop": False},
+    "deit": {"size": 256, "resample": Image.Resampling.BICUBIC, "do_center_crop": True},
+}
 
 _KNOWN = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
@@ -69,12 +66,6 @@ class Recipe:
         return asdict(self)
 
 
-CARD_RECIPE = Recipe((256, 256), Image.Resampling.BICUBIC, (224, 224), 1 / 255, (0.5,) * 3, (0.5,) * 3)
-"""The model card's text: "rescaled to the same resolution 256x256, center-cropped at 224x224 and then normalized
-across the RGB channels with mean (0.5, 0.5, 0.5) and standard deviation (0.5, 0.5, 0.5)"; the filter is
-DeiTImageProcessor's."""
-
-
 def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
     """The recipe that a preprocessor_config.json says, as `AutoImageProcessor` of `transformers` 5 reads it.
 
@@ -100,8 +91,8 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
             resample=int(_get(config, "resample", defaults["resample"])),
             crop=_crop(_get(config, "crop_size", 224)) if do_crop else None,
             rescale_factor=float(_get(config, "rescale_factor", 1 / 255)) if _get(config, "do_rescale", True) else 1.0,
-            mean=_channels(_get(config, "image_mean", defaults["mean"])) if normalize else (0.0,) * 3,
-            std=_channels(_get(config, "image_std", defaults["std"])) if normalize else (1.0,) * 3,
+            mean=_channels(_get(config, "image_mean", 0.5)) if normalize else (0.0,) * 3,
+            std=_channels(_get(config, "image_std", 0.5)) if normalize else (1.0,) * 3,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the image processor's settings can't be read: {error!r}") from error
@@ -132,6 +123,12 @@ def _channels(value: Any) -> tuple[float, ...]:
     if len(values) != 3:
         raise ValueError(f"{len(values)} values where there are three channels")
     return values
+
+
+CARD_RECIPE = recipe_from_config({}, "deit")
+"""The model card's text: "rescaled to the same resolution 256x256, center-cropped at 224x224 and then normalized
+across the RGB channels with mean (0.5, 0.5, 0.5) and standard deviation (0.5, 0.5, 0.5)". These are the defaults of
+DeiTImageProcessor, from which the filter is taken."""
 
 
 def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:

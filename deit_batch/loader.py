@@ -7,11 +7,16 @@ come with it, and neither the input nor the results are ever held whole.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,11 +92,19 @@ class Decoder(Dataset[Decoded]):
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C goes to the whole process group: only the main process acts on it. And libtiff writes hundreds of lines
-    about a broken file straight to descriptor 2, past Python."""
+    """Ctrl-C, and often SIGTERM too, go to the whole process group: only the main process acts on them. And libtiff
+    writes hundreds of lines about a broken file straight to descriptor 2, past Python."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Loader:
@@ -112,7 +125,14 @@ class Loader:
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,
         )
-        self._decoded: Iterator[Decoded] = iter(loader)
+        others = multiprocessing.active_children()
+        with warnings.catch_warnings():
+            # More workers than cores are right where they wait for a network.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            self._decoded: Iterator[Decoded] = iter(loader)
+        ours = [child for child in multiprocessing.active_children() if child not in others]
+        # Called by the user, or else when this object or the program ends.
+        self.close = weakref.finalize(self, _end, ours)
 
     def _sampler(self, batches: Iterable[list[Reference]]) -> Iterator[list[Reference]]:
         try:
@@ -128,6 +148,19 @@ class Loader:
             yield self._in_flight.popleft(), decoded
         if self._input_error:
             raise self._input_error
+
+
+def _end(workers: list[BaseProcess]) -> None:
+    """Ends the workers at once, whatever they are in the middle of; asked politely, DataLoader would wait for a slow
+    fetch. DataLoader takes the end of a worker for an accident, unless it does not hear of it."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # signals can only be arranged from there; the workers end after the batch in hand
+    heard_by = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    signal.signal(signal.SIGCHLD, heard_by)
 
 
 def _as_it_is(decoded: Any) -> Any:

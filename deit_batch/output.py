@@ -264,7 +264,7 @@ def _pretty(value: object) -> bytes:
 
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 80 else f"{text[:20]}…{text[-50:]}"
 
 
 @contextmanager

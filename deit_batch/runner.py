@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
-from deit_batch.errors import DeitBatchError, Interrupted, ScoreError
+from deit_batch.errors import DeitBatchError, ScoreError
 from deit_batch.fetch import Limits
 from deit_batch.images import Recipe
 from deit_batch.interrupt import stop_on_signals
@@ -166,24 +165,25 @@ def score(input: str, *, model: str = DEFAULT_MODEL, **options: object) -> Itera
 
 def scored(
     batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch
-) -> Iterator[list[Record]]:
+) -> Generator[list[Record], None, None]:
     """The records of each batch, in order. The workers start before the model loads, so both go on at once."""
     from deit_batch.loader import Loader
     from deit_batch.model import load_classifier
 
     on_gpu = plan.device.type == "cuda"
     loader = Loader(batches, plan.recipe, Limits(), workers=plan.workers, pin_memory=on_gpu)
-    with stopwatch("load"):
-        classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)
-    waiting = iter(loader)
-    while True:
-        with stopwatch("wait for images"):
-            item = next(waiting, None)
-        if item is None:
-            return
-        with stopwatch("score"):
-            records = score_batch(*item, classifier, plan.checkpoint.labels, options)
-        yield records
+    with closing(loader):
+        with stopwatch("load"):
+            classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)
+        waiting = iter(loader)
+        while True:
+            with stopwatch("wait for images"):
+                item = next(waiting, None)
+            if item is None:
+                return
+            with stopwatch("score"):
+                records = score_batch(*item, classifier, plan.checkpoint.labels, options)
+            yield records
 
 
 def score_batch(
@@ -243,18 +243,18 @@ def run(
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = Progress(source.total, output.tally, quiet=quiet)
+        work = scored(batches, plan, options, stopwatch)
         try:
-            for records in scored(batches, plan, options, stopwatch):
+            for records in work:
                 with stopwatch("write"):
                     output.write(records)
                 progress.update(read["references"])
                 stop.check()
-        except DeitBatchError as error:
+        except DeitBatchError:
             output.interrupt(_report(source, plan, output, stopwatch, progress))
-            if isinstance(error, Interrupted):
-                _kill_workers()
             raise
         finally:
+            work.close()
             progress.close()
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", options.input)
@@ -267,12 +267,6 @@ def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Itera
     for batch in batches:
         counter["references"] += len(batch)
         yield batch
-
-
-def _kill_workers() -> None:
-    """A worker may be in the middle of a long fetch; asked politely, DataLoader would wait for it."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
 
 
 def _report(source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress) -> dict[str, object]:

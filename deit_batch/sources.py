@@ -154,8 +154,8 @@ def _open_rows(spec: str, column: str | None, keep: Sequence[str], stdin: Binary
     rows = table.rows
     if table.columns is not None:
         column = wanted(table.columns)[0]
-    elif column is None or keep:
-        rows = _check_first_object(rows, wanted)
+    else:
+        rows = _check_first_object(rows, column)
     folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
     references = (_reference(index, row, column, keep, folder) for index, row in enumerate(rows))
     return Source(references, table.total)
@@ -211,13 +211,13 @@ def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _check_first_object(rows: Iterator[Row], wanted: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+def _check_first_object(rows: Iterator[Row], column: str | None) -> Iterator[Row]:
     """Rows without common columns: a wrong column is found out at the first row that has any."""
     seen = []
     for row in rows:
         seen.append(row)
         if isinstance(row.value, Mapping):
-            wanted(list(row.value))
+            _image_column(list(row.value), column)
         if not isinstance(row.value, Failure) or len(seen) == 1000:
             break
     return chain(seen, rows)

@@ -112,7 +112,13 @@ def _judged_total(stream: BinaryIO) -> Callable[[int], int | None]:
     start = stream.tell()
     size = stream.seek(0, 2)
     stream.seek(start)
-    return lambda read: round(read * size / stream.tell()) if read and stream.tell() else None
+
+    def total(read: int) -> int | None:
+        if stream.closed:
+            return read  # it has been read to its end
+        return round(read * size / stream.tell()) if read and stream.tell() else None
+
+    return total
 
 
 def open_csv(stream: BinaryIO, *, gzipped: bool, delimiter: str) -> Table:

@@ -1,0 +1,226 @@
+"""Small real things that the tests share: checkpoints, pictures of every kind, a web server, the installed command."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LABELS = ["can", "carton", "milk bottle", "water bottle", "jar"]
+
+# Small cousins of the three published recipes.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    # facebook/deit-base-patch16-224: no type, a bare number for the size
+    "ViTForImageClassification": {
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+        "size": 32,
+    },
+    # facebook/deit-base-distilled-patch16-224
+    "DeiTForImageClassificationWithTeacher": {
+        "crop_size": 32,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "DeiTFeatureExtractor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": 37,
+    },
+    # timm's evaluation recipe, as transformers 5 would save it
+    "DeiTForImageClassification": {
+        "image_processor_type": "DeiTImageProcessor",
+        "crop_size": {"height": 32, "width": 32},
+        "size": {"shortest_edge": 36},
+        "resample": 3,
+    },
+}
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """A small checkpoint with random weights, of one of the three classes, whose scores differ clearly."""
+
+    def make(architecture: str = "ViTForImageClassification", **settings: Any) -> Path:
+        torch.manual_seed(0)
+        config_class = transformers.ViTConfig if architecture.startswith("ViT") else transformers.DeiTConfig
+        geometry = {
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "initializer_range": 0.5,
+            "id2label": dict(enumerate(LABELS)),
+            "label2id": {label: number for number, label in enumerate(LABELS)},
+        }
+        model = getattr(transformers, architecture)(config_class(**{**geometry, **settings}))
+        folder = tmp_path_factory.mktemp("checkpoint")
+        model.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[architecture]))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session", params=list(PROCESSORS))
+def checkpoint(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Path:
+    """Each of the three checkpoint classes in turn."""
+    return make_checkpoint(request.param)
+
+
+@pytest.fixture(scope="session")
+def vit(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint("ViTForImageClassification")
+
+
+def photo(width: int = 61, height: int = 47, seed: int = 0) -> Image.Image:
+    """A picture with both smooth parts and detail."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1)
+    return Image.fromarray(np.clip(smooth + random.integers(-60, 60, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def jpeg(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    photo(seed=seed).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _orientation(number: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif.tobytes()
+
+
+def write_all_kinds(folder: Path) -> list[Path]:
+    """A picture of every mode and format that people have, each under a telling name."""
+    rgb = photo()
+    grey16 = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 200)
+    alpha = rgb.convert("RGBA")
+    alpha.putalpha(rgb.convert("L"))
+    frames = [photo(seed=seed) for seed in range(3)]
+    rgb.save(folder / "rgb.jpg")
+    rgb.save(folder / "progressive.jpg", progressive=True)
+    rgb.save(folder / "rgb.png")
+    rgb.save(folder / "rgb.bmp")
+    rgb.save(folder / "rgb.tiff")
+    rgb.save(folder / "lossy.webp")
+    rgb.save(folder / "rgb.avif")
+    rgb.convert("L").save(folder / "grey.jpg")
+    rgb.convert("L").save(folder / "grey.png")
+    rgb.convert("1").save(folder / "bilevel.png")
+    rgb.convert("P").save(folder / "palette.png")
+    rgb.convert("P").save(folder / "palette-transparent.png", transparency=3)
+    rgb.convert("P").save(folder / "palette.gif")
+    alpha.save(folder / "alpha.png")
+    alpha.save(folder / "alpha.webp")
+    alpha.convert("LA").save(folder / "grey-alpha.png")
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("CMYK").save(folder / "cmyk.tiff")
+    rgb.convert("LAB").save(folder / "lab.tiff")
+    rgb.convert("YCbCr").save(folder / "ycbcr.tiff")
+    grey16.save(folder / "grey16.png")
+    grey16.save(folder / "grey16.tiff")
+    rgb.convert("I").save(folder / "integers.tiff")
+    rgb.convert("F").save(folder / "floats.tiff")
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "animated.png", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "pages.tiff", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "many.jpg", "MPO", save_all=True, append_images=frames[1:])
+    photo(1, 1).save(folder / "1x1.png")
+    photo(3000, 2).save(folder / "3000x2.png")
+    photo(20, 10).save(folder / "small.png")
+    for number in range(1, 9):
+        rgb.save(folder / f"orientation{number}.jpg", exif=_orientation(number))
+    rgb.save(folder / "orientation.png", exif=_orientation(6))
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("all-kinds")
+    write_all_kinds(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 40 different JPEGs."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.jpg").write_bytes(jpeg(number))
+    return folder
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/moved.jpg":
+            self.send_response(302)
+            self.send_header("Location", "/00.jpg")
+            self.end_headers()
+        elif self.path == "/short.jpg":  # less than it promises
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+        elif self.path == "/slow.jpg":
+            self.server.release.wait(20)  # type: ignore[attr-defined]
+        elif self.path == "/drip.jpg":  # each byte in time, never an end
+            self.send_response(200)
+            self.end_headers()
+            while not self.server.release.wait(0.05):  # type: ignore[attr-defined]
+                self.wfile.write(b"x")
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def server(photos: Path) -> Iterator[str]:
+    """The address of a web server on loopback that serves the photos, and misbehaves on request."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(photos))) as httpd:
+        httpd.release = threading.Event()  # type: ignore[attr-defined]
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.release.set()  # type: ignore[attr-defined]
+        httpd.shutdown()
+
+
+COMMAND = str(Path(sys.executable).parent / "deit-batch")
+
+
+def deit_batch(*args: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the installed command as a user would."""
+    return subprocess.run(
+        [COMMAND, *map(str, args)], cwd=cwd, text=True, capture_output=True, timeout=120, check=False, **options
+    )
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -1,0 +1,261 @@
+"""The installed command, as cron and CI see it: exit statuses, streams, signals, configuration, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from conftest import COMMAND, EXAMPLES, deit_batch, jpeg, read_jsonl
+
+from deit_batch.cli import SECTIONS, main
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_main_job(tmp_path: Path) -> None:
+    done = deit_batch("score", "--input", EXAMPLES, "--model", "demo", "--out", "preds.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    records = read_jsonl(tmp_path / "preds.jsonl")
+    right = [r["predictions"][0]["label"].replace(" ", "-") == Path(r["image"]).parent.name for r in records]
+    assert len(right) == 40
+    assert sum(right) >= 32
+    assert "40 of 40 images scored" in done.stderr
+
+
+def test_stdout_carries_results_only_and_stdin_is_read(tmp_path: Path) -> None:
+    names = "".join(f"{path}\n" for path in sorted(EXAMPLES.glob("bag/*.png")))
+    done = deit_batch(
+        "score", "--input", "-", "--out", "-", "--model", "demo", "--top-k", "1", cwd=tmp_path, input=names
+    )
+    assert done.returncode == 0
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == ["bag"] * 4
+    assert os.listdir(tmp_path) == []
+
+
+def test_some_failures_are_status_3_unless_within_the_threshold(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nnone.jpg\n")
+    command = ["score", "--input", "t.txt", "--model", "demo"]
+    assert deit_batch(*command, "--out", "a.jsonl", cwd=tmp_path).returncode == 3
+    again = deit_batch(*command, "--out", "a.jsonl", cwd=tmp_path)
+    assert (again.returncode, "finished already" in again.stderr) == (3, True)
+    for threshold, status in (("1", 0), ("50%", 0), ("49%", 3)):
+        done = deit_batch(*command, "--out", "a.jsonl", "--error-threshold", threshold, cwd=tmp_path)
+        assert done.returncode == status
+    assert "1 failed (1 FetchError)" in again.stderr
+
+
+def test_a_run_that_fails_is_status_1_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    command = ["score", "--input", str(EXAMPLES), "--out", "p.jsonl", "--model", "empty"]
+    done = deit_batch(*command, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "deit-batch: empty is no checkpoint: there is no empty/config.json\n"
+    assert "Traceback" in deit_batch(*command, "--verbose", cwd=tmp_path).stderr
+    (line,) = deit_batch(*command, "--log-format", "json", cwd=tmp_path).stderr.splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert (
+        "Traceback"
+        in json.loads(deit_batch(*command, "--log-format", "json", "--verbose", cwd=tmp_path).stderr)["traceback"]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--input", "none", "--out", "p.jsonl"],
+        ["--input", str(EXAMPLES)],
+        ["--out", "p.jsonl"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--top-k", "0"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--top-k", "some"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "x"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "0.5"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--device", "cuda:99", "--model", "demo"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--config", "none.toml"],
+    ],
+)
+def test_wrong_usage_is_status_2(wrong: list[str], tmp_path: Path) -> None:
+    done = deit_batch("score", *wrong, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unforeseen_fault_is_one_line_and_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deit_batch import runner
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(runner, "run", broken)
+    result = CliRunner().invoke(main, ["score", "--input", str(EXAMPLES), "--out", str(tmp_path / "p.jsonl")])
+    assert result.exit_code == 1
+    assert "unexpected ZeroDivisionError" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_quiet_says_nothing_and_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    done = deit_batch("score", "--input", EXAMPLES, "--model", "demo", "--out", "p.jsonl", "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    piped = f"{COMMAND} score --input {EXAMPLES} --model demo --out - | true"
+    ended = subprocess.run(piped, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, status: int, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n{EXAMPLES}/coat/00006.png\n" * 20_000)
+    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        os.killpg(process.pid, signum)  # as a terminal does: to the workers too
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert stderr.splitlines()[-1].endswith(f"stopped by {signum.name}; run the same command again to continue")
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "p.jsonl").exists()
+    kept = len(read_jsonl(tmp_path / "p.jsonl.partial"))
+    assert 0 < kept < 40_000
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_that_waits_for_a_slow_server(signum: signal.Signals, server: str, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{server}/slow.jpg\n" * 40)
+    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "p.jsonl.partial")
+        time.sleep(2)
+        start = time.monotonic()
+        process.send_signal(signum)
+        process.communicate(timeout=20)
+        assert time.monotonic() - start < 5
+    assert process.returncode == 128 + signum
+
+
+def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n{EXAMPLES}/coat/00006.png\n" * 2000)
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out"]
+    assert deit_batch(*command, "whole.jsonl", cwd=tmp_path).returncode == 0
+    with subprocess.Popen([COMMAND, *command, "p.jsonl"], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        process.kill()
+    done = deit_batch(*command, "p.jsonl", cwd=tmp_path)
+    assert "going on after" in done.stderr
+    assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def wait_for_growth(path: Path) -> None:
+    wait_for(path)
+    for _ in range(600):
+        if path.stat().st_size:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} stays empty")
+
+
+def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('"a.jpg"\n"https://h/b.jpg"\n"c.jpg"\n5\n"data:;base64,AAAA"\n"d.jpg"\n"e.jpg"\n')
+    probe = (
+        "import sys; from click.testing import CliRunner; from deit_batch.cli import main\n"
+        "print(CliRunner().invoke(main, sys.argv[1:]).stdout)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    command = ["score", "--input", "t.jsonl", "--dry-run", "--top-k", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", probe, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "7 inputs: 4 files, 1 URLs, 1 RowErrors, 1 base64 strings" in done.stdout
+    assert "  https://h/b.jpg\n" in done.stdout
+    assert "  top-k = 3\n" in done.stdout
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "imgs" / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "imgs" / ".b.jpg").touch()
+    done = deit_batch("score", "--input", "imgs", "--dry-run", cwd=tmp_path)
+    assert done.stdout.startswith("1 inputs: 1 files\npassed over: 1 hidden\n  imgs/a.jpg\n")
+
+
+def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('input = "t.txt"\ntop-k = 2\nbatch-size = 7\nkeep = ["id"]\n[score]\n')
+    (tmp_path / "d.toml").write_text('[score]\ninput = "t.txt"\ntop-k = 2\nbatch-size = 7\n')
+    (tmp_path / "t.txt").write_text("a.jpg\n")
+
+    def options(*args: str, **variables: str) -> dict[str, str]:
+        env = {**os.environ, **variables}
+        done = deit_batch("score", "--config", "d.toml", "--dry-run", *args, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return dict(line.strip().split(" = ") for line in done.stdout.splitlines() if " = " in line)
+
+    assert options()["top-k"] == "2"
+    assert options(DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "3"
+    assert options("--top-k", "all", DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "null"
+    assert options(DEIT_BATCH_SCORE_TOP_K="3")["batch-size"] == "7"
+    (tmp_path / "d.toml").write_text('input = "t.txt"\ncolour = "red"\n')
+    wrong = deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path)
+    assert (wrong.returncode, "no option colour" in wrong.stderr) == (2, True)
+    (tmp_path / "d.toml").write_text("input = ")
+    assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2
+
+
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 100))
+    command = [COMMAND, "score", "--input", str(EXAMPLES), "--model", "demo", "--out", "p.jsonl"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        try:
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        except OSError:
+            pass  # the other end is closed
+        assert process.wait(60) == 0
+    assert b"40/40" in shown
+    assert b"images/s" in shown
+    assert b"failed=0" in shown
+
+    from deit_batch import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    arguments = [*command[1:-1], str(tmp_path / "q.jsonl")]
+    result = CliRunner().invoke(main, arguments)
+    assert "16 of 40 images, " in result.stderr
+    assert " left, 0 failed" in result.stderr
+
+
+def test_every_command_and_option_has_help_that_opens_with_an_example() -> None:
+    for name, command in main.commands.items():
+        shown = CliRunner().invoke(main, [name, "--help"]).stdout
+        assert shown.startswith(f"Example:\n\n  deit-batch {name} ")
+        with click.Context(command) as context:
+            for param in command.get_params(context):
+                assert param.get_help_record(context)
+                assert str(param.name) in [listed for names in SECTIONS.values() for listed in names]
+                assert param.opts[0] in shown
+    assert "deit-batch score --input imgs/ --out preds.jsonl" in CliRunner().invoke(main, ["--help"]).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    probe = (
+        "import sys; from click.testing import CliRunner; from deit_batch.cli import main\n"
+        "assert CliRunner().invoke(main, ['score', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'httpx2', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True)

@@ -1,0 +1,156 @@
+"""Scores equal the pipeline's, and a checkpoint that would give noise is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LABELS, MakeCheckpoint, write_all_kinds
+from transformers import pipeline
+
+from deit_batch import score
+from deit_batch.checkpoints import find_checkpoint, find_recipe
+from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.model import choose_device, choose_dtype, load_classifier
+
+
+def assert_equals_pipeline(folder: Path, images: Path, **options: Any) -> None:
+    classifier = pipeline("image-classification", model=str(folder), dtype=torch.float32)
+    records = list(score(str(images), model=str(folder), top_k=None, **options))
+    assert len(records) > 30
+    for record in records:
+        assert record.error is None, record
+        expected = classifier(str(record.image), top_k=len(LABELS))
+        assert [p["label"] for p in record.predictions] == [p["label"] for p in expected], record.image
+        for ours, theirs in zip(record.predictions, expected, strict=True):
+            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5), record.image
+
+
+def test_all_three_classes_score_every_kind_of_image_as_the_pipeline_does(checkpoint: Path, all_kinds: Path) -> None:
+    assert_equals_pipeline(checkpoint, all_kinds, workers=0)
+
+
+def test_multi_label_scores_equal_the_pipelines(make_checkpoint: MakeCheckpoint, all_kinds: Path) -> None:
+    folder = make_checkpoint("DeiTForImageClassification", problem_type="multi_label_classification")
+    assert_equals_pipeline(folder, all_kinds, workers=0)
+    sums = [
+        sum(p["score"] for p in record.predictions) for record in score(str(all_kinds), model=str(folder), workers=0)
+    ]
+    assert any(abs(total - 1) > 0.1 for total in sums)  # each label for itself
+
+
+def test_a_checkpoint_saved_in_float16_is_scored_in_float32_on_a_cpu(
+    make_checkpoint: MakeCheckpoint, all_kinds: Path, tmp_path: Path
+) -> None:
+    from transformers import ViTForImageClassification
+
+    folder = shutil.copytree(make_checkpoint(), tmp_path / "half")
+    ViTForImageClassification.from_pretrained(folder).half().save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+    assert_equals_pipeline(folder, all_kinds, workers=0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_lower_precision_gives_nearly_the_same_scores(vit: Path, all_kinds: Path, dtype: str) -> None:
+    exact = score(str(all_kinds), model=str(vit), workers=0, top_k=None)
+    rough = score(str(all_kinds), model=str(vit), workers=0, top_k=None, dtype=dtype)
+    for one, other in zip(exact, rough, strict=True):
+        scores = {p["label"]: p["score"] for p in other.predictions}
+        for p in one.predictions:
+            assert scores[p["label"]] == pytest.approx(p["score"], abs=0.05)
+
+
+def load(folder: Path) -> None:
+    checkpoint = find_checkpoint(str(folder))
+    recipe = find_recipe(checkpoint, None)
+    load_classifier(checkpoint, recipe, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def edit_config(folder: Path, target: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    config.update(changes)
+    (target / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        ("ViTForImageClassification", "DeiTForImageClassification"),
+        ("DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"),
+        ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
+    ],
+)
+def test_weights_that_do_not_load_are_refused(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, saved: str, loaded: str
+) -> None:
+    folder = edit_config(make_checkpoint(saved), tmp_path / "edited", architectures=[loaded], model_type="deit")
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
+    with pytest.raises(CheckpointError, match="weights were not in the checkpoint and are random"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["ResNetForImageClassification"], "model_type": "resnet"}, "not a DeiT classifier"),
+        ({"architectures": ["ViTModel"]}, "not a DeiT classifier"),  # no head
+        ({"architectures": None}, "model of no stated class"),
+        ({"model_type": "deit"}, "has model_type vit, not deit"),
+        ({"id2label": None, "label2id": None}, "names no labels"),
+        ({"id2label": {str(n): f"LABEL_{n}" for n in range(5)}}, "names no labels"),
+        ({"id2label": {"0": "can", "2": "jar"}}, "skips class 1"),
+        ({"problem_type": "regression"}, "regression"),
+        ({"num_channels": 1}, "only RGB"),
+        ({"image_size": 64}, "gives images of 32x32 pixels .* takes 64x64"),
+        ({"id2label": {"0": "can", "1": "jar"}}, "can't be loaded|random|2 labels"),  # a head of another size
+        ({"patch_size": 16}, "can't be loaded|random"),
+    ],
+)
+def test_a_checkpoint_with_something_amiss_is_refused(
+    vit: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(edit_config(vit, tmp_path / "edited", **changes))
+
+
+def test_damaged_weights_are_refused_in_one_line(vit: Path, tmp_path: Path) -> None:
+    folder = edit_config(vit, tmp_path / "edited")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="can't be loaded") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps", "teapot"])
+def test_a_device_that_is_not_there_is_wrong_usage(name: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match=f"--device {name}"):
+        choose_device(name)
+
+
+def test_auto_is_half_precision_on_a_gpu_only() -> None:
+    assert choose_dtype("auto", torch.device("cpu")) is torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) is torch.float16
+    assert choose_dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
+
+
+def test_scores_that_are_not_finite_are_failures(vit: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = edit_config(vit, tmp_path / "edited")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] += float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "images").mkdir()
+    write_all_kinds(tmp_path / "images")
+    records = list(score(str(tmp_path / "images"), model=str(folder), workers=0, limit=3))
+    assert [record.error and record.error.type for record in records] == ["ScoreError"] * 3
+    assert [record.predictions for record in records] == [[], [], []]

@@ -1,0 +1,90 @@
+"""What a stranger gets: the wheel, outside the repository; and documents that stay true."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLES, read_jsonl
+
+from deit_batch.cli import main
+
+REPOSITORY = EXAMPLES.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_types_and_demo_model_and_is_small(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    demo = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert {"deit_batch/py.typed", *(f"deit_batch/demo/{name}" for name in demo)} <= names
+    assert not [name for name in names if name.startswith(("tests", "scripts", "examples"))]
+    assert wheel.stat().st_size < 5_000_000
+
+
+def test_the_wheel_runs_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    command = [sys.executable, str(tmp_path / "site" / "bin" / "deit-batch"), "score"]
+    command += ["--input", str(EXAMPLES / "trouser"), "--model", "demo", "--out", "p.jsonl"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
+    assert [record["predictions"][0]["label"] for record in read_jsonl(tmp_path / "p.jsonl")] == ["trouser"] * 4
+
+
+def test_each_packaging_fact_stands_in_one_file_only() -> None:
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert "version" in pyproject["project"]["dynamic"]
+    assert "setuptools" not in pyproject["tool"]
+    assert "name" not in (REPOSITORY / "setup.cfg").read_text().split()
+
+
+def commands(text: str) -> list[str]:
+    """The deit-batch commands of the shell blocks of a page."""
+    blocks = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if "deit-batch " in line]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/usage.md"])
+def test_every_option_in_the_docs_exists(page: str) -> None:
+    found = commands((REPOSITORY / page).read_text())
+    assert found
+    for line in found:
+        for name in re.findall(r"deit-batch (\w+)", line):
+            known = {option for param in main.commands[name].params for option in param.opts + param.secondary_opts}
+            assert set(re.findall(r"(?<=\s)--[a-z-]+", line)) <= known, line
+
+
+def test_every_option_is_in_the_docs() -> None:
+    usage = (REPOSITORY / "docs" / "usage.md").read_text()
+    for name, command in main.commands.items():
+        for param in command.params:
+            if param.name != "help":
+                assert f"`{param.opts[0]}" in usage, f"{name} {param.opts[0]}"
+
+
+def test_every_module_is_on_the_architecture_page() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    modules = {path.name for path in (REPOSITORY / "deit_batch").glob("*.py")}
+    assert {name for name in modules if f"`{name}`" not in page} == set()
+    assert set(re.findall(r"`(\w+\.py)`", page)) <= modules
+
+
+def test_the_demo_models_card_states_its_accuracy() -> None:
+    card = (REPOSITORY / "deit_batch" / "demo" / "README.md").read_text()
+    (accuracy,) = re.findall(r"([\d.]+) % of the 10,000 test pictures", card)
+    assert float(accuracy) >= 88

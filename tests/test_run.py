@@ -1,0 +1,393 @@
+"""A whole run: order, completeness, formats, and going on after it was cut short."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LABELS, jpeg, read_jsonl
+
+from deit_batch import io as records_io
+from deit_batch import score
+from deit_batch.errors import InputError, Interrupted, OutputError, UsageError
+from deit_batch.fetch import Limits
+from deit_batch.images import CARD_RECIPE
+from deit_batch.loader import Loader, batched
+from deit_batch.runner import Options, run
+
+
+def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **options: Any) -> Path:
+    """Runs in this process, in small batches, and returns the output's path."""
+    run_options = {key: options.pop(key) for key in ("format", "fresh", "stdin") if key in options}
+    chosen = Options(**{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, **options})
+    run(chosen, out=str(tmp_path / out), **run_options)
+    return tmp_path / out
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_every_input_has_its_record_in_its_place(photos: Path, vit: Path, tmp_path: Path, workers: int) -> None:
+    """With failures strewn in, each image still has its own scores, the same as when it is scored alone."""
+    for number in (0, 7, 8, 19, 39):
+        (photos / f"{number:02}.jpg").write_bytes(b"broken")
+    out = scored(photos, vit, tmp_path, workers=workers, top_k=None)
+    records = read_jsonl(out)
+    assert [record["index"] for record in records] == list(range(40))
+    assert [record["image"] for record in records] == [f"{photos}/{number:02}.jpg" for number in range(40)]
+    assert [r["index"] for r in records if r.get("error")] == [0, 7, 8, 19, 39]
+    for record in records:
+        if "error" in record:
+            assert (record["predictions"], record["error"]["type"]) == ([], "DecodeError")
+            continue
+        (alone,) = score(record["image"], model=str(vit), workers=0, top_k=None)
+        ours = {p["label"]: p["score"] for p in record["predictions"]}
+        assert ours == pytest.approx({p["label"]: p["score"] for p in alone.predictions}, abs=1e-5)
+        values = [p["score"] for p in record["predictions"]]
+        assert values == sorted(values, reverse=True)
+        assert set(ours) == set(LABELS)
+
+
+def test_every_kind_of_reference_gives_the_same_scores(photos: Path, server: str, vit: Path, tmp_path: Path) -> None:
+    inline = base64.b64encode(jpeg(3)).decode()
+    rows = ["03.jpg", f"{server}/03.jpg", inline, f"data:image/jpeg;base64,{inline}"]
+    with open(photos / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["image"], *([row] for row in rows)])
+    records = read_jsonl(scored(photos / "t.csv", vit, tmp_path))
+    assert [record["image"] for record in records] == ["03.jpg", f"{server}/03.jpg", None, None]
+    assert all(record["predictions"] == records[0]["predictions"] != [] for record in records)
+
+
+def test_the_urls_of_a_batch_are_fetched_at_the_same_time(vit: Path, tmp_path: Path) -> None:
+    """The server answers only when all eight requests are there."""
+    import http.server
+    import threading
+
+    together = threading.Barrier(8)
+
+    class Waits(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            together.wait(10)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(jpeg())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Waits) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        (tmp_path / "t.txt").write_text(f"http://127.0.0.1:{httpd.server_port}/a.jpg\n" * 8)
+        records = read_jsonl(scored(tmp_path / "t.txt", vit, tmp_path, batch_size=8))
+        httpd.shutdown()
+    assert all(record["predictions"] for record in records)
+
+
+def test_top_k_and_threshold_trim_the_list(photos: Path, vit: Path, tmp_path: Path) -> None:
+    whole = read_jsonl(scored(photos, vit, tmp_path, "all.jsonl", top_k=None))
+    two = read_jsonl(scored(photos, vit, tmp_path, "two.jsonl", top_k=2))
+    sure = read_jsonl(scored(photos, vit, tmp_path, "sure.jsonl", top_k=None, threshold=0.2))
+    assert [r["predictions"][:2] for r in whole] == [r["predictions"] for r in two]
+    assert [[p for p in r["predictions"] if p["score"] >= 0.2] for r in whole] == [r["predictions"] for r in sure]
+
+
+def test_kept_columns_are_carried_into_the_record(photos: Path, vit: Path, tmp_path: Path) -> None:
+    rows = [{"image": "00.jpg", "id": 7, "tags": ["a"], "x": float("nan")}, {"image": "none.jpg", "id": "ü"}]
+    (photos / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_jsonl(scored(photos / "t.jsonl", vit, tmp_path, keep=("id", "tags", "x")))
+    assert (first["id"], first["tags"], first["x"]) == (7, ["a"], None)
+    assert (second["id"], second["tags"], second["error"]["type"]) == ("ü", None, "FetchError")
+
+
+def test_the_formats(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "00.jpg").write_bytes(b"broken")
+    with open(photos / "t.csv", "w") as file:
+        file.writelines(["image,id\n", *(f"{number:02}.jpg,{number}\n" for number in range(40))])
+    table = photos / "t.csv"
+    lines = read_jsonl(scored(table, vit, tmp_path, "p.jsonl", keep=("id",)))
+    predictions = [record["predictions"] for record in lines]
+    assert json.loads(scored(table, vit, tmp_path, "p.json").read_bytes()) == predictions
+    assert read_jsonl(scored(table, vit, tmp_path, "p.txt", format="sample")) == predictions
+    rows = list(csv.DictReader(io.StringIO(scored(table, vit, tmp_path, "p.csv", keep=("id",)).read_text())))
+    assert [json.loads(row["predictions"]) for row in rows] == predictions
+    assert [(row["label"], row["score"]) for row in rows[1:]] == [
+        (p[0]["label"], str(p[0]["score"])) for p in predictions[1:]
+    ]
+    assert (rows[0]["label"], rows[0]["error_type"], rows[0]["id"]) == ("", "DecodeError", "0")
+    parquet = pq.read_table(scored(table, vit, tmp_path, "p.parquet", keep=("id",))).to_pylist()
+    assert [row["predictions"] for row in parquet] == predictions
+    assert parquet[0]["error"]["type"] == "DecodeError"
+    assert [row["id"] for row in parquet] == [str(number) for number in range(40)]
+    assert sorted(path.suffix for path in tmp_path.glob("p.*") if ".run" not in path.name) == [
+        ".csv", ".json", ".jsonl", ".parquet", ".txt",
+    ]  # nothing else is left behind  # fmt: skip
+
+
+def test_an_out_without_a_known_ending_is_wrong_usage(photos: Path, vit: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="say --format"):
+        scored(photos, vit, tmp_path, "p.xlsx")
+
+
+def test_undecodable_names_survive_the_round_trip(photos: Path, vit: Path, tmp_path: Path) -> None:
+    name = os.fsencode(photos) + b"/caf\xe9 \xf0\x9f\x98\x80\n.jpg"
+    with open(name, "wb") as file:
+        file.write(jpeg(3))
+    out = scored(photos, vit, tmp_path)
+    records = [json.loads(line) for line in out.read_text("utf-8").splitlines()]  # strictly valid UTF-8
+    (odd,) = [record for record in records if "image_bytes" in record]
+    assert base64.b64decode(odd["image_bytes"]) == name
+    assert odd["image"] == f"{photos}/caf\ufffd 😀\n.jpg"
+    assert odd["predictions"][0]["label"] == records[3]["predictions"][0]["label"]
+    odd["image"].encode("utf-8")
+
+
+def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "00.jpg").write_bytes(b"broken")
+    (photos / "01.jpg").unlink()
+    (photos / "01.jpg").symlink_to("nowhere")
+    (photos / "notes.md").touch()
+    out = scored(photos, vit, tmp_path)
+    report = json.loads(out.with_name("p.jsonl.run.json").read_bytes())
+    assert report["status"] == "finished"
+    assert report["counts"] == {
+        "inputs": 40, "scored": 38, "failed": 2, "failures": {"DecodeError": 1, "FetchError": 1},
+        "passed_over": {"not an image name": 1},
+    }  # fmt: skip
+    assert report["settings"]["recipe"]["resize"] == [32, 32]
+    assert report["settings"]["dtype"] == "float32"
+    assert len(report["settings"]["checkpoint_sha256"]) == 64
+    assert {"load", "wait for images", "score", "write", "total"} <= set(report["seconds"])
+    assert {"deit-batch", "torch", "transformers", "python"} == set(report["versions"])
+
+
+# --- going on -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv"])
+@pytest.mark.parametrize("cut", [0, 1, 500, 5000, None])
+def test_a_run_that_died_is_continued_to_the_same_bytes(
+    photos: Path, vit: Path, tmp_path: Path, out: str, cut: int | None
+) -> None:
+    """Whatever was written of the partial file, even half a line."""
+    (photos / "05.jpg").write_bytes(b"broken")
+    (tmp_path / "whole").mkdir()
+    whole = scored(photos, vit, tmp_path / "whole", out).read_bytes()
+    records = scored(photos, vit, tmp_path / "whole", "lines.jsonl").read_bytes()
+    report = tmp_path / "whole" / f"{out}.run.json"
+    settings = json.loads(report.read_bytes())["settings"]
+    (tmp_path / f"{out}.run.json").write_text(json.dumps({"status": "running", "settings": settings}))
+    (tmp_path / f"{out}.partial").write_bytes(records[:cut])
+    assert scored(photos, vit, tmp_path, out).read_bytes() == whole
+    assert json.loads((tmp_path / f"{out}.run.json").read_bytes())["counts"]["failed"] == 1
+    assert not (tmp_path / f"{out}.partial").exists()
+
+
+def test_what_is_there_is_checked_not_trusted(photos: Path, vit: Path, tmp_path: Path) -> None:
+    whole = scored(photos, vit, tmp_path)
+    good = whole.read_bytes()
+    lines = good.splitlines(keepends=True)
+    partial = tmp_path / "p.jsonl.partial"
+    for spoilt in (b"".join(lines[:6]) + b"{}\n" + b"".join(lines[7:]), good + b'{"index": 40}\n', b"\0" * 100):
+        whole.unlink(missing_ok=True)
+        partial.write_bytes(spoilt)
+        assert scored(photos, vit, tmp_path).read_bytes() == good
+
+
+def test_an_input_that_changed_is_explained_and_nothing_overwritten(photos: Path, vit: Path, tmp_path: Path) -> None:
+    whole = scored(photos, vit, tmp_path)
+    good = whole.read_bytes()
+    whole.rename(tmp_path / "p.jsonl.partial")
+    (photos / "00.jpg").rename(photos / "99.jpg")
+    with pytest.raises(UsageError, match=r"Record 0 has image .*00.jpg.* start over with --fresh"):
+        scored(photos, vit, tmp_path)
+    assert (tmp_path / "p.jsonl.partial").read_bytes() == good
+    assert len(read_jsonl(scored(photos, vit, tmp_path, fresh=True))) == 40
+
+
+def test_another_model_or_option_is_explained_and_nothing_overwritten(photos: Path, vit: Path, tmp_path: Path) -> None:
+    good = scored(photos, vit, tmp_path).read_bytes()
+    with pytest.raises(UsageError, match=r"top_k was 5, is 3; batch_size was 4, is 8"):
+        scored(photos, vit, tmp_path, top_k=3, batch_size=8)
+    with pytest.raises(UsageError, match="checkpoint_sha256 was"):
+        scored(photos, Path("demo"), tmp_path)
+    assert (tmp_path / "p.jsonl").read_bytes() == good
+
+
+def test_a_finished_run_is_not_done_again(photos: Path, vit: Path, tmp_path: Path) -> None:
+    out = scored(photos, vit, tmp_path)
+    before = out.stat()
+    outcome = run(Options(input=str(photos), model=str(vit), workers=0, batch_size=4), out=str(out))
+    assert (out.stat().st_ino, out.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert outcome.tally.scored == 40
+    (photos / "new.jpg").write_bytes(jpeg())
+    with pytest.raises(UsageError, match="its input has changed since"):
+        scored(photos, vit, tmp_path)
+
+
+def test_a_file_that_is_not_ours_is_not_overwritten(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("precious")
+    for report in (None, "{", "[]"):
+        if report:
+            (tmp_path / "p.jsonl.run.json").write_text(report)
+        with pytest.raises(UsageError, match="no report beside it"):
+            scored(photos, vit, tmp_path)
+    assert (tmp_path / "p.jsonl").read_text() == "precious"
+    assert len(read_jsonl(scored(photos, vit, tmp_path, fresh=True))) == 40
+
+
+def test_the_old_result_stands_until_a_fresh_one_is_whole(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = scored(photos, vit, tmp_path, top_k=1).read_bytes()
+    with pytest.raises(Interrupted), interrupted_after(3, monkeypatch):
+        scored(photos, vit, tmp_path, fresh=True)
+    assert (tmp_path / "p.jsonl").read_bytes() == old
+    assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 12
+    assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["status"] == "interrupted"
+    assert len(read_jsonl(scored(photos, vit, tmp_path))[0]["predictions"]) == 5
+
+
+class interrupted_after:  # noqa: N801 - reads as a sentence
+    """Sends this process a real SIGTERM after some batches."""
+
+    def __init__(self, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._batches = batches
+        self._monkeypatch = monkeypatch
+
+    def __enter__(self) -> None:
+        from deit_batch import runner
+
+        original = runner.score_batch
+
+        def counted(*args: Any) -> Any:
+            self._batches -= 1
+            if self._batches == 0:
+                os.kill(os.getpid(), 15)
+            return original(*args)
+
+        self._monkeypatch.setattr(runner, "score_batch", counted)
+
+    def __exit__(self, *args: object) -> None:
+        self._monkeypatch.undo()
+
+
+def test_an_input_that_ends_in_an_error_loses_nothing_before_it(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gzip
+
+    rows = "".join(f"{number % 40:02}.jpg\n" for number in range(5000))
+    data = gzip.compress(rows.encode(), mtime=0)
+    (photos / "t.txt.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="can't be read past line"):
+        scored(photos / "t.txt.gz", vit, tmp_path, batch_size=64, workers=1)
+    kept = len(read_jsonl(tmp_path / "p.jsonl.partial"))
+    assert kept > 0
+    (photos / "t.txt.gz").write_bytes(data)
+    assert len(read_jsonl(scored(photos / "t.txt.gz", vit, tmp_path, batch_size=64, workers=1))) == 5000
+
+
+@pytest.mark.parametrize("problem", ["no folder", "a folder of that name", "a full disk"])
+def test_an_output_that_cannot_be_written_is_one_clear_error(
+    photos: Path, vit: Path, tmp_path: Path, problem: str
+) -> None:
+    if problem == "no folder":
+        with pytest.raises(OutputError, match=r"none/p.jsonl: can't be written: No such file"):
+            scored(photos, vit, tmp_path, "none/p.jsonl")
+        return
+    if problem == "a folder of that name":
+        (tmp_path / "p.jsonl.partial").mkdir()
+        (tmp_path / "p.jsonl.run.json").write_text("{}")
+        with pytest.raises((OutputError, UsageError)):
+            scored(photos, vit, tmp_path)
+        return
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match="run the same command again to continue"):
+            scored(photos, vit, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "p.jsonl").exists()
+    assert len(read_jsonl(scored(photos, vit, tmp_path))) == 40
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_without_rows_gives_an_empty_output(vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image\n")
+    assert scored(tmp_path / "t.csv", vit, tmp_path).read_bytes() == b""
+
+
+def test_batches_of_large_inline_images_are_cut_short() -> None:
+    def references() -> Iterator[records_io.Reference]:
+        for index in range(10):
+            yield records_io.Reference(index, None, records_io.Base64("A" * 10 * 2**20))
+
+    sizes = [len(batch) for batch in batched(references(), 16)]
+    assert sizes == [4, 4, 2]
+
+
+def test_records_from_python(photos: Path, vit: Path) -> None:
+    records = list(score(str(photos), model=str(vit), limit=3, workers=0, keep=()))
+    assert [record.index for record in records] == [0, 1, 2]
+    assert records[0].predictions[0]["label"] in LABELS
+    assert records[0].error is None
+    with pytest.raises(TypeError):
+        list(score(str(photos), model=str(vit), colour="red"))
+
+
+def test_reading_runs_only_a_little_ahead_of_scoring(photos: Path) -> None:
+    """The input may be endless."""
+    read = 0
+
+    def endless() -> Iterator[records_io.Reference]:
+        nonlocal read
+        while True:
+            path = f"{photos}/{read % 40:02}.jpg"
+            yield records_io.Reference(read, path, records_io.LocalFile(path))
+            read += 1
+
+    loader = Loader(batched(endless(), 4), CARD_RECIPE, Limits(), workers=2, pin_memory=False)
+    for place, (references, decoded) in enumerate(itertools.islice(loader, 50)):
+        assert references[0].index == place * 4
+        assert len(decoded.pixels) == 4
+    loader.close()
+    assert 200 <= read <= 200 + 4 * 2 * 2 + 4
+
+
+def test_a_program_that_leaves_off_in_the_middle_ends_at_once(photos: Path, vit: Path) -> None:
+    program = f"""
+from deit_batch import score
+records = score({str(photos)!r}, model={str(vit)!r}, batch_size=2, workers=2)
+print(next(records).index)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_stdout_streams_records(photos: Path, vit: Path, tmp_path: Path, capfdbinary: Any) -> None:
+    assert sys.stdout is not None
+    options = Options(input=str(photos), model=str(vit), workers=0)
+    run(options, out="-")
+    lines = capfdbinary.readouterr().out.splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(40))
+    run(options, out="-", format="sample")
+    samples = capfdbinary.readouterr().out.splitlines()
+    assert [json.loads(line) for line in samples] == [json.loads(line)["predictions"] for line in lines]
+    with pytest.raises(UsageError, match="can't go to stdout"):
+        run(options, out="-", format="parquet")
