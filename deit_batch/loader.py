@@ -116,19 +116,19 @@ class Loader:
     ) -> None:
         self._in_flight: deque[list[Reference]] = deque()
         self._input_error: DeitBatchError | None = None
-        loader = DataLoader(
-            Decoder(recipe, limits),
-            batch_sampler=self._sampler(batches),
-            num_workers=workers,
-            prefetch_factor=PREFETCH_FACTOR if workers else None,
-            collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-            pin_memory=pin_memory,
-        )
         others = multiprocessing.active_children()
         with warnings.catch_warnings():
             # More workers than cores are right where they wait for a network.
             warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                Decoder(recipe, limits),
+                batch_sampler=self._sampler(batches),
+                num_workers=workers,
+                prefetch_factor=PREFETCH_FACTOR if workers else None,
+                collate_fn=_as_it_is,
+                worker_init_fn=_start_worker,
+                pin_memory=pin_memory,
+            )
             self._decoded: Iterator[Decoded] = iter(loader)
         ours = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
