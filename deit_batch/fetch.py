@@ -23,6 +23,7 @@ _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 class Limits:
     image_bytes: int = 100 * 2**20
     fetch_seconds: float = 30.0
+    decode_seconds: float = 60.0
     connections: int = 16
 
 

@@ -7,6 +7,8 @@ come with it, and neither the input nor the results are ever held whole.
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,19 +17,23 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.fetch import Fetcher, Limits
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure, Reference
+
+logger = logging.getLogger("deit_batch")
 
 PREFETCH_FACTOR = 2
 MAX_INLINE_CHARS = 32 * 2**20
@@ -73,22 +79,59 @@ class Decoder(Dataset[Decoded]):
 
     def __init__(self, recipe: Recipe, limits: Limits) -> None:
         self._recipe = recipe
+        self._limits = limits
         self._fetcher = Fetcher(limits)
+        self._alone = False
 
     def __getitems__(self, references: list[Reference]) -> Decoded:
         height, width = self._recipe.size
         pixels = torch.empty((len(references), height, width, 3), dtype=torch.uint8)
         failures: dict[int, Failure] = {}
-        rows: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = list(pixels.numpy())
+        rows = list(pixels.numpy())
         for place, data in enumerate(self._fetcher.fetch_all([reference.location for reference in references])):
             try:
                 if isinstance(data, bytes):
-                    rows[place - len(failures)][:] = decode(data, self._recipe)
+                    rows[place - len(failures)][:] = self._decode(data)
                 else:
                     failures[place] = data
             except DecodeError as error:
                 failures[place] = Failure.of(error)
         return Decoded(pixels[: len(references) - len(failures)], failures)
+
+    def _decode(self, data: bytes) -> NDArray[np.uint8]:
+        """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
+        if not self._alone and get_worker_info() is None:
+            return decode(data, self._recipe)  # the main process itself, with --workers 0
+        with open(os.devnull, "w") as nowhere:
+            faulthandler.dump_traceback_later(self._limits.decode_seconds, exit=True, file=nowhere)
+            try:
+                return decode(data, self._recipe)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+
+    def alone(self, reference: Reference) -> NDArray[np.uint8] | Failure:
+        """One image in a process of its own: pixels [height, width, 3], or its failure, even if that is the end of
+        the process."""
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.Process(target=self._send, args=(reference, writer), daemon=True)
+        process.start()
+        writer.close()
+        try:
+            result: NDArray[np.uint8] | Failure = reader.recv()
+        except EOFError:
+            process.join()
+            code = process.exitcode or 0
+            how = f"crashed ({signal.Signals(-code).name})" if code < 0 else "did not end in time"
+            message = f"its decoder {how}; at most {self._limits.decode_seconds:g} s are allowed"
+            result = Failure.of(DecodeError(message))
+        process.join()
+        return result
+
+    def _send(self, reference: Reference, writer: Connection) -> None:
+        _start_worker(0)
+        self._alone = True
+        pixels, failures = self.__getitems__([reference])
+        writer.send(failures.get(0) or pixels[0].numpy())
 
 
 def _start_worker(worker: int) -> None:
@@ -109,58 +152,93 @@ def _end_when_the_parent_says() -> None:
 
 class Loader:
     """Iterates over (references, decoded) in input order. The workers start at once, in the constructor, so that they
-    fetch and decode while the model loads."""
+    fetch and decode while the model loads.
+
+    If a worker dies (killed for memory, or by a decoder's fault), the images that were under way are decoded one by
+    one, each in a process of its own: the one that did it becomes a failure, and its neighbours are not lost."""
 
     def __init__(
         self, batches: Iterable[list[Reference]], recipe: Recipe, limits: Limits, *, workers: int, pin_memory: bool
     ) -> None:
+        self._batches = iter(batches)
         self._in_flight: deque[list[Reference]] = deque()
         self._input_error: DeitBatchError | None = None
+        self._decoder = Decoder(recipe, limits)
+        self._worker_count = workers
+        self._pin_memory = pin_memory
+        self._start()
+
+    def _start(self) -> None:
         others = multiprocessing.active_children()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _deaths_unheard():
             # More workers than cores are right where they wait for a network.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = DataLoader(
-                Decoder(recipe, limits),
-                batch_sampler=self._sampler(batches),
-                num_workers=workers,
-                prefetch_factor=PREFETCH_FACTOR if workers else None,
+                self._decoder,
+                batch_sampler=self._sampler(),
+                num_workers=self._worker_count,
+                prefetch_factor=PREFETCH_FACTOR if self._worker_count else None,
                 collate_fn=_as_it_is,
                 worker_init_fn=_start_worker,
-                pin_memory=pin_memory,
+                pin_memory=self._pin_memory,
             )
             self._decoded: Iterator[Decoded] = iter(loader)
-        ours = [child for child in multiprocessing.active_children() if child not in others]
+        self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
-        self.close = weakref.finalize(self, _end, ours)
+        self.close = weakref.finalize(self, _end, self._workers)
 
-    def _sampler(self, batches: Iterable[list[Reference]]) -> Iterator[list[Reference]]:
+    def _sampler(self) -> Iterator[list[Reference]]:
         try:
-            for batch in batches:
-                # What is needed to write the records, without the images that came in the input itself.
-                self._in_flight.append([replace(reference, location=b"") for reference in batch])
+            for batch in self._batches:
+                self._in_flight.append(batch)
                 yield batch
         except DeitBatchError as error:
             self._input_error = error  # raised when all that was read before it is through
 
     def __iter__(self) -> Iterator[tuple[list[Reference], Decoded]]:
-        for decoded in self._decoded:
+        while True:
+            try:
+                decoded = next(self._decoded, None)
+            except RuntimeError:
+                if all(worker.is_alive() for worker in self._workers):
+                    raise
+                yield from self._recover()
+                continue
+            if decoded is None:
+                break
             yield self._in_flight.popleft(), decoded
         if self._input_error:
             raise self._input_error
 
+    def _recover(self) -> Iterator[tuple[list[Reference], Decoded]]:
+        logger.warning("a decode worker died; the images under way are tried one by one")
+        self.close()
+        while self._in_flight:
+            batch = self._in_flight.popleft()
+            results = [self._decoder.alone(reference) for reference in batch]
+            pixels = [torch.from_numpy(result) for result in results if not isinstance(result, Failure)]
+            failures = {place: result for place, result in enumerate(results) if isinstance(result, Failure)}
+            yield batch, Decoded(torch.stack(pixels) if pixels else torch.empty(0), failures)
+        self._start()
+
+
+@contextmanager
+def _deaths_unheard() -> Iterator[None]:
+    """DataLoader hears of a worker's death by a signal, and raises wherever the program happens to be, be it in the
+    middle of writing a record. Without the signal, it finds out when it next waits for that worker."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
 
 def _end(workers: list[BaseProcess]) -> None:
     """Ends the workers at once, whatever they are in the middle of; asked politely, DataLoader would wait for a slow
-    fetch. DataLoader takes the end of a worker for an accident, unless it does not hear of it."""
-    if threading.current_thread() is not threading.main_thread():
-        return  # signals can only be arranged from there; the workers end after the batch in hand
-    heard_by = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    fetch."""
     for worker in workers:
         worker.kill()
     for worker in workers:
         worker.join()
-    signal.signal(signal.SIGCHLD, heard_by)
 
 
 def _as_it_is(decoded: Any) -> Any:
