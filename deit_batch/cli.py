@@ -8,6 +8,7 @@ import os
 import sys
 import tomllib
 from collections import Counter
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,17 +17,22 @@ import click
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.limits import DEFAULT_LIMITS, Limits
 
 logger = logging.getLogger("deit_batch")
 
 SCORED, FAILED, SOME_FAILED = 0, 1, 3
 FIRST_SHOWN = 5
 
+AT_LEAST_ONE = click.IntRange(min=1)
+SECONDS = click.FloatRange(min=0, min_open=True)
+LIMITS = tuple(limit.name for limit in fields(Limits))
 SECTIONS = {
     "Input": ("input", "column", "keep", "recursive", "limit"),
     "Model": ("model", "revision", "image_processor", "allow_pickle", "device", "dtype"),
     "Output": ("out", "format", "top_k", "threshold", "fresh", "error_threshold"),
     "Speed": ("batch_size", "workers"),
+    "Limits of one image": LIMITS,
     "Run": ("dry_run", "config", "quiet", "verbose", "log_format", "help"),
 }
 
@@ -183,6 +189,52 @@ def main() -> None:
     metavar="N",
     help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]",
 )
+@click.option(
+    "--image-bytes", default=DEFAULT_LIMITS.image_bytes, show_default=True, type=AT_LEAST_ONE, help="Encoded size."
+)
+@click.option(
+    "--image-pixels",
+    default=DEFAULT_LIMITS.image_pixels,
+    show_default=True,
+    type=AT_LEAST_ONE,
+    help="Width times height; checked before decoding.",
+)
+@click.option(
+    "--fetch-seconds",
+    default=DEFAULT_LIMITS.fetch_seconds,
+    show_default=True,
+    type=SECONDS,
+    help="For one try to fetch a URL.",
+)
+@click.option(
+    "--decode-seconds",
+    default=DEFAULT_LIMITS.decode_seconds,
+    show_default=True,
+    type=SECONDS,
+    help="For decoding. Not with --workers 0.",
+)
+@click.option(
+    "--redirects", default=DEFAULT_LIMITS.redirects, show_default=True, type=click.IntRange(min=0), help="Of one URL."
+)
+@click.option(
+    "--retries",
+    default=DEFAULT_LIMITS.retries,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Further tries of a URL after a passing fault.",
+)
+@click.option(
+    "--connections",
+    default=DEFAULT_LIMITS.connections,
+    show_default=True,
+    type=AT_LEAST_ONE,
+    help="To one host, a worker.",
+)
+@click.option(
+    "--allow-private-hosts", is_flag=True, help="Fetch from addresses that are not of the public internet, too."
+)
+@click.option("--allow-truncated", is_flag=True, help="Score files that end early; what is missing is grey.")
+@click.option("--root", metavar="DIR", help="Local files must be in this folder, links resolved.")
 @click.option("--dry-run", is_flag=True, help="Say what would be scored, and stop.")
 @click.option(
     "--config",
@@ -224,6 +276,7 @@ def score(
     from deit_batch.progress import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    chosen["limits"] = Limits(**{name: chosen.pop(name) for name in LIMITS})
     try:
         sys.exit(
             _dry_run(chosen, out, format) if dry_run else _score(chosen, out, format, fresh, quiet, error_threshold)
@@ -290,7 +343,8 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     if kinds.total() > len(first):
         click.echo("  …")
     click.echo("options:")
-    for name, value in sorted({**chosen, "out": out, "format": format}.items()):
+    limits = asdict(chosen.pop("limits"))
+    for name, value in sorted({**chosen, **limits, "out": out, "format": format}.items()):
         click.echo(f"  {name.replace('_', '-')} = {json.dumps(value)}")
     return SCORED
 

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import base64
 import binascii
 import os
+import random
 import stat
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 
+import httpcore2
 import httpx2
 
 from deit_batch.errors import FetchError, ImageError, RowError
 from deit_batch.io import Base64, Failure, LocalFile, Location, Url
+from deit_batch.limits import Limits
+from deit_batch.network import Network
+
+LONGEST_WAIT = 30.0
+"""Seconds between two tries, at most, whatever a server's Retry-After says."""
 
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
+_NO_IMAGES = ("text/", "application/json", "application/xml", "application/xhtml")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    image_bytes: int = 100 * 2**20
-    fetch_seconds: float = 30.0
-    decode_seconds: float = 60.0
-    connections: int = 16
+class _PassingError(FetchError):
+    """A fault that may be gone in a moment. `wait`: how many seconds the server asks for."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class Fetcher:
@@ -34,18 +45,25 @@ class Fetcher:
         self._limits = limits
 
     @cached_property
-    def _client(self) -> httpx2.Client:
-        limits = httpx2.Limits(max_connections=self._limits.connections)
-        return httpx2.Client(
-            follow_redirects=True,
-            timeout=self._limits.fetch_seconds,
-            transport=httpx2.HTTPTransport(retries=2, limits=limits),
-            headers={"User-Agent": "deit-batch", "Accept": "image/*,*/*;q=0.5"},
+    def _network(self) -> Network:
+        return Network(allow_private_hosts=self._limits.allow_private_hosts)
+
+    @cached_property
+    def _pool(self) -> httpcore2.ConnectionPool:
+        return httpcore2.ConnectionPool(
+            httpx2.create_ssl_context(),
+            max_connections=None,
+            max_keepalive_connections=64,
+            network_backend=self._network,
         )
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._limits.connections, thread_name_prefix="fetch")
+        return ThreadPoolExecutor(64, thread_name_prefix="fetch")
+
+    @cached_property
+    def _turns(self) -> defaultdict[str, threading.Semaphore]:
+        return defaultdict(lambda: threading.Semaphore(self._limits.connections))
 
     def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
         """The bytes at each location, in order, or why they can't be had. URLs are fetched at the same time."""
@@ -71,16 +89,19 @@ class Fetcher:
             if not data:
                 raise FetchError("no bytes: the file or field is empty")
             if len(data) > self._limits.image_bytes:
-                raise FetchError(self._too_large())
+                raise self._too_large()
         except ImageError as error:
             return Failure.of(error)
         return data
 
-    def _too_large(self) -> str:
-        return f"larger than {self._limits.image_bytes:,} bytes"
+    def _too_large(self) -> FetchError:
+        return FetchError(f"larger than {self._limits.image_bytes:,} bytes")
+
+    # --- files ------------------------------------------------------------------------------------------------------
 
     def _read_file(self, path: str) -> bytes:
         try:
+            path = self._confined(path)
             # A pipe or a device would be read for ever.
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise FetchError("not a regular file")
@@ -91,24 +112,98 @@ class Fetcher:
         except ValueError as error:  # a NUL byte, or half a surrogate pair, in the name
             raise FetchError(f"not a file name: {error}") from error
 
+    def _confined(self, path: str) -> str:
+        """The path with every link resolved, if a root is set: what is opened is what was checked."""
+        if self._limits.root is None:
+            return path
+        root, real = os.path.realpath(self._limits.root), os.path.realpath(path)
+        if os.path.commonpath([root, real]) != root:
+            raise FetchError("outside of --root")
+        return real
+
+    # --- URLs -------------------------------------------------------------------------------------------------------
+
     def _download(self, url: str) -> bytes:
-        deadline = time.monotonic() + self._limits.fetch_seconds
-        data = bytearray()
+        for attempt in range(self._limits.retries + 1):
+            try:
+                return self._follow(url)
+            except _PassingError as error:
+                if attempt == self._limits.retries:
+                    raise FetchError(str(error)) from error
+                # Full jitter: many workers that failed together must not come back together.
+                wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
+                time.sleep(min(wait, LONGEST_WAIT))
+        raise AssertionError  # the last attempt returns or raises
+
+    def _follow(self, url: str) -> bytes:
+        """One try: a request, and those to which it redirects. Credentials in the URL go to its own host only."""
         try:
-            with self._client.stream("GET", url) as response:
-                if response.status_code != 200:
-                    raise FetchError(f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > self._limits.image_bytes:
-                        raise FetchError(self._too_large())
-                    if time.monotonic() > deadline:
-                        raise FetchError(f"not complete after {self._limits.fetch_seconds:g} s")
-        except httpx2.TimeoutException as error:
-            raise FetchError(f"no answer within {self._limits.fetch_seconds:g} s") from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+            here = httpx2.URL(url)
+            seconds = self._limits.fetch_seconds
+            for _ in range(self._limits.redirects + 1):
+                with self._turns[here.host]:
+                    start = time.monotonic()
+                    with self._network.deadline(seconds):
+                        answer = self._get(here)
+                if isinstance(answer, bytes):
+                    return answer
+                seconds -= time.monotonic() - start
+                here = here.join(answer).copy_with(userinfo=b"")
+        except httpcore2.TimeoutException as error:
+            raise _PassingError(f"not complete within {self._limits.fetch_seconds:g} s") from error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            raise _PassingError(str(error) or type(error).__name__) from error
+        except (httpx2.InvalidURL, httpcore2.UnsupportedProtocol, UnicodeError) as error:
             raise FetchError(str(error) or type(error).__name__) from error
-        return bytes(data)
+        raise FetchError(f"more than {self._limits.redirects} redirects")
+
+    def _get(self, url: httpx2.URL) -> bytes | httpx2.URL:
+        """The body, or where it is to be looked for."""
+        if url.scheme not in ("http", "https") or not url.host:
+            raise FetchError("not an http or https URL with a host")
+        target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        headers = [(b"Host", url.netloc), (b"User-Agent", b"deit-batch"), (b"Accept", b"image/*,*/*;q=0.5")]
+        headers.append((b"Accept-Encoding", b"identity"))
+        if url.userinfo:
+            login = f"{url.username}:{url.password}".encode()
+            headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))
+        with self._pool.stream("GET", target, headers=headers) as response:
+            answer = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in (301, 302, 303, 307, 308) and "location" in answer:
+                return httpx2.URL(answer["location"])
+            self._check(response.status, answer)
+            body = bytearray()
+            for chunk in response.iter_stream():
+                body += chunk
+                if len(body) > self._limits.image_bytes:
+                    raise self._too_large()
+            return bytes(body)
+
+    def _check(self, status: int, answer: dict[str, str]) -> None:
+        """Raises FetchError for an answer whose body is no use, before it is read."""
+        if status in (408, 425, 429) or status >= 500:
+            raise _PassingError(f"HTTP {status}", _retry_after(answer.get("retry-after")))
+        if status != 200:
+            raise FetchError(f"HTTP {status}")
+        kind = answer.get("content-type", "").lower()
+        if kind.startswith(_NO_IMAGES):
+            raise FetchError(f"the server sends {kind.partition(';')[0]}, no image")
+        if answer.get("content-encoding", "identity") != "identity":
+            # Not asked for; and a few bytes of it can unpack to gigabytes.
+            raise FetchError(f"the server sends it compressed ({answer['content-encoding']})")
+        length = answer.get("content-length", "")
+        if length.isdigit() and int(length) > self._limits.image_bytes:
+            raise self._too_large()
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110, section 10.2.3): a number of seconds or a date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value) if value.isdigit() else parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def decode_base64(text: str) -> bytes:

@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from deit_batch.errors import CheckpointError, DecodeError
+from deit_batch.limits import Limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 """The decoders that input may reach; Pillow has some forty more, for formats that nobody photographs in."""
-
-MAX_PIXELS = 2 * 89_478_485
-"""The size at which Pillow itself refuses an image as a decompression bomb."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     # transformers/models/{vit,deit}/image_processing_*.py: what a preprocessor_config.json leaves out.
@@ -131,16 +129,19 @@ across the RGB channels with mean (0.5, 0.5, 0.5) and standard deviation (0.5, 0
 DeiTImageProcessor, from which the filter is taken."""
 
 
-def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:
+def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
     """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`.
 
-    Raises DecodeError if the bytes are no whole image of an accepted format, or one of too many pixels.
+    With `limits.allow_truncated`, what is missing at the end of a file is grey. Raises DecodeError if the bytes are no
+    whole image of an accepted format, or one of more than `limits.image_pixels`.
     """
+    # Pillow keeps these two in its modules; there is no other way to tell it.
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, limits.allow_truncated
     try:
         # Pillow warns about every oddity in a file; a million odd files would bury what matters.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = _open(data)
+            image = _open(data, limits.image_pixels)
             return np.asarray(_crop_center(_resize(_upright(image).convert("RGB"), recipe), recipe))
     except DecodeError:
         raise
@@ -150,15 +151,13 @@ def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:
         raise DecodeError(f"can't be decoded: {str(error) or type(error).__name__}") from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise DecodeError(f"not an image that we read ({', '.join(FORMATS)}); starts with {data[:12]!r}") from error
-    except Image.DecompressionBombError as error:
-        raise DecodeError(f"more than {MAX_PIXELS:,} pixels") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise DecodeError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+    if image.width * image.height > max_pixels:
+        raise DecodeError(f"{image.width}x{image.height} is more than {max_pixels:,} pixels")
     return image
 
 

@@ -19,6 +19,11 @@ from deit_batch.errors import ImageError
 
 RECORD_FIELDS = ("index", "image", "image_bytes", "predictions", "error")
 
+_PASSWORD = re.compile(r"(://[^/?#@\s]*?:)[^/?#\s]*(@)")
+_SECRET_PARAMETER = re.compile(
+    r"([?&;][^=&;#\s]*(?:sig|token|key|secret|credential|password|passwd|auth|policy)[^=&;#\s]*=)[^&;#\s]*",
+    re.IGNORECASE,
+)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -106,6 +111,13 @@ def identity(item: Reference | Record) -> dict[str, object]:
         with suppress(UnicodeEncodeError):
             values["image_bytes"] = base64.b64encode(os.fsencode(item.image)).decode()
     return values
+
+
+def redact(text: str) -> str:
+    """A URL without what gives access: passwords, and the signatures and keys of signed links. Other text as it is."""
+    if "://" not in text:
+        return text
+    return _SECRET_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***\2", text))
 
 
 def clean(text: str) -> str:

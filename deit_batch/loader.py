@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deit_batch.errors import DecodeError, DeitBatchError
-from deit_batch.fetch import Fetcher, Limits
+from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure, Reference
+from deit_batch.limits import Limits
 
 logger = logging.getLogger("deit_batch")
 
@@ -101,11 +102,11 @@ class Decoder(Dataset[Decoded]):
     def _decode(self, data: bytes) -> NDArray[np.uint8]:
         """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
         if not self._alone and get_worker_info() is None:
-            return decode(data, self._recipe)  # the main process itself, with --workers 0
+            return decode(data, self._recipe, self._limits)  # the main process itself, with --workers 0
         with open(os.devnull, "w") as nowhere:
             faulthandler.dump_traceback_later(self._limits.decode_seconds, exit=True, file=nowhere)
             try:
-                return decode(data, self._recipe)
+                return decode(data, self._recipe, self._limits)
             finally:
                 faulthandler.cancel_dump_traceback_later()
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.errors import DeitBatchError, ScoreError
-from deit_batch.fetch import Limits
 from deit_batch.images import Recipe
 from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Prediction, Record, Reference, failed
+from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.output import Output, Tally, open_output
 from deit_batch.progress import Progress
 from deit_batch.sources import Source, open_source
@@ -52,6 +52,7 @@ class Options:
     threshold: float = 0.0
     batch_size: int | None = None
     workers: int | None = None
+    limits: Limits = DEFAULT_LIMITS
 
     def open_source(self, stdin: BinaryIO | None = None) -> Source:
         return open_source(
@@ -125,6 +126,7 @@ class Plan:
             "top_k": options.top_k,
             "threshold": options.threshold,
             "batch_size": self.batch_size,
+            "allow_truncated": options.limits.allow_truncated,
         }
 
 
@@ -147,8 +149,9 @@ def score(input: str, *, model: str = DEFAULT_MODEL, **options: object) -> Itera
 
     `input` and the options are those of `deit-batch score`, under the same names: `column`, `keep`, `recursive`,
     `limit`, `revision`, `image_processor`, `allow_pickle`, `device`, `dtype`, `top_k` (None for all), `threshold`,
-    `batch_size`, `workers`. Nothing is written. An image that can't be scored yields a Record with an `error`; raises
-    DeitBatchError where there is nothing to score, or nothing to score with.
+    `batch_size`, `workers`, and `limits`, a `deit_batch.limits.Limits`. Nothing is written. An image that can't be
+    scored yields a Record with an `error`; raises DeitBatchError where there is nothing to score, or nothing to score
+    with.
 
         for record in score("imgs/", model="demo"):
             print(record.image, record.predictions[:1])
@@ -171,7 +174,7 @@ def scored(
     from deit_batch.model import load_classifier
 
     on_gpu = plan.device.type == "cuda"
-    loader = Loader(batches, plan.recipe, Limits(), workers=plan.workers, pin_memory=on_gpu)
+    loader = Loader(batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu)
     with closing(loader):
         with stopwatch("load"):
             classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from deit_batch import tables
 from deit_batch.errors import InputError, RowError, UsageError
-from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url
+from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url, redact
 from deit_batch.tables import Row, Table
 
 # Of the formats that images.FORMATS names.
@@ -253,8 +253,8 @@ def _locate(value: Any, column: str, folder: str, line: int) -> tuple[str | None
     try:
         location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
     except RowError as error:
-        return value, tables.row_failure(f"line {line}: {error}")
-    return (None if isinstance(location, Base64) else value), location
+        return redact(value), tables.row_failure(f"line {line}: {error}")
+    return (None if isinstance(location, Base64) else redact(value)), location
 
 
 def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | Base64:

@@ -130,7 +130,7 @@ def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, sta
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_run_that_waits_for_a_slow_server(signum: signal.Signals, server: str, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(f"{server}/slow.jpg\n" * 40)
-    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl"]
+    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--allow-private-hosts"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / "p.jsonl.partial")
         time.sleep(2)

@@ -17,8 +17,17 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
+from deit_batch import images
 from deit_batch.errors import CheckpointError, DecodeError
-from deit_batch.images import CARD_RECIPE, MAX_PIXELS, Recipe, decode, recipe_from_config
+from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
+from deit_batch.limits import Limits
+
+LIMITS = Limits()
+
+
+def decode(data: bytes, recipe: Recipe, limits: Limits = LIMITS) -> Any:
+    return images.decode(data, recipe, limits)
+
 
 CARD = {"image_processor_type": "DeiTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
@@ -136,9 +145,22 @@ def test_what_is_no_whole_image_is_an_error(data: bytes, message: str) -> None:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None:
     buffer = io.BytesIO()
     Image.new("1", (side, side * 2)).save(buffer, "PNG")
-    assert side * side * 2 > MAX_PIXELS
+    assert side * side * 2 > LIMITS.image_pixels
     with pytest.raises(DecodeError, match="pixels"):
         decode(buffer.getvalue(), SMALL)
+
+
+def test_a_truncated_image_is_scored_if_asked() -> None:
+    whole, cut = jpeg(), jpeg()[:-300]
+    pixels = decode(cut, SMALL, Limits(allow_truncated=True))
+    assert np.array_equal(pixels[:4], decode(whole, SMALL)[:4])
+    with pytest.raises(DecodeError, match="truncated"):
+        decode(cut, SMALL)
+
+
+def test_the_limit_of_pixels_can_be_set() -> None:
+    with pytest.raises(DecodeError, match="61x47 is more than 2,000 pixels"):
+        decode(jpeg(), SMALL, Limits(image_pixels=2000))
 
 
 def test_broken_exif_does_not_lose_the_picture(recwarn: pytest.WarningsRecorder) -> None:

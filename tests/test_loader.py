@@ -15,9 +15,9 @@ import pytest
 from conftest import jpeg
 
 from deit_batch import images, loader
-from deit_batch.fetch import Limits
 from deit_batch.images import Recipe
 from deit_batch.io import Base64, Failure, LocalFile, Reference
+from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
 
 RECIPE = Recipe((32, 32), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3)
@@ -40,7 +40,7 @@ def failures(made: Loader) -> dict[int, Failure]:
             if place in decoded.failures:
                 failed[reference.index] = decoded.failures[place]
             else:
-                alone = images.decode(jpeg(reference.index % 40), RECIPE)
+                alone = images.decode(jpeg(reference.index % 40), RECIPE, Limits())
                 assert np.array_equal(next(rows), alone), reference.index
         assert next(rows, None) is None
     made.close()
@@ -51,12 +51,12 @@ def failures(made: Loader) -> dict[int, Failure]:
 def traps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoders with faults: some bytes crash the process, some hang it with the interpreter locked."""
 
-    def decode(data: bytes, recipe: Recipe) -> Any:
+    def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
         if data == b"crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if data == b"hang":
             ctypes.PyDLL(None).sleep(600)
-        return images.decode(data, recipe)
+        return images.decode(data, recipe, limits)
 
     monkeypatch.setattr(loader, "decode", decode)
 
@@ -116,7 +116,7 @@ def test_inline_images_survive_a_death_too(photos: Path) -> None:
 
 
 def test_a_fault_of_our_own_in_a_worker_is_not_hidden(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(data: bytes, recipe: Recipe) -> Any:
+    def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(loader, "decode", decode)

@@ -21,16 +21,20 @@ from conftest import LABELS, jpeg, read_jsonl
 from deit_batch import io as records_io
 from deit_batch import score
 from deit_batch.errors import InputError, Interrupted, OutputError, UsageError
-from deit_batch.fetch import Limits
 from deit_batch.images import CARD_RECIPE
+from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
 from deit_batch.runner import Options, run
+
+LOOPBACK = Limits(allow_private_hosts=True)
 
 
 def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **options: Any) -> Path:
     """Runs in this process, in small batches, and returns the output's path."""
     run_options = {key: options.pop(key) for key in ("format", "fresh", "stdin") if key in options}
-    chosen = Options(**{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, **options})
+    chosen = Options(
+        **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}
+    )
     run(chosen, out=str(tmp_path / out), **run_options)
     return tmp_path / out
 

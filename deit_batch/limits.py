@@ -1,0 +1,26 @@
+"""What one image may cost, and where it may come from: the defaults are for input that nobody has looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Sizes are of the encoded image in bytes and of the decoded one in pixels; times in seconds. `fetch_seconds` is
+    for one try of a URL with all its redirects, `retries` are further tries after a passing fault, `connections` those
+    open at a time to one host, in each worker. `root` is the folder that local files must be in, links resolved."""
+
+    image_bytes: int = 100 * 2**20
+    image_pixels: int = 178_956_970  # where Pillow calls an image a decompression bomb
+    fetch_seconds: float = 30.0
+    decode_seconds: float = 60.0
+    redirects: int = 5
+    retries: int = 2
+    connections: int = 8
+    allow_private_hosts: bool = False
+    allow_truncated: bool = False
+    root: str | None = None
+
+
+DEFAULT_LIMITS = Limits()
