@@ -30,13 +30,8 @@ def no_constant(name: str) -> None:
 def test_any_record_is_one_line_of_strict_json(
     image: str | None, predictions: list[tuple[str, float]], error: str | None, keep: dict[str, object]
 ) -> None:
-    record = Record(
-        3,
-        image,
-        [{"label": label, "score": score} for label, score in predictions],
-        error and Failure("X", error),
-        keep,
-    )  # type: ignore[arg-type]
+    failure = None if error is None else Failure("X", error)
+    record = Record(3, image, [{"label": label, "score": score} for label, score in predictions], failure, keep)
     line = json_line(record.as_dict())
     assert line.count(b"\n") == 1
     values = json.loads(line.decode("utf-8"), parse_constant=no_constant)
