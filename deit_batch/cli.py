@@ -66,7 +66,9 @@ class TopK(click.ParamType[int | None]):
         return number
 
 
-class ErrorThreshold(click.ParamType[str]):
+class Threshold(click.ParamType[str]):
+    """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
+
     name = "N|N%"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -172,10 +174,8 @@ def main() -> None:
 @click.option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done.")
 @click.option(
     "--error-threshold",
-    default="0",
-    show_default=True,
-    type=ErrorThreshold(),
-    help="Exit with 0 although this many inputs failed.",
+    type=Threshold(),
+    help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have.",
 )
 @click.option(
     "--batch-size",
@@ -260,7 +260,7 @@ def score(
     out: str | None,
     format: str | None,
     fresh: bool,
-    error_threshold: str,
+    error_threshold: str | None,
     dry_run: bool,
     quiet: bool,
     verbose: bool,
@@ -297,34 +297,32 @@ def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
 
 
 def _score(
-    chosen: dict[str, Any], out: str | None, format: str | None, fresh: bool, quiet: bool, error_threshold: str
+    chosen: dict[str, Any], out: str | None, format: str | None, fresh: bool, quiet: bool, error_threshold: str | None
 ) -> int:
     if out is None:
         raise UsageError("Missing option '--out'. Use - for stdout.")
-    from deit_batch.runner import Options, run
+    from deit_batch.runner import ErrorThreshold, Options, counts, run
 
-    outcome = run(Options(**chosen), out=out, format=format, fresh=fresh, quiet=quiet)
+    threshold = None
+    if error_threshold is not None:
+        threshold = ErrorThreshold(float(error_threshold.removesuffix("%")), percent=error_threshold.endswith("%"))
+    outcome = run(Options(**chosen), out=out, format=format, fresh=fresh, error_threshold=threshold, quiet=quiet)
     tally = outcome.tally
     speed = outcome.report.get("images_per_second")
     logger.info(
         "%s of %s images scored%s%s%s",
         f"{tally.scored:,}",
         f"{tally.inputs:,}",
-        f", {tally.failed:,} failed ({_counts(tally.failures)})" if tally.failed else "",
+        f", {tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
         f", {speed} images/s" if speed else "",
         "" if out == "-" else f": {out}",
     )
-    return SCORED if _within(tally.failed, tally.inputs, error_threshold) else SOME_FAILED
-
-
-def _within(failures: int, inputs: int, error_threshold: str) -> bool:
-    bound = float(error_threshold.removesuffix("%"))
-    return failures <= (bound / 100 * inputs if error_threshold.endswith("%") else bound)
+    return SOME_FAILED if tally.failed and not (threshold and threshold.allows(tally.failed, tally.inputs)) else SCORED
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
     from deit_batch.io import Failure
-    from deit_batch.runner import Options
+    from deit_batch.runner import Options, counts
 
     source = Options(**chosen).open_source()
     kinds: Counter[str] = Counter()
@@ -335,9 +333,9 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
         kinds[kind] += 1
         if len(first) < FIRST_SHOWN:
             first.append(reference.image or f"({kind.removesuffix('s')})")
-    click.echo(f"{kinds.total():,} inputs: {_counts(kinds) or 'none'}")
+    click.echo(f"{kinds.total():,} inputs: {counts(kinds) or 'none'}")
     if source.passed_over:
-        click.echo(f"passed over: {_counts(source.passed_over)}")
+        click.echo(f"passed over: {counts(source.passed_over)}")
     for image in first:
         click.echo(f"  {image}".encode("utf-8", "replace").decode())
     if kinds.total() > len(first):
@@ -350,7 +348,3 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
 
 
 _KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
-
-
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {name}" for name, number in counter.most_common())

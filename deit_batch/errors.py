@@ -5,6 +5,7 @@ DeitBatchError            a run that can't go on; each class knows its exit stat
 ├── CheckpointError       1: no such model, or one that must not be scored with
 ├── InputError            1: the input can't be read to its end
 ├── OutputError           1: the results can't be written
+├── TooManyFailures       1: more inputs failed than --error-threshold allows
 └── Interrupted           130 or 143: stopped by a signal, resumable
 
 ImageError                one image that can't be scored; becomes a failed record, never ends a run
@@ -38,6 +39,10 @@ class InputError(DeitBatchError):
 
 
 class OutputError(DeitBatchError):
+    pass
+
+
+class TooManyFailures(DeitBatchError):  # noqa: N818 - says it all
     pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 import torch
@@ -10,8 +11,10 @@ import transformers
 from torch import Tensor, nn
 
 from deit_batch.checkpoints import Checkpoint
-from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.images import Recipe
+
+logger = logging.getLogger("deit_batch")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -44,13 +47,31 @@ class Classifier:
         self.device, self.dtype = weight.device, weight.dtype
         self._module = module
         self._multi_label = multi_label
+        self._largest = sys.maxsize  # images at a time: all, until memory has run out
         shape = (1, 3, 1, 1)
         self._rescale = recipe.rescale_factor
         self._mean = torch.tensor(recipe.mean, device=self.device).view(shape)
         self._std = torch.tensor(recipe.std, device=self.device).view(shape)
 
-    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
+        """Raises DeitBatchError if not even one image fits into the device's memory."""
+        done: list[Tensor] = []
+        while sum(map(len, done)) < len(pixels):
+            start = sum(map(len, done))
+            try:
+                done.append(self._forward(pixels[start : start + self._largest]))
+            except torch.OutOfMemoryError as error:
+                self._shrink(min(self._largest, len(pixels) - start), error)
+        return torch.cat(done)
+
+    def _shrink(self, images: int, error: Exception) -> None:
+        if images == 1:
+            raise DeitBatchError(f"one image alone does not fit into the memory of {self.device}") from error
+        self._largest = images // 2
+        logger.warning("%s images do not fit into the memory of %s: going on by %s", images, self.device, self._largest)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> Tensor:
         values = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
         values = values.mul_(self._rescale).sub_(self._mean).div_(self._std)
         logits = self._module(pixel_values=values.to(self.dtype)).logits.float()
@@ -86,5 +107,5 @@ def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.dev
     classes = module.config.num_labels
     if classes != len(checkpoint.labels):
         raise CheckpointError(f"{checkpoint.name} has {classes} classes but names {len(checkpoint.labels)} labels")
-    logging.getLogger("deit_batch").debug("loaded %s as %s", checkpoint.folder, checkpoint.architecture)
+    logger.debug("loaded %s as %s", checkpoint.folder, checkpoint.architecture)
     return Classifier(module.eval().to(device), recipe, multi_label=checkpoint.multi_label)

@@ -2,6 +2,7 @@
 
     preds.jsonl            appears whole, when the run is finished
     preds.jsonl.partial    grows, one record a line, whatever the final format; a dead run is continued from it
+    preds.jsonl.lock       held while a run writes
     preds.jsonl.run.json   what the run is (settings), and when it is finished, how it went
 
 A step that is cut short at any point leaves files from which the same command goes on:
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from deit_batch import sinks
-from deit_batch.errors import OutputError, UsageError
+from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.io import Record, Reference, identity, json_line, json_value, rename_durably, write_atomically
+from deit_batch.lock import Lock
 
 Batch = list[Reference]
 
@@ -63,7 +65,9 @@ class Output(Protocol):
 
     def finish(self, report: Mapping[str, object]) -> None: ...
 
-    def interrupt(self, report: Mapping[str, object]) -> None: ...
+    def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def open_output(
@@ -102,7 +106,10 @@ class _Stream:
     def finish(self, report: Mapping[str, object]) -> None:
         pass
 
-    def interrupt(self, report: Mapping[str, object]) -> None:
+    def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -120,15 +127,24 @@ class _File:
         self._keep = keep
         self._digest = hashlib.sha256()
         with _writing(target):
-            if fresh:
-                self._partial.unlink(missing_ok=True)
-            previous = self._previous()
-            if self._partial.exists():
-                self._require_same(previous)
-            elif target.exists() and not fresh and previous.get("status") != "running":
-                self._require_same(previous)
-                self.complete = True  # to be checked in remaining()
-            self._earlier = previous
+            self._lock = Lock(target.with_name(target.name + ".lock"), str(target))
+            try:
+                self._earlier = self._look_around(fresh)
+            except DeitBatchError:
+                self._lock.release()
+                raise
+
+    def _look_around(self, fresh: bool) -> dict[str, Any]:
+        """The report of the run that left files here, if it is one that this run may continue or replace."""
+        if fresh:
+            self._partial.unlink(missing_ok=True)
+        previous = self._previous()
+        if self._partial.exists():
+            self._require_same(previous)
+        elif self._target.exists() and not fresh and previous.get("status") != "running":
+            self._require_same(previous)
+            self.complete = True  # to be checked in remaining()
+        return previous
 
     def _previous(self) -> dict[str, Any]:
         try:
@@ -184,11 +200,13 @@ class _File:
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 
     def _verified(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes over the batches whose records are all there, and cuts off what comes after them."""
+        """Passes over the batches whose records are all there, and cuts off what comes after them. If the run gave up
+        because too much failed, that starts with the first batch in which anything did."""
+        again = self._earlier.get("status") == "gave up"
         for batch in batches:
             start = self._file.tell()
             records = [record for _ in batch if (record := self._read_record())]
-            if len(records) < len(batch):
+            if len(records) < len(batch) or (again and any("error" in record for record in records)):
                 self._file.seek(start)
                 self._file.truncate()
                 return chain([batch], batches)
@@ -244,10 +262,13 @@ class _File:
             rename_durably(result, self._target)
             self._partial.unlink(missing_ok=True)
 
-    def interrupt(self, report: Mapping[str, object]) -> None:
+    def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
         with _writing(self._target):
             os.fsync(self._file.fileno())
-            self._write_report("interrupted", report)
+            self._write_report("gave up" if gave_up else "interrupted", report)
+
+    def close(self) -> None:
+        self._lock.release()
 
     def _write_report(self, status: str, report: Mapping[str, object], **more: object) -> None:
         write_atomically(self._report, _pretty({"status": status, **report, **more, "settings": self._settings}))

@@ -7,14 +7,14 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
-from deit_batch.errors import DeitBatchError, ScoreError
+from deit_batch.errors import DeitBatchError, ScoreError, TooManyFailures
 from deit_batch.images import Recipe
 from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Prediction, Record, Reference, failed
@@ -69,6 +69,7 @@ class Options:
 class Stopwatch:
     """Seconds by stage."""
 
+    start: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -78,6 +79,10 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
+
+    def report(self) -> dict[str, float]:
+        total = time.monotonic() - self.start
+        return {stage: round(seconds, 3) for stage, seconds in {**self.seconds, "total": total}.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,32 @@ def _default_workers(on_cpu: bool) -> int:
     """On a CPU decoding is a small part of the work (DeiT-Ti: a fifth), and the model wants the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 4 if on_cpu else cores - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorThreshold:
+    """How many inputs may fail: a number, or a percentage of all."""
+
+    amount: float
+    percent: bool = False
+
+    def allows(self, failed: int, inputs: int) -> bool:
+        return failed <= (self.amount / 100 * inputs if self.percent else self.amount)
+
+    def check(self, tally: Tally, total: int | None) -> None:
+        """While the run goes on; `total` may be a guess, so a percentage is taken of a thousand inputs at least. Raises
+        TooManyFailures when there is no hope left."""
+        if not self.allows(tally.failed, max(tally.inputs, total or 0, 1000)):
+            raise TooManyFailures(
+                f"given up: {tally.failed:,} of {tally.inputs:,} inputs failed ({counts(tally.failures)}), more than "
+                f"--error-threshold allows. Mend the cause and run the same command again: it goes on from the first "
+                "that failed"
+            )
+
+
+def counts(counter: Mapping[str, int]) -> str:
+    """As in "3 FetchError, 1 DecodeError"."""
+    return ", ".join(f"{number:,} {name}" for name, number in Counter(counter).most_common())
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,19 +254,24 @@ def run(
     out: str,
     format: str | None = None,
     fresh: bool = False,
+    error_threshold: ErrorThreshold | None = None,
     quiet: bool = False,
     stdin: BinaryIO | None = None,
 ) -> Outcome:
     """Scores `options.input` into the file `out` ("-" for stdout) and leaves a report beside it.
 
-    Raises DeitBatchError if the run can't go on; then the same call continues it.
+    Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
+    call continues it.
     """
     stopwatch = Stopwatch()
-    with stopwatch("total"), stop_on_signals() as stop:
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
         source = options.open_source(stdin)
         plan = Plan.of(options)
         settings = plan.settings(options)
-        output = open_output(out, format, settings=settings, keep=options.keep, fresh=fresh)
+        output = stack.enter_context(
+            closing(open_output(out, format, settings=settings, keep=options.keep, fresh=fresh))
+        )
 
         from deit_batch.loader import batched
 
@@ -253,17 +289,20 @@ def run(
                     output.write(records)
                 progress.update(read["references"])
                 stop.check()
-        except DeitBatchError:
-            output.interrupt(_report(source, plan, output, stopwatch, progress))
+                if error_threshold:
+                    error_threshold.check(output.tally, source.total(read["references"]))
+        except DeitBatchError as error:
+            report = _report(source, plan, output, stopwatch, progress)
+            output.interrupt(report, gave_up=isinstance(error, TooManyFailures))
             raise
         finally:
             work.close()
             progress.close()
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", options.input)
-    report = _report(source, plan, output, stopwatch, progress)
-    output.finish(report)
-    return Outcome(output.tally, report)
+        report = _report(source, plan, output, stopwatch, progress)
+        output.finish(report)
+        return Outcome(output.tally, report)
 
 
 def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:
@@ -286,7 +325,7 @@ def _report(source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, pr
             "passed_over": dict(source.passed_over),
         },
         "images_per_second": round(progress.images_per_second, 2),
-        "seconds": {stage: round(seconds, 3) for stage, seconds in stopwatch.seconds.items()},
+        "seconds": stopwatch.report(),
         "architecture": plan.checkpoint.architecture,
         "workers": plan.workers,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

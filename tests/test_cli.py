@@ -44,14 +44,49 @@ def test_stdout_carries_results_only_and_stdin_is_read(tmp_path: Path) -> None:
 
 def test_some_failures_are_status_3_unless_within_the_threshold(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nnone.jpg\n")
-    command = ["score", "--input", "t.txt", "--model", "demo"]
-    assert deit_batch(*command, "--out", "a.jsonl", cwd=tmp_path).returncode == 3
-    again = deit_batch(*command, "--out", "a.jsonl", cwd=tmp_path)
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out", "a.jsonl"]
+    assert deit_batch(*command, cwd=tmp_path).returncode == 3
+    again = deit_batch(*command, cwd=tmp_path)
     assert (again.returncode, "finished already" in again.stderr) == (3, True)
     for threshold, status in (("1", 0), ("50%", 0), ("49%", 3)):
-        done = deit_batch(*command, "--out", "a.jsonl", "--error-threshold", threshold, cwd=tmp_path)
-        assert done.returncode == status
+        assert deit_batch(*command, "--error-threshold", threshold, cwd=tmp_path).returncode == status
     assert "1 failed (1 FetchError)" in again.stderr
+
+
+def test_a_run_gives_up_when_too_much_fails_and_goes_on_when_that_is_mended(tmp_path: Path) -> None:
+    """As when a disk is not mounted."""
+    (tmp_path / "disk").mkdir()
+    good = sorted(EXAMPLES.glob("*/*.png"))
+    names = [*map(str, good), *(f"disk/{path.name}" for path in good)]
+    (tmp_path / "t.txt").write_text("\n".join(names))
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--batch-size", "4"]
+    for _ in range(2):
+        done = deit_batch(*command, "--error-threshold", "5", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "given up: 8 of 48 inputs failed (8 FetchError)" in done.stderr.splitlines()[-1]
+        assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["status"] == "gave up"
+        assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 48
+    for path in good:
+        (tmp_path / "disk" / path.name).write_bytes(path.read_bytes())
+    mended = deit_batch(*command, "--error-threshold", "5", cwd=tmp_path)
+    assert (mended.returncode, "going on after 40 images" in mended.stderr) == (0, True)
+    assert all(record["predictions"] for record in read_jsonl(tmp_path / "p.jsonl"))
+
+
+def test_two_runs_on_one_output(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n" * 20_000)
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl"]
+    with subprocess.Popen([COMMAND, *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        for fresh in ([], ["--fresh"]):
+            second = deit_batch(*command, *fresh, cwd=tmp_path)
+            assert second.returncode == 1
+            assert f"p.jsonl is being written by process {process.pid} on " in second.stderr
+        process.kill()
+    assert (tmp_path / "p.jsonl.lock").exists()  # stale: it blocks nobody
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n" * 20)
+    assert deit_batch(*command, "--fresh", cwd=tmp_path).returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "p.jsonl.run.json", "t.txt"]
 
 
 def test_a_run_that_fails_is_status_1_in_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from transformers import pipeline
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
-from deit_batch.errors import CheckpointError, UsageError
-from deit_batch.model import choose_device, choose_dtype, load_classifier
+from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
+from deit_batch.model import Classifier, choose_device, choose_dtype, load_classifier
 
 
 def assert_equals_pipeline(folder: Path, images: Path, **options: Any) -> None:
@@ -154,3 +155,38 @@ def test_scores_that_are_not_finite_are_failures(vit: Path, tmp_path: Path) -> N
     records = list(score(str(tmp_path / "images"), model=str(folder), workers=0, limit=3))
     assert [record.error and record.error.type for record in records] == ["ScoreError"] * 3
     assert [record.predictions for record in records] == [[], [], []]
+
+
+class Small(torch.nn.Module):
+    """A model on a device whose memory holds so many images."""
+
+    def __init__(self, inner: torch.nn.Module, room: int) -> None:
+        super().__init__()
+        self.inner, self.room = inner, room
+        self.seen: list[int] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        if len(pixel_values) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.seen.append(len(pixel_values))
+        return self.inner(pixel_values=pixel_values)
+
+
+def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(
+    vit: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("deit_batch"), "propagate", True)
+    checkpoint = find_checkpoint(str(vit))
+    recipe = find_recipe(checkpoint, None)
+    whole = load_classifier(checkpoint, recipe, device=torch.device("cpu"), dtype=torch.float32)
+    pixels = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
+    module = Small(whole._module, room=5)
+    split = Classifier(module, recipe, multi_label=False)
+    for _ in range(2):
+        assert torch.allclose(split(pixels), whole(pixels), atol=1e-6)
+    assert module.seen == [4, 4, 1] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "9 images do not fit into the memory of cpu: going on by 4"
+    ]
+    with pytest.raises(DeitBatchError, match="one image alone does not fit"):
+        Classifier(Small(whole._module, room=0), recipe, multi_label=False)(pixels)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from conftest import LABELS, jpeg, read_jsonl
 
 from deit_batch import io as records_io
 from deit_batch import score
-from deit_batch.errors import InputError, Interrupted, OutputError, UsageError
+from deit_batch.errors import InputError, Interrupted, OutputError, TooManyFailures, UsageError
 from deit_batch.images import CARD_RECIPE
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
-from deit_batch.runner import Options, run
+from deit_batch.output import Tally
+from deit_batch.runner import ErrorThreshold, Options, run
 
 LOOPBACK = Limits(allow_private_hosts=True)
 
@@ -335,6 +337,16 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(
 def test_a_table_without_rows_gives_an_empty_output(vit: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image\n")
     assert scored(tmp_path / "t.csv", vit, tmp_path).read_bytes() == b""
+
+
+def test_an_error_threshold_in_percent_is_not_judged_too_early() -> None:
+    threshold = ErrorThreshold(10, percent=True)
+    threshold.check(Tally(0, Counter(FetchError=100)), None)
+    threshold.check(Tally(0, Counter(FetchError=500)), 5000)
+    with pytest.raises(TooManyFailures, match=r"101 of 101 inputs failed \(101 FetchError\)"):
+        threshold.check(Tally(0, Counter(FetchError=101)), None)
+    with pytest.raises(TooManyFailures):
+        threshold.check(Tally(0, Counter(FetchError=501)), 5000)
 
 
 def test_batches_of_large_inline_images_are_cut_short() -> None:

@@ -1,0 +1,45 @@
+"""One run at a time on one output."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from deit_batch.errors import OutputError
+
+
+class Lock:
+    """Held by this process until it is released or the process ends, however it ends: a lock of the system, not the
+    mere presence of a file, so nothing stale can block. It is not inherited by workers, which may outlive a run."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        """Raises OutputError, saying who holds it, if another process does."""
+        self._path = path
+        while True:
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                holder = self._file.read().strip() or "another process"
+                self._file.close()
+                raise OutputError(f"{what} is being written by {holder}; wait for it, or give another --out") from None
+            if self._is_there():
+                break
+            self._file.close()  # its last holder has just removed it
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self._file.flush()
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._file.close()
