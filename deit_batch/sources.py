@@ -124,7 +124,7 @@ def _walk(
         path = os.path.join(folder, entry.name)
         if entry.name.startswith("."):
             passed_over["hidden"] += 1
-        elif entry.is_dir():
+        elif os.path.isdir(path):  # entry.is_dir() raises for a link to itself
             if recursive:
                 yield from _walk(path, recursive, passed_over, (*above, here))
             else:
