@@ -136,7 +136,7 @@ class Plan:
 
 
 def _default_workers(on_cpu: bool) -> int:
-    """On a CPU decoding is a small part of the work (DeiT-Ti: a fifth), and the model wants the cores."""
+    """On a CPU decoding is the smaller part of the work, and the model wants the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 4 if on_cpu else cores - 1)
 
