@@ -6,7 +6,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -18,14 +20,35 @@ SECONDS_BETWEEN_LINES = 30.0
 logger = logging.getLogger("deit_batch")
 
 
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by stage."""
+
+    start: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
+
+    def report(self) -> dict[str, float]:
+        total = time.monotonic() - self.start
+        return {stage: round(seconds, 3) for stage, seconds in {**self.seconds, "total": total}.items()}
+
+
 class Progress:
     """A bar where stderr is a terminal, a plain line now and then where it is a log, nothing if `quiet`.
 
     `total(n)` is as in `sources.Source`; `done` is how many records an earlier run has left."""
 
-    def __init__(self, total: Callable[[int], int | None], tally: Tally, *, quiet: bool) -> None:
+    def __init__(self, total: Callable[[int], int | None], tally: Tally, stopwatch: Stopwatch, *, quiet: bool) -> None:
         self._total = total
         self._tally = tally
+        self._stopwatch = stopwatch
         self._start = self._last = time.monotonic()
         self._done_before = tally.inputs
         self._bar: tqdm[NoReturn] | None = None
@@ -55,8 +78,8 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """Of this run alone, since it began to score."""
-        seconds = time.monotonic() - self._start
+        """Of this run alone, and without the time that the model took to load."""
+        seconds = time.monotonic() - self._start - self._stopwatch.seconds.get("load", 0.0)
         return (self._tally.inputs - self._done_before) / seconds if seconds else 0.0
 
     def _time_left(self, total: int | None) -> str:

@@ -8,8 +8,8 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from deit_batch import __version__
@@ -20,7 +20,7 @@ from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Prediction, Record, Reference, failed
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.output import Output, Tally, open_output
-from deit_batch.progress import Progress
+from deit_batch.progress import Progress, Stopwatch
 from deit_batch.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -63,26 +63,6 @@ class Options:
             limit=self.limit,
             stdin=stdin,
         )
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Seconds by stage."""
-
-    start: float = field(default_factory=time.monotonic)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
-
-    def report(self) -> dict[str, float]:
-        total = time.monotonic() - self.start
-        return {stage: round(seconds, 3) for stage, seconds in {**self.seconds, "total": total}.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +261,7 @@ def run(
             return Outcome(output.tally, {})
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
-        progress = Progress(source.total, output.tally, quiet=quiet)
+        progress = Progress(source.total, output.tally, stopwatch, quiet=quiet)
         work = scored(batches, plan, options, stopwatch)
         try:
             for records in work:
@@ -292,7 +272,7 @@ def run(
                 if error_threshold:
                     error_threshold.check(output.tally, source.total(read["references"]))
         except DeitBatchError as error:
-            report = _report(source, plan, output, stopwatch, progress)
+            report = _report(source, options, plan, output, stopwatch, progress)
             output.interrupt(report, gave_up=isinstance(error, TooManyFailures))
             raise
         finally:
@@ -300,7 +280,7 @@ def run(
             progress.close()
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", options.input)
-        report = _report(source, plan, output, stopwatch, progress)
+        report = _report(source, options, plan, output, stopwatch, progress)
         output.finish(report)
         return Outcome(output.tally, report)
 
@@ -311,7 +291,9 @@ def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Itera
         yield batch
 
 
-def _report(source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress) -> dict[str, object]:
+def _report(
+    source: Source, options: Options, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress
+) -> dict[str, object]:
     import torch
     import transformers
 
@@ -328,6 +310,7 @@ def _report(source: Source, plan: Plan, output: Output, stopwatch: Stopwatch, pr
         "seconds": stopwatch.report(),
         "architecture": plan.checkpoint.architecture,
         "workers": plan.workers,
+        "options": asdict(options),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             "deit-batch": __version__,

@@ -211,8 +211,8 @@ PAGE = """# Faults
 
 What `scripts/faults` did to the installed command, over and over, and what came of it: after each fault the same
 command was run again, and its output compared byte for byte with that of an undisturbed run over {inputs:,} inputs.
-The hostile files are those of `scripts/corpus.py`: there every input must have its record, in its place, and stderr must
-carry no line but our own. Taken on 2 cores of an Intel Xeon; the table is written by the program.
+The hostile files are those of `scripts/corpus.py`: there every input must have its record, in its place, and stderr
+must carry no line but our own. Taken on 2 cores of an Intel Xeon; the table is written by the program.
 
 {table}
 """

@@ -35,7 +35,7 @@ def cache(vit: Path, tmp_path: Path) -> Path:
 def test_a_cached_model_needs_no_network_and_its_commit_is_recorded(
     cache: Path, tmp_path: Path, revision: str | None
 ) -> None:
-    more = ["--revision", revision] if revision else []
+    more = ["--revision", revision] if revision else ["--image-processor", NAME]
     done = deit_batch(
         "score", "--input", EXAMPLES, "--model", NAME, "--out", "p.jsonl", "--limit", "3", *more, cwd=tmp_path,
         env={"HF_HOME": str(cache), "PATH": "/usr/bin:/bin", "HF_ENDPOINT": "http://127.0.0.1:1"},

@@ -170,6 +170,8 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
     }  # fmt: skip
     assert report["settings"]["recipe"]["resize"] == [32, 32]
     assert report["settings"]["dtype"] == "float32"
+    assert report["options"]["limits"]["retries"] == 2
+    assert report["images_per_second"] > 0
     assert len(report["settings"]["checkpoint_sha256"]) == 64
     assert {"load", "wait for images", "score", "write", "total"} <= set(report["seconds"])
     assert {"deit-batch", "torch", "transformers", "python"} == set(report["versions"])
