@@ -89,10 +89,15 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         config = tomllib.loads(value.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{value}: {error}") from error
-    values = {name.replace("-", "_"): setting for name, setting in config.get("score", config).items()}
-    unknown = set(values) - {str(option.name) for option in ctx.command.params}
+    config.update(config.pop("score", {}))
+    values = {name.replace("-", "_"): setting for name, setting in config.items()}
+    options = {str(option.name): option for option in ctx.command.params}
+    unknown = sorted(set(values) - set(options))
     if unknown:
-        raise click.BadParameter(f"{value}: there is no option {', '.join(sorted(unknown))}")
+        raise click.BadParameter(f"{value}: there is no option {', '.join(unknown)}")
+    for name, setting in values.items():
+        if options[name].multiple and isinstance(setting, str):
+            values[name] = [setting]  # Click would take its letters
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 

@@ -227,8 +227,7 @@ def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None
 
 
 def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('input = "t.txt"\ntop-k = 2\nbatch-size = 7\nkeep = ["id"]\n[score]\n')
-    (tmp_path / "d.toml").write_text('[score]\ninput = "t.txt"\ntop-k = 2\nbatch-size = 7\n')
+    (tmp_path / "d.toml").write_text('keep = "id"\ntop-k = 9\n[score]\ninput = "t.txt"\ntop-k = 2\nbatch-size = 7\n')
     (tmp_path / "t.txt").write_text("a.jpg\n")
 
     def options(*args: str, **variables: str) -> dict[str, str]:
@@ -238,6 +237,7 @@ def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(
         return dict(line.strip().split(" = ") for line in done.stdout.splitlines() if " = " in line)
 
     assert options()["top-k"] == "2"
+    assert options()["keep"] == '["id"]'
     assert options(DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "3"
     assert options("--top-k", "all", DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "null"
     assert options(DEIT_BATCH_SCORE_TOP_K="3")["batch-size"] == "7"
