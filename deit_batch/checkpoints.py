@@ -27,7 +27,7 @@ ARCHITECTURES = (
     "DeiTForImageClassification",  # fine-tuned with one head
 )
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -42,6 +42,7 @@ class Checkpoint:
     folder: Path
     commit: str | None
     digest: str
+    pickled: bool
     architecture: str
     model_type: str
     labels: list[str]
@@ -55,19 +56,25 @@ def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: boo
     Raises CheckpointError, saying what to do, if it can't be had or must not be scored with.
     """
     folder, commit = _find_folder(name, revision, allow_pickle)
-    config = _read_json(folder / "config.json", name)
-    weights = _weights(folder, name, allow_pickle)
-    return Checkpoint(
-        name=name,
-        folder=folder,
-        commit=commit,
-        digest=_digest([folder / "config.json", *weights]),
-        architecture=_architecture(config, name),
-        model_type=config["model_type"],
-        labels=_labels(config, name),
-        image_size=_image_size(config, name),
-        multi_label=_multi_label(config, name),
-    )
+    config = _read_json(folder / "config.json", f"{name} is no checkpoint")
+    try:
+        weights = _weights(folder, name, allow_pickle)
+        return Checkpoint(
+            name=name,
+            folder=folder,
+            commit=commit,
+            digest=_digest([folder / "config.json", *weights]),
+            pickled=weights[0].suffix == ".bin",
+            architecture=_architecture(config, name),
+            model_type=config["model_type"],
+            labels=_labels(config, name),
+            image_size=_image_size(config, name),
+            multi_label=_multi_label(config, name),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the configuration in {folder} can't be understood: {error!r}") from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
 
 
 def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
@@ -77,7 +84,7 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
         recipe = CARD_RECIPE
     else:
         file = _recipe_file(checkpoint, image_processor)
-        recipe = recipe_from_config(_read_json(file, str(file)), checkpoint.model_type)
+        recipe = recipe_from_config(_read_json(file, "no image processor"), checkpoint.model_type)
     if recipe.size != checkpoint.image_size:
         height, width = checkpoint.image_size
         raise CheckpointError(
@@ -189,11 +196,11 @@ def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
     return _snapshot(image_processor, None, ["preprocessor_config.json"]) / "preprocessor_config.json"
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _read_json(path: Path, if_missing: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{name} is no checkpoint: there is no {path}") from error
+        raise CheckpointError(f"{if_missing}: there is no {path}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
@@ -202,20 +209,24 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
-    safe = sorted(folder.glob("model*.safetensors"))
-    pickled = sorted(folder.glob("pytorch_model*.bin"))
-    if safe or (pickled and allow_pickle):
-        return safe or pickled
-    if pickled:
-        raise CheckpointError(
-            f"{name} has its weights only as a pickle ({pickled[0].name}), which can run code when it is loaded; if "
-            "you trust where it came from, add --allow-pickle"
+    """The files that the weights are in: one, or those that an index names."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if suffix == ".bin" and not allow_pickle:
+            continue
+        index = folder / f"{stem}{suffix}.index.json"
+        if (folder / f"{stem}{suffix}").is_file():
+            return [folder / f"{stem}{suffix}"]
+        if index.is_file():
+            shards = sorted(set(_read_json(index, name)["weight_map"].values()))
+            if not all(shard.endswith(suffix) and "/" not in shard for shard in shards):
+                raise CheckpointError(f"{index} names files that are not {suffix}")
+            return [folder / shard for shard in shards]
+    hint = ""
+    if not allow_pickle:
+        hint = (
+            "; if it has only pickled ones (pytorch_model.bin), which can run code when they are loaded, and you trust "
+            "where they came from, add --allow-pickle"
         )
-    hint = (
-        ""
-        if allow_pickle
-        else "; if it has only pickled weights (pytorch_model.bin) and you trust it, add --allow-pickle"
-    )
     raise CheckpointError(f"{name} has no weights: there is no model.safetensors in {folder}{hint}")
 
 
@@ -249,9 +260,11 @@ def _labels(config: dict[str, Any], name: str) -> list[str]:
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{name} names no labels: its config.json needs an id2label of one name a class")
     try:
-        labels = [str(names[str(number)]) for number in range(len(names))]
+        labels = [names[str(number)] for number in range(len(names))]
     except KeyError as error:
         raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
+    if not all(isinstance(label, str) and label for label in labels):
+        raise CheckpointError(f"{name}: the id2label of its config.json has names that are no text")
     if all(_PLACEHOLDER.fullmatch(label) for label in labels):
         raise CheckpointError(
             f"{name} names no labels, only {labels[0]}, …: write the classes' names into the id2label of its "

@@ -8,7 +8,7 @@ import os
 import sys
 import tomllib
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ import click
 
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL
-from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.errors import DeitBatchError, Interrupted, UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 
 logger = logging.getLogger("deit_batch")
@@ -89,7 +89,10 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         config = tomllib.loads(value.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{value}: {error}") from error
-    config.update(config.pop("score", {}))
+    section = config.pop("score", {})
+    if not isinstance(section, dict):
+        raise click.BadParameter(f"{value}: score must be a table, [score]")
+    config.update(section)
     values = {name.replace("-", "_"): setting for name, setting in config.items()}
     options = {str(option.name): option for option in ctx.command.params}
     unknown = sorted(set(values) - set(options))
@@ -286,7 +289,7 @@ def score(
         sys.exit(
             _dry_run(chosen, out, format) if dry_run else _score(chosen, out, format, fresh, quiet, error_threshold)
         )
-    except DeitBatchError as error:
+    except (DeitBatchError, Interrupted) as error:
         _fail(error, error.exit_status, verbose)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush there
@@ -328,8 +331,12 @@ def _score(
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
     from deit_batch.io import Failure
     from deit_batch.runner import Options, counts
+    from deit_batch.sinks import choose_format
 
-    source = Options(**chosen).open_source()
+    options = Options(**chosen)
+    if out is not None:
+        choose_format(out, format, options.keep)
+    source = options.open_source()
     kinds: Counter[str] = Counter()
     first: list[str] = []
     for reference in source.references:
@@ -346,9 +353,10 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     if kinds.total() > len(first):
         click.echo("  …")
     click.echo("options:")
-    limits = asdict(chosen.pop("limits"))
-    for name, value in sorted({**chosen, **limits, "out": out, "format": format}.items()):
-        click.echo(f"  {name.replace('_', '-')} = {json.dumps(value)}")
+    context = click.get_current_context()
+    for name, value in sorted(context.params.items()):
+        shown = "all" if name == "top_k" and value is None else value
+        click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown)}")
     return SCORED
 
 

@@ -5,8 +5,9 @@ DeitBatchError            a run that can't go on; each class knows its exit stat
 ├── CheckpointError       1: no such model, or one that must not be scored with
 ├── InputError            1: the input can't be read to its end
 ├── OutputError           1: the results can't be written
-├── TooManyFailures       1: more inputs failed than --error-threshold allows
-└── Interrupted           130 or 143: stopped by a signal, resumable
+└── TooManyFailures       1: more inputs failed than --error-threshold allows
+
+Interrupted               130 or 143: stopped by a signal, resumable
 
 ImageError                one image that can't be scored; becomes a failed record, never ends a run
 ├── RowError              the row of the table is malformed
@@ -46,8 +47,9 @@ class TooManyFailures(DeitBatchError):  # noqa: N818 - says it all
     pass
 
 
-class Interrupted(DeitBatchError):  # noqa: N818 - no error of anybody's
-    """Stopped by a signal; what was scored is kept and the same command continues."""
+class Interrupted(BaseException):
+    """Stopped by a signal; what was scored is kept and the same command continues. Like KeyboardInterrupt no Exception,
+    so that code which takes any exception for a fault of its input lets it pass."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to continue")

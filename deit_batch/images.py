@@ -36,7 +36,7 @@ _KNOWN = frozenset(
 # Settings that don't change the pixels of an RGB picture.
 _HARMLESS = frozenset(
     "image_processor_type feature_extractor_type processor_class _processor_class do_convert_rgb data_format "
-    "input_data_format return_tensors device disable_grouping default_to_square".split()
+    "input_data_format return_tensors device disable_grouping".split()
 )
 
 
@@ -75,7 +75,9 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
     family = family.removesuffix("FeatureExtractor").lower()
     if family not in _DEFAULTS:
         raise CheckpointError(f"an image processor of type {name} is not a DeiT's; use --image-processor card")
-    strange = [key for key, value in config.items() if value and key not in _KNOWN | _HARMLESS]
+    strange = [key for key, value in config.items() if value and key not in {*_KNOWN, *_HARMLESS, "default_to_square"}]
+    if config.get("default_to_square") is False:
+        strange.append("default_to_square")
     if strange:
         raise CheckpointError(
             f"the image processor sets {', '.join(strange)}, which we don't know; see --image-processor"
@@ -86,11 +88,11 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
         normalize = _get(config, "do_normalize", True)
         return Recipe(
             resize=_size(_get(config, "size", defaults["size"])) if _get(config, "do_resize", True) else None,
-            resample=int(_get(config, "resample", defaults["resample"])),
+            resample=int(Image.Resampling(_get(config, "resample", defaults["resample"]))),
             crop=_crop(_get(config, "crop_size", 224)) if do_crop else None,
             rescale_factor=float(_get(config, "rescale_factor", 1 / 255)) if _get(config, "do_rescale", True) else 1.0,
             mean=_channels(_get(config, "image_mean", 0.5)) if normalize else (0.0,) * 3,
-            std=_channels(_get(config, "image_std", 0.5)) if normalize else (1.0,) * 3,
+            std=_nonzero(_channels(_get(config, "image_std", 0.5))) if normalize else (1.0,) * 3,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the image processor's settings can't be read: {error!r}") from error
@@ -120,6 +122,12 @@ def _channels(value: Any) -> tuple[float, ...]:
     values = tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
     if len(values) != 3:
         raise ValueError(f"{len(values)} values where there are three channels")
+    return values
+
+
+def _nonzero(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(values):
+        raise ValueError("a standard deviation of 0")
     return values
 
 

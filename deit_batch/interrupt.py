@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,6 +38,9 @@ class Stop:
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals belong to the main thread, and to the program that runs us in another
+        return
     handlers = {signal.SIGINT: stop._ask, signal.SIGTERM: stop._ask, signal.SIGALRM: stop._now}
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:

@@ -9,15 +9,16 @@ import base64
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
 
-RECORD_FIELDS = ("index", "image", "image_bytes", "predictions", "error")
+RECORD_FIELDS = ("index", "image", "image_bytes", "image_sha256", "predictions", "error")
 
 _PASSWORD = re.compile(r"(://[^/?#@\s]*?:)[^/?#\s]*(@)")
 _SECRET_PARAMETER = re.compile(
@@ -62,12 +63,36 @@ Location: TypeAlias = LocalFile | Url | Base64 | bytes | Failure
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One input. `index` counts from 0; `image` is as the user gave it, None for inline data."""
+    """One input. `index` counts from 0; `image` is as the user gave it, None for inline data; `sha256` is the digest of
+    inline data as given, None for others."""
 
     index: int
     image: str | None
     location: Location
     keep: Mapping[str, object] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has come out so far, of a run and of those that it continues. `failures` counts by error type."""
+
+    scored: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    @property
+    def inputs(self) -> int:
+        return self.scored + self.failed
+
+    def count(self, record: Mapping[str, Any]) -> None:
+        if "error" in record:
+            self.failures[record["error"]["type"]] += 1
+        else:
+            self.scored += 1
 
 
 class Prediction(TypedDict):
@@ -84,6 +109,12 @@ class Record:
     predictions: list[Prediction]
     error: Failure | None = None
     keep: Mapping[str, object] = field(default_factory=dict)
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, reference: Reference, result: list[Prediction] | Failure) -> Record:
+        predictions, error = ([], result) if isinstance(result, Failure) else (result, None)
+        return cls(reference.index, reference.image, predictions, error, reference.keep, reference.sha256)
 
     def as_dict(self) -> dict[str, object]:
         """The record as it is written: JSON values only, every string valid Unicode."""
@@ -95,21 +126,19 @@ class Record:
         return values
 
 
-def failed(reference: Reference, failure: Failure) -> Record:
-    return Record(reference.index, reference.image, [], failure, reference.keep)
-
-
 def identity(item: Reference | Record) -> dict[str, object]:
     """The part of a record that says which input it is of.
 
     A file name need not be valid UTF-8, but JSON must be: such a name is written with replacement characters, and
-    its exact bytes beside it in base64 as `image_bytes`.
+    its exact bytes beside it in base64 as `image_bytes`. Inline data have no name; their digest stands for one.
     """
     values: dict[str, object] = {"index": item.index, "image": item.image and clean(item.image)}
     if item.image is not None and values["image"] != item.image:
         # Half a surrogate pair, out of a JSON escape, is no file name at all.
         with suppress(UnicodeEncodeError):
             values["image_bytes"] = base64.b64encode(os.fsencode(item.image)).decode()
+    if item.sha256:
+        values["image_sha256"] = item.sha256
     return values
 
 
@@ -127,10 +156,11 @@ def clean(text: str) -> str:
 
 def json_value(value: object) -> object:
     """A kept value in JSON's types: no NaN or infinity (null instead), dates and the like as strings."""
-    if isinstance(value, str):
-        return clean(value)
-    text = json.dumps(value, default=str)
-    return json.loads(clean(text), parse_constant=lambda _: None)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+        return json.loads(clean(text), parse_constant=lambda _: None)
+    except RecursionError:
+        return "(nested too deeply)"
 
 
 def json_line(value: object) -> bytes:

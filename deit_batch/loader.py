@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -152,8 +153,7 @@ def _end_when_the_parent_says() -> None:
 
 
 class Loader:
-    """Iterates over (references, decoded) in input order. The workers start at once, in the constructor, so that they
-    fetch and decode while the model loads.
+    """Iterates over (references, decoded) in input order. The workers start at once, in the constructor.
 
     If a worker dies (killed for memory, or by a decoder's fault), the images that were under way are decoded one by
     one, each in a process of its own: the one that did it becomes a failure, and its neighbours are not lost."""
@@ -192,7 +192,7 @@ class Loader:
         try:
             for batch in self._batches:
                 self._in_flight.append(batch)
-                yield batch
+                yield [replace(reference, keep={}) for reference in batch]  # no worker needs what is kept
         except DeitBatchError as error:
             self._input_error = error  # raised when all that was read before it is through
 

@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise UsageError(f"--device {name}: give auto, cpu, cuda, cuda:N or mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -91,8 +93,7 @@ def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.dev
             module, loading = model_class.from_pretrained(
                 checkpoint.folder,
                 dtype=dtype,
-                # find_checkpoint has seen to it that pickles are only there if they are allowed.
-                use_safetensors=any(checkpoint.folder.glob("model*.safetensors")),
+                use_safetensors=not checkpoint.pickled,
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -103,6 +104,13 @@ def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.dev
         raise CheckpointError(
             f"{checkpoint.name} must not be scored with: {len(lost)} of its weights were not in the checkpoint and are "
             f"random, {lost[0]} first"
+        )
+    # A pooler is left over from pre-training: no classifier uses it.
+    unused = sorted(key for key in loading["unexpected_keys"] if ".pooler." not in key)
+    if unused:
+        raise CheckpointError(
+            f"{checkpoint.name} must not be scored with: its config has no place for {len(unused)} of its weights, "
+            f"{unused[0]} first"
         )
     classes = module.config.num_labels
     if classes != len(checkpoint.labels):

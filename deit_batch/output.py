@@ -18,39 +18,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from deit_batch import sinks
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
-from deit_batch.io import Record, Reference, identity, json_line, json_value, rename_durably, write_atomically
+from deit_batch.io import Record, Reference, Tally, identity, json_line, json_value, rename_durably, write_atomically
 from deit_batch.lock import Lock
 
 Batch = list[Reference]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What has come out so far, this run and the runs that it continues. `failures` counts by error type."""
-
-    scored: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def failed(self) -> int:
-        return self.failures.total()
-
-    @property
-    def inputs(self) -> int:
-        return self.scored + self.failed
-
-    def count(self, record: Mapping[str, Any]) -> None:
-        if "error" in record:
-            self.failures[record["error"]["type"]] += 1
-        else:
-            self.scored += 1
 
 
 class Output(Protocol):
@@ -70,17 +47,12 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def open_output(
-    out: str, format: str | None, *, settings: Mapping[str, object], keep: Sequence[str], fresh: bool
-) -> Output:
+def open_output(out: str, format: str, *, settings: Mapping[str, object], keep: Sequence[str], fresh: bool) -> Output:
     """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
-    chosen = sinks.choose_format(out, format)
     if out == "-":
-        if chosen not in ("jsonl", "sample"):
-            raise UsageError(f"--format {chosen} can't go to stdout; jsonl and sample can")
-        return _Stream(sys.stdout.buffer, chosen)
-    return _File(Path(out), chosen, {**settings, "format": chosen}, keep, fresh)
+        return _Stream(sys.stdout.buffer, format)
+    return _File(Path(out), format, {**settings, "format": format}, keep, fresh)
 
 
 class _Stream:
@@ -118,7 +90,6 @@ class _File:
         self, target: Path, format: str, settings: Mapping[str, object], keep: Sequence[str], fresh: bool
     ) -> None:
         self.tally = Tally()
-        self.complete = False
         self._target = target
         self._partial = target.with_name(target.name + ".partial")
         self._report = target.with_name(target.name + ".run.json")
@@ -126,38 +97,46 @@ class _File:
         self._settings = settings
         self._keep = keep
         self._digest = hashlib.sha256()
+        self._replaces: object = None
         with _writing(target):
             self._lock = Lock(target.with_name(target.name + ".lock"), str(target))
             try:
-                self._earlier = self._look_around(fresh)
+                self._earlier = self._previous()
+                self.complete = self._look_around(fresh)
             except DeitBatchError:
                 self._lock.release()
                 raise
 
-    def _look_around(self, fresh: bool) -> dict[str, Any]:
-        """The report of the run that left files here, if it is one that this run may continue or replace."""
-        if fresh:
-            self._partial.unlink(missing_ok=True)
-        previous = self._previous()
-        if self._partial.exists():
-            self._require_same(previous)
-        elif self._target.exists() and not fresh and previous.get("status") != "running":
-            self._require_same(previous)
-            self.complete = True  # to be checked in remaining()
-        return previous
-
     def _previous(self) -> dict[str, Any]:
         try:
             value = json.loads(self._report.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _require_same(self, previous: Mapping[str, Any]) -> None:
+    def _look_around(self, fresh: bool) -> bool:
+        """Whether an earlier run has finished the job. Raises UsageError if what is here is not ours to touch."""
+        there = _mark(self._target)
+        if fresh:
+            self._partial.unlink(missing_ok=True)
+            self._replaces = there
+        elif self._partial.exists() and self._partial.stat().st_size:
+            self._require_same_settings()
+            self._replaces = self._earlier.get("replaces")
+        elif there is None or there == self._earlier.get("replaces"):
+            self._replaces = there  # a run with --fresh was told to replace it, and died before it had a record
+        else:
+            self._require_same_settings()
+            if self._earlier.get("output") != _digest_of(self._target):
+                raise UsageError(
+                    f"{self._target} is not what its run has left there; give another --out, or replace it with --fresh"
+                )
+            return True
+        return False
+
+    def _require_same_settings(self) -> None:
         """The same settings as the run that left files here; nothing is overwritten without being told to."""
-        settings = previous.get("settings")
+        settings = self._earlier.get("settings")
         if not isinstance(settings, dict):
             raise UsageError(
                 f"{self._target} is there and no report beside it says what it is; give another --out, or replace it "
@@ -180,13 +159,14 @@ class _File:
             self._check_complete(batches)
             return iter(())
         with _writing(self._target):
-            # Before the partial file: a partial file whose settings are not known could not be continued.
+            if self._partial.exists():
+                self._file = open(self._partial, "r+b")  # noqa: SIM115 - grows to the end of the run
+                batches = self._verified(batches)
+            # Before there is a partial file: one whose settings are not known could not be continued.
             self._write_report("running", {})
-            self._file = open(  # noqa: SIM115 - grows to the end of the run
-                self._partial, "r+b" if self._partial.exists() else "x+b"
-            )
-            todo = self._verified(batches)
-        return self._digested(todo)
+            if not self._partial.exists():
+                self._file = open(self._partial, "x+b")  # noqa: SIM115
+        return self._digested(batches)
 
     def _check_complete(self, batches: Iterator[Batch]) -> None:
         for _ in self._digested(batches):
@@ -213,8 +193,14 @@ class _File:
             for reference, record in zip(batch, records, strict=True):
                 self._require_same_input(reference, record)
                 self.tally.count(record)
-            for reference in batch:
-                self._digest.update(json_line(_fixed_fields(reference)))
+            self._add_to_digest(batch)
+        start = self._file.tell()
+        if self._read_record():
+            raise UsageError(
+                f"{self._partial} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
+                "images, but more have records; start over with --fresh"
+            )
+        self._file.seek(start)
         self._file.truncate()
         return batches
 
@@ -236,9 +222,12 @@ class _File:
 
     def _digested(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            for reference in batch:
-                self._digest.update(json_line(_fixed_fields(reference)))
+            self._add_to_digest(batch)
             yield batch
+
+    def _add_to_digest(self, batch: Batch) -> None:
+        for reference in batch:
+            self._digest.update(json_line(_fixed_fields(reference)))
 
     def write(self, records: Sequence[Record]) -> None:
         lines = []
@@ -258,7 +247,8 @@ class _File:
             if self._format != "jsonl":
                 result = self._target.with_name(self._target.name + ".tmp")
                 sinks.convert(self._partial, result, self._format, self._keep)
-            self._write_report("finished", report, references_sha256=self._digest.hexdigest())
+            digests = {"output": _digest_of(result), "references_sha256": self._digest.hexdigest()}
+            self._write_report("finished", {**report, **digests})
             rename_durably(result, self._target)
             self._partial.unlink(missing_ok=True)
 
@@ -270,8 +260,23 @@ class _File:
     def close(self) -> None:
         self._lock.release()
 
-    def _write_report(self, status: str, report: Mapping[str, object], **more: object) -> None:
-        write_atomically(self._report, _pretty({"status": status, **report, **more, "settings": self._settings}))
+    def _write_report(self, status: str, report: Mapping[str, object]) -> None:
+        values = {"status": status, **report, "replaces": self._replaces, "settings": self._settings}
+        write_atomically(self._report, _pretty(values))
+
+
+def _mark(path: Path) -> list[int] | None:
+    """What tells a file from another that stands under its name later; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest_of(path: Path) -> dict[str, object]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _fixed_fields(reference: Reference) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from deit_batch.output import Tally
+from deit_batch.io import Tally
 
 SECONDS_BETWEEN_LINES = 30.0
 

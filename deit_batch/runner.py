@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
-from deit_batch.errors import DeitBatchError, ScoreError, TooManyFailures
+from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.images import Recipe
 from deit_batch.interrupt import stop_on_signals
-from deit_batch.io import Failure, Prediction, Record, Reference, failed
+from deit_batch.io import Failure, Prediction, Record, Reference, Tally
 from deit_batch.limits import DEFAULT_LIMITS, Limits
-from deit_batch.output import Output, Tally, open_output
+from deit_batch.output import Output, open_output
 from deit_batch.progress import Progress, Stopwatch
+from deit_batch.sinks import choose_format
 from deit_batch.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -53,6 +54,15 @@ class Options:
     batch_size: int | None = None
     workers: int | None = None
     limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what the command line would refuse."""
+        if isinstance(self.keep, str):
+            raise UsageError("keep takes a sequence of names, not one")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k is {self.top_k}; it must be at least 1, or None for all")
+        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
+            raise UsageError(f"dtype {self.dtype!r} is none of auto, float32, float16, bfloat16")
 
     def open_source(self, stdin: BinaryIO | None = None) -> Source:
         return open_source(
@@ -149,13 +159,13 @@ def counts(counter: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: its report as written beside the output, and whether enough was scored."""
+    """How a run ended: what came out, and its report as written beside the output (empty if it was finished before)."""
 
     tally: Tally
     report: dict[str, object]
 
 
-def score(input: str, *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
+def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
     """Scores images and yields one Record per input, in input order, as they are ready.
 
     `input` and the options are those of `deit-batch score`, under the same names: `column`, `keep`, `recursive`,
@@ -167,7 +177,7 @@ def score(input: str, *, model: str = DEFAULT_MODEL, **options: object) -> Itera
         for record in score("imgs/", model="demo"):
             print(record.image, record.predictions[:1])
     """
-    chosen = Options(input=input, model=model, **options)  # type: ignore[arg-type]
+    chosen = Options(input=os.fspath(input), model=model, **options)  # type: ignore[arg-type]
     source = chosen.open_source()
     plan = Plan.of(chosen)
 
@@ -180,15 +190,15 @@ def score(input: str, *, model: str = DEFAULT_MODEL, **options: object) -> Itera
 def scored(
     batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch
 ) -> Generator[list[Record], None, None]:
-    """The records of each batch, in order. The workers start before the model loads, so both go on at once."""
+    """The records of each batch, in order. No image is read before the model has been found fit to score with."""
     from deit_batch.loader import Loader
     from deit_batch.model import load_classifier
 
+    with stopwatch("load"):
+        classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)
     on_gpu = plan.device.type == "cuda"
     loader = Loader(batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu)
     with closing(loader):
-        with stopwatch("load"):
-            classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)
         waiting = iter(loader)
         while True:
             with stopwatch("wait for images"):
@@ -208,13 +218,12 @@ def score_batch(
     records = []
     for place, reference in enumerate(references):
         if place in decoded.failures:
-            records.append(failed(reference, decoded.failures[place]))
+            records.append(Record.of(reference, decoded.failures[place]))
             continue
         try:
-            predictions = best(next(scores), labels, options.top_k, options.threshold)
-            records.append(Record(reference.index, reference.image, predictions, keep=reference.keep))
+            records.append(Record.of(reference, best(next(scores), labels, options.top_k, options.threshold)))
         except ScoreError as error:
-            records.append(failed(reference, Failure.of(error)))
+            records.append(Record.of(reference, Failure.of(error)))
     return records
 
 
@@ -246,6 +255,7 @@ def run(
     stopwatch = Stopwatch()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
+        format = choose_format(out, format, options.keep)
         source = options.open_source(stdin)
         plan = Plan.of(options)
         settings = plan.settings(options)
@@ -255,7 +265,8 @@ def run(
 
         from deit_batch.loader import batched
 
-        batches = output.remaining(_counted(batched(source.references, plan.batch_size), read := Counter[str]()))
+        read: Counter[str] = Counter()
+        batches = output.remaining(_counted(batched(source.references, plan.batch_size), read))
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
             return Outcome(output.tally, {})
@@ -271,7 +282,7 @@ def run(
                 stop.check()
                 if error_threshold:
                     error_threshold.check(output.tally, source.total(read["references"]))
-        except DeitBatchError as error:
+        except (DeitBatchError, Interrupted) as error:
             report = _report(source, options, plan, output, stopwatch, progress)
             output.interrupt(report, gave_up=isinstance(error, TooManyFailures))
             raise
@@ -311,7 +322,7 @@ def _report(
         "architecture": plan.checkpoint.architecture,
         "workers": plan.workers,
         "options": asdict(options),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             "deit-batch": __version__,
             "python": platform.python_version(),

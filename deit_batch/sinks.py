@@ -14,19 +14,22 @@ from deit_batch.errors import UsageError
 from deit_batch.io import json_line
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "sample")
+_CSV_COLUMNS = "index image label score predictions error_type error_message image_bytes image_sha256".split()
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def choose_format(out: str, named: str | None) -> str:
-    """The format asked for, or the one that the file's ending says. Raises UsageError if neither tells."""
-    if named:
-        return named
-    if out == "-":
-        return "jsonl"
-    suffix = Path(out).suffix.lower()
-    if suffix not in _BY_SUFFIX:
+def choose_format(out: str, named: str | None, keep: Sequence[str]) -> str:
+    """The format asked for, or the one that the file's ending says. Raises UsageError if neither tells, or the format
+    can't take what it is to hold."""
+    format = named or ("jsonl" if out == "-" else _BY_SUFFIX.get(Path(out).suffix.lower()))
+    if format is None:
         raise UsageError(f"--out {out}: end it in {', '.join(_BY_SUFFIX)}, or say --format")
-    return _BY_SUFFIX[suffix]
+    if out == "-" and format not in ("jsonl", "sample"):
+        raise UsageError(f"--format {format} can't go to stdout; jsonl and sample can")
+    clash = [name for name in keep if name in _CSV_COLUMNS]
+    if format == "csv" and clash:
+        raise UsageError(f"--keep {clash[0]}: the CSV file has a column of that name already")
+    return format
 
 
 def line(record: dict[str, object], format: str) -> bytes:
@@ -66,9 +69,7 @@ def _write_csv(records: Iterator[dict[str, Any]], target: Path, keep: Sequence[s
     """One row an image: the best label and its score for people, all predictions as JSON for programs."""
     with open(target, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["index", "image", "label", "score", "predictions", "error_type", "error_message", "image_bytes", *keep]
-        )
+        writer.writerow([*_CSV_COLUMNS, *keep])
         for record in records:
             best = record["predictions"][0] if record["predictions"] else {}
             error = record.get("error", {})
@@ -82,6 +83,7 @@ def _write_csv(records: Iterator[dict[str, Any]], target: Path, keep: Sequence[s
                     error.get("type"),
                     error.get("message"),
                     record.get("image_bytes"),
+                    record.get("image_sha256"),
                     *(_as_text(record.get(name)) for name in keep),
                 ]
             )
@@ -99,6 +101,7 @@ def _write_parquet(records: Iterator[dict[str, Any]], target: Path, keep: Sequen
             ("index", pa.int64()),
             ("image", pa.string()),
             ("image_bytes", pa.string()),
+            ("image_sha256", pa.string()),
             ("predictions", pa.list_(prediction)),
             ("error", error),
             *((name, pa.string()) for name in keep),

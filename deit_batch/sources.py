@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import logging
 import os
 import re
 import sys
@@ -19,6 +21,8 @@ from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, R
 from deit_batch.tables import Row, Table
 
 # Of the formats that images.FORMATS names.
+logger = logging.getLogger("deit_batch")
+
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
 
 IMAGE_COLUMNS = (
@@ -60,10 +64,13 @@ def open_source(
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
     """
-    clash = [name for name in keep if name in RECORD_FIELDS]
-    if clash:
-        raise UsageError(f"--keep {clash[0]}: the record has a field of that name already")
-    source = _open_paths(spec, recursive) or _open_rows(spec, column, keep, stdin)
+    for name in keep:
+        if name in RECORD_FIELDS or keep.count(name) > 1:
+            raise UsageError(f"--keep {name}: the record has a field of that name already")
+    source = _open_paths(spec, recursive)
+    if (source or spec.lower().endswith((".txt", ".txt.gz"))) and (column or keep):
+        raise UsageError(f"{spec} has no columns; --column and --keep are for tables")
+    source = source or _open_rows(spec, column, keep, stdin)
     if limit is None:
         return source
 
@@ -80,7 +87,7 @@ def open_source(
 def _open_paths(spec: str, recursive: bool) -> Source | None:
     """A source of files found by name; None if `spec` is not of that kind."""
     if os.path.isdir(spec):
-        return _files(lambda passed_over: _walk(spec, recursive, passed_over), f"{spec} holds no image")
+        return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
     if is_image_name(spec) and os.path.lexists(spec):
         return _files(lambda passed_over: iter([spec]), "")
     if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec:
@@ -105,42 +112,48 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(
-    folder: str, recursive: bool, passed_over: Counter[str], above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[str]:
+def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tuple[int, int]]) -> Iterator[str]:
     """The images under a folder, by name, byte for byte (a locale would order them otherwise on another machine).
 
-    Links to folders are followed, but not back to a folder that we are in."""
+    Links to folders are followed, but each folder is entered once, under the first of its names."""
     try:
         status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+        names = sorted(os.listdir(os.fsencode(folder)))  # bytes: half the memory of what scandir gives
     except OSError as error:
         raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        passed_over["links back to a folder above"] += 1
-        return
-    for entry in entries:
-        path = os.path.join(folder, entry.name)
-        if entry.name.startswith("."):
+    seen.add((status.st_dev, status.st_ino))
+    for name in map(os.fsdecode, names):
+        path = os.path.join(folder, name)
+        if name.startswith("."):
             passed_over["hidden"] += 1
-        elif os.path.isdir(path):  # entry.is_dir() raises for a link to itself
-            if recursive:
-                yield from _walk(path, recursive, passed_over, (*above, here))
-            else:
+        elif os.path.isdir(path):
+            inner = os.stat(path)
+            if not recursive:
                 passed_over["folders"] += 1
-        elif is_image_name(entry.name):
+            elif (inner.st_dev, inner.st_ino) in seen:
+                passed_over["folders seen under another name"] += 1
+            else:
+                yield from _walk(path, recursive, passed_over, seen)
+        elif is_image_name(name):
             yield path
         else:
             passed_over["not an image name"] += 1
 
 
 def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
-    for path in sorted(glob.iglob(pattern, recursive=True), key=os.fsencode):
-        if is_image_name(path) and not os.path.isdir(path):
-            yield path
+    """As the shell's: `**` is any depth of folders, not through links, and hidden names must be asked for."""
+    path = Path(pattern)
+    start = Path(path.anchor)
+    wanted = {part for part in path.parts if part.startswith(".")}
+    for found in sorted(start.glob(str(path.relative_to(start))), key=os.fsencode):
+        if any(part.startswith(".") and part not in wanted for part in found.parts):
+            passed_over["hidden"] += 1
+        elif found.is_dir():
+            passed_over["folders"] += 1
+        elif is_image_name(found.name):
+            yield str(found)
         else:
-            passed_over["folders" if os.path.isdir(path) else "not an image name"] += 1
+            passed_over["not an image name"] += 1
 
 
 # --- tables and lists ---------------------------------------------------------------------------------------------
@@ -155,7 +168,7 @@ def _open_rows(spec: str, column: str | None, keep: Sequence[str], stdin: Binary
     if table.columns is not None:
         column = wanted(table.columns)[0]
     else:
-        rows = _check_first_object(rows, column)
+        rows = _check_first_object(rows, column, keep)
     folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
     references = (_reference(index, row, column, keep, folder) for index, row in enumerate(rows))
     return Source(references, table.total)
@@ -211,13 +224,16 @@ def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _check_first_object(rows: Iterator[Row], column: str | None) -> Iterator[Row]:
-    """Rows without common columns: a wrong column is found out at the first row that has any."""
+def _check_first_object(rows: Iterator[Row], column: str | None, keep: Sequence[str]) -> Iterator[Row]:
+    """Rows without common columns: a wrong column is found out at the first row that has any. One to keep may be
+    missing there and come later."""
     seen = []
     for row in rows:
         seen.append(row)
         if isinstance(row.value, Mapping):
             _image_column(list(row.value), column)
+            for name in set(keep) - set(row.value):
+                logger.warning("--keep %s: the first row has no such column, only %s", name, ", ".join(row.value))
         if not isinstance(row.value, Failure) or len(seen) == 1000:
             break
     return chain(seen, rows)
@@ -236,7 +252,17 @@ def _reference(index: int, row: Row, column: str | None, keep: Sequence[str], fo
             return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
         value = value[column]
     image, location = _locate(value, column or "", folder, row.line)
-    return Reference(index, image, location, kept)
+    return Reference(index, image, location, kept, _sha256(location))
+
+
+def _sha256(location: Location) -> str | None:
+    match location:
+        case Base64(text):
+            return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        case bytes() as data:
+            return hashlib.sha256(data).hexdigest()
+        case _:
+            return None
 
 
 def _locate(value: Any, column: str, folder: str, line: int) -> tuple[str | None, Location]:

@@ -1,7 +1,7 @@
 """Table files to rows, lazily: CSV, JSONL, Parquet, plain lists, request documents, data sets.
 
 A malformed row comes out as a `Failure` in its place, with its line number; the rows after it follow. Memory holds
-one row at a time, whatever the size of the file.
+one row at a time, of at most MAX_ROW_CHARS, whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -91,8 +92,6 @@ class Lines:
 def open_text(stream: BinaryIO, *, gzipped: bool, newline: str) -> IO[str]:
     """Text of a UTF-8 stream, or of whatever its byte order mark says. Bytes that are not UTF-8 are carried along
     as surrogates, as Python does for file names, so that a path in any old encoding still finds its file."""
-    import io
-
     binary = cast(io.BufferedReader, gzip.GzipFile(fileobj=stream) if gzipped else stream)
     try:
         start = binary.peek(4)[:4]
@@ -175,7 +174,7 @@ def open_list(stream: BinaryIO, *, gzipped: bool, json_lines: bool = False) -> T
     total = _judged_total(stream)
 
     def parse(line: str, number: int) -> Iterator[Value]:
-        if json_lines and line.lstrip()[:1] in ("{", '"', "["):
+        if json_lines and line.lstrip()[:1] in ("{", '"'):
             yield from parse_json(line, number)
         else:
             yield line
@@ -227,7 +226,7 @@ def request_values(document: dict[str, Any]) -> list[Value]:
     columns: list[str] = []
     if isinstance(data, dict):
         columns, data = data.get("columns") or [], data.get("data")
-    if not isinstance(data, list):
+    if not isinstance(data, list) or not isinstance(columns, list):
         raise RowError('"input_data" holds no list of images')
     return [_request_value(item, columns, place) for place, item in enumerate(data)]
 

@@ -23,7 +23,7 @@ import corpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = str(Path(sys.executable).parent / "deit-batch")
-INPUTS = 1200
+INPUTS = 800
 SEED = 0
 
 
@@ -173,12 +173,12 @@ def hostile(night: Night, row: Row) -> None:
 SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif")
 
 FAULTS: list[tuple[str, Callable[[Night, Row], None], int]] = [
-    ("SIGKILL of all its processes at a random moment, once or three times", killed, 20),
+    ("SIGKILL of all its processes at a random moment, once or three times", killed, 12),
     ("SIGKILL within a rename, sync, truncation or removal of a file", killed_in_a_state_change, 12),
-    ("SIGINT at a random moment", stopped(signal.SIGINT), 8),
-    ("SIGTERM at a random moment", stopped(signal.SIGTERM), 8),
-    ("SIGKILL of a decode worker", worker_killed, 6),
-    ("no room for the output", disk_full, 8),
+    ("SIGINT at a random moment", stopped(signal.SIGINT), 5),
+    ("SIGTERM at a random moment", stopped(signal.SIGTERM), 5),
+    ("SIGKILL of a decode worker", worker_killed, 5),
+    ("no room for the output", disk_full, 6),
     ("hostile files (each is one try)", hostile, 1),
 ]
 

@@ -113,6 +113,21 @@ def test_pickled_weights_are_loaded_only_if_allowed(vit: Path, tmp_path: Path) -
     assert pickled.stdout == safe.stdout != ""
 
 
+def test_an_index_cannot_bring_in_pickles(vit: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit, tmp_path / "sharded")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert find_checkpoint(str(folder)).digest == find_checkpoint(str(vit)).digest
+    for wrong in ("weights.bin", "../model.safetensors", 5):
+        index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": wrong}}))
+        with pytest.raises(CheckpointError, match=r"names files that are not \.safetensors|can't be understood"):
+            find_checkpoint(str(folder))
+    index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"model-2.safetensors can't be read: No such file"):
+        find_checkpoint(str(folder))
+
+
 def test_a_folder_without_weights_or_with_a_broken_config(vit: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(vit, tmp_path / "broken")
     (folder / "model.safetensors").unlink()

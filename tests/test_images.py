@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from deit_batch import images
-from deit_batch.errors import CheckpointError, DecodeError
+from deit_batch.errors import CheckpointError, DecodeError, Interrupted
 from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
 from deit_batch.limits import Limits
 
@@ -105,6 +105,9 @@ def test_the_cards_recipe_is_the_cards_text() -> None:
         ({"do_pad": True}, "do_pad"),
         ({"image_mean": [0.5]}, "three channels"),
         ({"size": {"height": 224}}, "can't be read"),
+        ({"size": 40, "default_to_square": False}, "default_to_square"),
+        ({"resample": 99}, "can't be read"),
+        ({"image_std": 0}, "standard deviation of 0"),
     ],
 )
 def test_a_recipe_we_would_get_wrong_is_refused(config: dict[str, Any], message: str) -> None:
@@ -161,6 +164,15 @@ def test_a_truncated_image_is_scored_if_asked() -> None:
 def test_the_limit_of_pixels_can_be_set() -> None:
     with pytest.raises(DecodeError, match="61x47 is more than 2,000 pixels"):
         decode(jpeg(), SMALL, Limits(image_pixels=2000))
+
+
+def test_a_signal_is_not_taken_for_a_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(image: Image.Image) -> Image.Image:
+        raise Interrupted(2)
+
+    monkeypatch.setattr(images, "_upright", interrupted)
+    with pytest.raises(Interrupted):
+        decode(jpeg(), SMALL)
 
 
 def test_broken_exif_does_not_lose_the_picture(recwarn: pytest.WarningsRecorder) -> None:

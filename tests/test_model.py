@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LABELS, MakeCheckpoint, write_all_kinds
+from conftest import LABELS, LOGINS, MakeCheckpoint, write_all_kinds
 from transformers import pipeline
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
+from deit_batch.limits import Limits
 from deit_batch.model import Classifier, choose_device, choose_dtype, load_classifier
 
 
@@ -96,6 +97,17 @@ def test_weights_that_do_not_load_are_refused(
         load(folder)
 
 
+def test_no_image_is_read_before_the_checkpoint_is_found_fit(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, server: str
+) -> None:
+    saved = make_checkpoint("DeiTForImageClassificationWithTeacher")
+    folder = edit_config(saved, tmp_path / "edited", architectures=["DeiTForImageClassification"])
+    (tmp_path / "t.txt").write_text(f"{server}/login.jpg\n" * 40)
+    with pytest.raises(CheckpointError, match="random"):
+        next(score(tmp_path / "t.txt", model=str(folder), limits=Limits(allow_private_hosts=True)))
+    assert LOGINS == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -111,6 +123,11 @@ def test_weights_that_do_not_load_are_refused(
         ({"image_size": 64}, "gives images of 32x32 pixels .* takes 64x64"),
         ({"id2label": {"0": "can", "1": "jar"}}, "can't be loaded|random|2 labels"),  # a head of another size
         ({"patch_size": 16}, "can't be loaded|random"),
+        ({"num_hidden_layers": 1}, "has no place for 16 of its weights"),
+        ({"num_hidden_layers": 3}, "16 of its weights were not in the checkpoint"),
+        ({"id2label": {"0": None}}, "no text"),
+        ({"image_size": "abc"}, "can't be understood"),
+        ({"architectures": [1, 2]}, "can't be understood"),
     ],
 )
 def test_a_checkpoint_with_something_amiss_is_refused(
@@ -129,7 +146,7 @@ def test_damaged_weights_are_refused_in_one_line(vit: Path, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps", "teapot"])
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps", "meta", "teapot"])
 def test_a_device_that_is_not_there_is_wrong_usage(name: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

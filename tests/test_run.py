@@ -8,10 +8,12 @@ import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ from conftest import LABELS, jpeg, read_jsonl
 
 from deit_batch import io as records_io
 from deit_batch import score
-from deit_batch.errors import InputError, Interrupted, OutputError, TooManyFailures, UsageError
+from deit_batch.errors import CheckpointError, InputError, Interrupted, OutputError, TooManyFailures, UsageError
 from deit_batch.images import CARD_RECIPE
+from deit_batch.io import Tally
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
-from deit_batch.output import Tally
 from deit_batch.runner import ErrorThreshold, Options, run
 
 LOOPBACK = Limits(allow_private_hosts=True)
@@ -221,6 +223,85 @@ def test_an_input_that_changed_is_explained_and_nothing_overwritten(photos: Path
     assert len(read_jsonl(scored(photos, vit, tmp_path, fresh=True))) == 40
 
 
+def test_inline_images_that_changed_places_are_found_out(vit: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+
+    def write(numbers: list[int]) -> None:
+        rows = [base64.b64encode(jpeg(number)).decode() for number in numbers]
+        table.write_text("image\n" + "\n".join(rows))
+
+    write(list(range(8)))
+    whole = scored(table, vit, tmp_path)
+    assert len({record["image_sha256"] for record in read_jsonl(whole)}) == 8
+    write(list(reversed(range(8))))
+    with pytest.raises(UsageError, match="its input has changed since"):
+        scored(table, vit, tmp_path)
+    whole.rename(tmp_path / "p.jsonl.partial")
+    with pytest.raises(UsageError, match="Record 0 has image_sha256"):
+        scored(table, vit, tmp_path)
+
+
+def test_an_input_that_shrank_loses_no_record_in_silence(photos: Path, vit: Path, tmp_path: Path) -> None:
+    names = [f"{photos}/{number:02}.jpg\n" for number in range(40)]
+    table = tmp_path / "t.txt"
+    table.write_text("".join(names))
+    scored(table, vit, tmp_path).rename(tmp_path / "p.jsonl.partial")
+    report = (tmp_path / "p.jsonl.run.json").read_bytes()
+    table.write_text("".join(names[:20]))
+    with pytest.raises(UsageError, match="It ends now after 20 images, but more have records"):
+        scored(table, vit, tmp_path)
+    assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 40
+    assert (tmp_path / "p.jsonl.run.json").read_bytes() == report  # wrong usage changes nothing
+
+
+def test_a_finished_result_that_was_changed_is_found_out(photos: Path, vit: Path, tmp_path: Path) -> None:
+    out = scored(photos, vit, tmp_path)
+    out.write_bytes(out.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="is not what its run has left there"):
+        scored(photos, vit, tmp_path)
+
+
+def test_a_result_taken_from_an_unfinished_run_is_not_overwritten(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted), interrupted_after(3, monkeypatch):
+        scored(photos, vit, tmp_path)
+    (tmp_path / "p.jsonl.partial").rename(tmp_path / "p.jsonl")
+    for limit in (None, 3):
+        with pytest.raises(UsageError, match="--fresh"):
+            scored(photos, vit, tmp_path, limit=limit)
+    assert len(read_jsonl(tmp_path / "p.jsonl")) == 12
+
+
+def test_a_refused_run_leaves_nothing_that_blocks_the_next(photos: Path, vit: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(vit, tmp_path / "model")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(CheckpointError):
+        scored(photos, broken, tmp_path)
+    (broken / "model.safetensors").write_bytes(weights)
+    assert len(read_jsonl(scored(photos, broken, tmp_path))) == 40
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_kept_values_of_any_kind_do_not_end_a_run(photos: Path, vit: Path, tmp_path: Path, workers: int) -> None:
+    deep = "[" * 600 + "]" * 600
+    (photos / "t.jsonl").write_text(
+        f'{{"image": "00.jpg", "m": {deep}}}\n{{"image": "01.jpg", "m": ["\\ud800", 1e999]}}\n'
+    )
+    first, second = read_jsonl(scored(photos / "t.jsonl", vit, tmp_path, keep=("m",), workers=workers))
+    assert first["predictions"]
+    assert second["m"] == ["\ufffd", None]
+
+
+def test_columns_that_a_format_has_already_are_refused(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "t.csv").write_text("image,label\n00.jpg,can\n")
+    with pytest.raises(UsageError, match="the CSV file has a column of that name"):
+        scored(photos / "t.csv", vit, tmp_path, "p.csv", keep=("label",))
+    with pytest.raises(UsageError, match="--keep label"):
+        scored(photos / "t.csv", vit, tmp_path, keep=("label", "label"))
+
+
 def test_another_model_or_option_is_explained_and_nothing_overwritten(photos: Path, vit: Path, tmp_path: Path) -> None:
     good = scored(photos, vit, tmp_path).read_bytes()
     with pytest.raises(UsageError, match=r"top_k was 5, is 3; batch_size was 4, is 8"):
@@ -366,7 +447,16 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
     assert records[0].predictions[0]["label"] in LABELS
     assert records[0].error is None
     with pytest.raises(TypeError):
-        list(score(str(photos), model=str(vit), colour="red"))
+        list(score(photos, model=str(vit), colour="red"))
+    for wrong in ({"top_k": -1}, {"dtype": "double"}, {"keep": "label"}):
+        with pytest.raises(UsageError):
+            list(score(photos, model=str(vit), **wrong))
+
+
+def test_a_run_in_a_thread(photos: Path, vit: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        out = pool.submit(scored, photos, vit, tmp_path, workers=1).result(60)
+    assert len(read_jsonl(out)) == 40
 
 
 def test_reading_runs_only_a_little_ahead_of_scoring(photos: Path) -> None:

@@ -7,8 +7,10 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,13 +87,29 @@ def test_names_are_joined_to_the_folder_as_given(tmp_path: Path, monkeypatch: py
     assert images("./imgs") == ["./imgs/a.jpg"]
 
 
-def test_a_link_back_to_a_folder_above_does_not_hang(tmp_path: Path) -> None:
-    touch(tmp_path, "sub/a.jpg")
+def test_links_to_folders_are_followed_once_and_loops_do_not_hang(tmp_path: Path) -> None:
+    touch(tmp_path, "sub/a.jpg", "z/b.jpg")
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
     (tmp_path / "other").symlink_to(tmp_path / "sub")
+    (tmp_path / "itself").symlink_to("itself")
+    for one in range(9):  # folders that all link to one another
+        for other in range(9):
+            (tmp_path / "z" / f"{one}").mkdir(exist_ok=True)
+            (tmp_path / "z" / f"{one}" / f"{other}").symlink_to(tmp_path / "z" / f"{other}")
     source = open_source(str(tmp_path))
-    assert len(list(source.references)) == 2  # under both names
-    assert source.passed_over == {"links back to a folder above": 2}
+    names = [os.path.relpath(str(r.image), tmp_path) for r in source.references]
+    assert names == ["other/a.jpg", "z/b.jpg"]
+    assert source.passed_over["folders seen under another name"] > 2
+
+
+def test_links_that_loop_do_not_hang_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", ".hidden/c.png")
+    (tmp_path / "l1").symlink_to(".")
+    (tmp_path / "l2").symlink_to(".")
+    monkeypatch.chdir(tmp_path)
+    assert images("**/*.png") == ["a.png", "sub/b.png"]
+    assert images(".hidden/*.png") == [".hidden/c.png"]
+    assert images(f"{tmp_path}/s*/*.png") == [f"{tmp_path}/sub/b.png"]
 
 
 def test_a_single_image_and_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,14 +136,28 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "b/c.jpg")
-    references = open_source(str(tmp_path)).references
-    assert next(references).image == f"{tmp_path}/a.jpg"
-    (tmp_path / "b" / "c.jpg").unlink()
-    (tmp_path / "b").rmdir()
-    (tmp_path / "b").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="can't be listed"):
+    touch(tmp_path, "imgs/a.jpg")
+    references = open_source(str(tmp_path / "imgs")).references
+    shutil.rmtree(tmp_path / "imgs")
+    with pytest.raises(InputError, match="imgs: can't be listed: No such file"):
         next(references)
+
+
+def test_options_for_tables_are_refused_where_there_are_no_columns(tmp_path: Path) -> None:
+    touch(tmp_path, "imgs/a.jpg", "t.txt")
+    for spec in ("imgs", "imgs/a.jpg", "t.txt"):
+        for options in ({"column": "x"}, {"keep": ("x",)}):
+            with pytest.raises(UsageError, match="has no columns"):
+                open_source(str(tmp_path / spec), **options)
+
+
+def test_a_column_to_keep_that_the_first_object_lacks_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("deit_batch"), "propagate", True)
+    (tmp_path / "t.jsonl").write_text('{"image": "a.jpg", "id": 1}\n{"image": "b.jpg", "label": "x"}\n')
+    assert [r.keep for r in read(tmp_path / "t.jsonl", keep=("label",))] == [{"label": None}, {"label": "x"}]
+    assert "--keep label: the first row has no such column, only image, id" in caplog.text
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -235,7 +267,7 @@ def test_jsonl_takes_objects_strings_and_request_documents(tmp_path: Path) -> No
 
 def test_a_malformed_json_line_is_a_failure_and_the_others_are_not(tmp_path: Path) -> None:
     bad = ["{", "[1]", "3", "null", '{"image": 5}', '{"image": null}', '{"other": "x"}', "[" * 100_000]
-    bad += ['{"input_data": 5}', '{"input_data": [5]}', "9" * 5000]
+    bad += ['{"input_data": {"columns": 5, "data": [["a"]]}}', '{"input_data": 5}', '{"input_data": [5]}', "9" * 5000]
     (tmp_path / "t.jsonl").write_text("\n".join(['{"image": "a.jpg"}', *bad, '{"image": "z.jpg"}']))
     references = read(tmp_path / "t.jsonl")
     assert [references[0].image, references[-1].image] == ["a.jpg", "z.jpg"]
@@ -284,6 +316,7 @@ def test_a_list_and_stdin(tmp_path: Path) -> None:
         io.BytesIO(b'a.jpg\n{"image": "b.jpg", "label": "x"}\n"c.jpg"\n{"input_data": ["d.jpg"]}\n')
     )
     references = read("-", stdin=stdin)
+    assert images("-", stdin=opened(b"[1].png\n")) == ["[1].png"]
     assert [r.location for r in references] == [LocalFile(f"{name}.jpg") for name in "abcd"]
 
 
