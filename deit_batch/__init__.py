@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deit_batch.errors import DeitBatchError
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "score"]
+__all__ = ["DeitBatchError", "__version__", "score"]
 
 if TYPE_CHECKING:
     from deit_batch.runner import score

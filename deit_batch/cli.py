@@ -58,7 +58,7 @@ class TopK(click.ParamType[int | None]):
         if value is None or value == "all":
             return None
         try:
-            number = int(value)
+            number = int(str(value))
         except ValueError:
             number = 0
         if number < 1:
@@ -74,7 +74,7 @@ class Threshold(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         try:
-            if float(text.removesuffix("%")) >= 0 and (text.endswith("%") or text.isdigit()):
+            if text.isdigit() or (text.endswith("%") and 0 <= float(text.removesuffix("%")) <= 100):
                 return text
         except ValueError:
             pass
@@ -101,6 +101,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     for name, setting in values.items():
         if options[name].multiple and isinstance(setting, str):
             values[name] = [setting]  # Click would take its letters
+        elif isinstance(setting, float):
+            values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
@@ -183,7 +185,8 @@ def main() -> None:
 @click.option(
     "--error-threshold",
     type=Threshold(),
-    help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have.",
+    help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have. "
+    "[default: never give up; exit with 3 if any failed]",
 )
 @click.option(
     "--batch-size",
@@ -242,7 +245,12 @@ def main() -> None:
     "--allow-private-hosts", is_flag=True, help="Fetch from addresses that are not of the public internet, too."
 )
 @click.option("--allow-truncated", is_flag=True, help="Score files that end early; what is missing is grey.")
-@click.option("--root", metavar="DIR", help="Local files must be in this folder, links resolved.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Local files must be in this folder, links resolved.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be scored, and stop.")
 @click.option(
     "--config",
@@ -293,7 +301,7 @@ def score(
         _fail(error, error.exit_status, verbose)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush there
-        _fail(error, FAILED, verbose)
+        _fail(UsageError("stdout was closed by its reader") if not verbose else error, FAILED, verbose)
     except Exception as error:  # a fault of ours: still one line, and a status that a script can test
         logger.error("unexpected %s; --verbose shows where: please report it", type(error).__name__)
         _fail(error, FAILED, verbose)
@@ -317,11 +325,13 @@ def _score(
     outcome = run(Options(**chosen), out=out, format=format, fresh=fresh, error_threshold=threshold, quiet=quiet)
     tally = outcome.tally
     speed = outcome.report.get("images_per_second")
+    passed_over = counts(outcome.passed_over)
     logger.info(
-        "%s of %s images scored%s%s%s",
+        "%s of %s images scored%s%s%s%s",
         f"{tally.scored:,}",
         f"{tally.inputs:,}",
         f", {tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
+        f", {passed_over} passed over" if passed_over else "",
         f", {speed} images/s" if speed else "",
         "" if out == "-" else f": {out}",
     )

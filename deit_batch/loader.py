@@ -200,8 +200,8 @@ class Loader:
         while True:
             try:
                 decoded = next(self._decoded, None)
-            except RuntimeError:
-                if all(worker.is_alive() for worker in self._workers):
+            except (RuntimeError, EOFError, OSError):  # the last two: pixels that a dead worker was still to hand over
+                if not self._has_lost_a_worker():
                     raise
                 yield from self._recover()
                 continue
@@ -210,6 +210,11 @@ class Loader:
             yield self._in_flight.popleft(), decoded
         if self._input_error:
             raise self._input_error
+
+    def _has_lost_a_worker(self) -> bool:
+        for worker in self._workers:
+            worker.join(0.1)  # it may be about to end
+        return not all(worker.is_alive() for worker in self._workers)
 
     def _recover(self) -> Iterator[tuple[list[Reference], Decoded]]:
         logger.warning("a decode worker died; the images under way are tried one by one")

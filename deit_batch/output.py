@@ -52,7 +52,10 @@ def open_output(out: str, format: str, *, settings: Mapping[str, object], keep: 
     nothing can be written there."""
     if out == "-":
         return _Stream(sys.stdout.buffer, format)
-    return _File(Path(out), format, {**settings, "format": format}, keep, fresh)
+    target = Path(os.path.realpath(out))  # a link stays a link: what it points to is replaced
+    if not target.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
+    return _File(target, format, {**settings, "format": format}, keep, fresh)
 
 
 class _Stream:
@@ -69,11 +72,18 @@ class _Stream:
         return batches
 
     def write(self, records: Sequence[Record]) -> None:
+        lines = []
         for record in records:
             values = record.as_dict()
             self.tally.count(values)
-            self._stream.write(sinks.line(values, self._format))
-        self._stream.flush()
+            lines.append(sinks.line(values, self._format))
+        try:
+            self._stream.write(b"".join(lines))
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"stdout: can't be written: {error.strerror}") from error
 
     def finish(self, report: Mapping[str, object]) -> None:
         pass

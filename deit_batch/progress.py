@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,8 +54,16 @@ class Progress:
         self._done_before = tally.inputs
         self._bar: tqdm[NoReturn] | None = None
         if not quiet and sys.stderr.isatty():
+            # 80 by 24 where the terminal doesn't say; tqdm would take that for 0 by 0, and show nothing.
+            columns, rows = shutil.get_terminal_size()
             self._bar = tqdm(
-                total=total(0), initial=tally.inputs, unit="images", smoothing=0.05, dynamic_ncols=True, file=sys.stderr
+                total=total(0),
+                initial=tally.inputs,
+                unit="images",
+                smoothing=0.05,
+                ncols=columns,
+                nrows=rows,
+                file=sys.stderr,
             )
 
     def update(self, read: int) -> None:

@@ -60,7 +60,9 @@ class Options:
         if isinstance(self.keep, str):
             raise UsageError("keep takes a sequence of names, not one")
         if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}; it must be at least 1, or None for all")
+            raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
         if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
             raise UsageError(f"dtype {self.dtype!r} is none of auto, float32, float16, bfloat16")
 
@@ -163,6 +165,7 @@ class Outcome:
 
     tally: Tally
     report: dict[str, object]
+    passed_over: Counter[str]
 
 
 def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
@@ -256,6 +259,8 @@ def run(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         format = choose_format(out, format, options.keep)
+        if os.path.exists(out) and os.path.exists(options.input) and os.path.samefile(out, options.input):
+            raise UsageError(f"--out {out} is the input")
         source = options.open_source(stdin)
         plan = Plan.of(options)
         settings = plan.settings(options)
@@ -269,7 +274,7 @@ def run(
         batches = output.remaining(_counted(batched(source.references, plan.batch_size), read))
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
-            return Outcome(output.tally, {})
+            return Outcome(output.tally, {}, source.passed_over)
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = Progress(source.total, output.tally, stopwatch, quiet=quiet)
@@ -293,7 +298,7 @@ def run(
             logger.warning("%s has no rows: the output is empty", options.input)
         report = _report(source, options, plan, output, stopwatch, progress)
         output.finish(report)
-        return Outcome(output.tally, report)
+        return Outcome(output.tally, report, source.passed_over)
 
 
 def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:

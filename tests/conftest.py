@@ -6,6 +6,7 @@ import gzip
 import http.server
 import io
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -278,6 +279,21 @@ def deit_batch(*args: str | Path, cwd: Path, **options: Any) -> subprocess.Compl
     return subprocess.run(
         [COMMAND, *map(str, args)], cwd=cwd, text=True, capture_output=True, timeout=120, check=False, **options
     )
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What is logged, as it comes."""
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("deit_batch")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield logged
+    logger.setLevel(level)
+    logger.removeHandler(handler)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

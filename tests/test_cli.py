@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -116,6 +115,8 @@ def test_a_run_that_fails_is_status_1_in_one_line(tmp_path: Path) -> None:
         ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "0.5"],
         ["--input", str(EXAMPLES), "--out", "p.jsonl", "--device", "cuda:99", "--model", "demo"],
         ["--input", str(EXAMPLES), "--out", "p.jsonl", "--config", "none.toml"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--root", "none"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "200%"],
     ],
 )
 def test_wrong_usage_is_status_2(wrong: list[str], tmp_path: Path) -> None:
@@ -227,8 +228,8 @@ def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None
 
 
 def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(tmp_path: Path) -> None:
-    (tmp_path / "d.toml").write_text('keep = "id"\ntop-k = 9\n[score]\ninput = "t.txt"\ntop-k = 2\nbatch-size = 7\n')
-    (tmp_path / "t.txt").write_text("a.jpg\n")
+    (tmp_path / "d.toml").write_text('keep = "id"\ntop-k = 9\n[score]\ninput = "t.csv"\ntop-k = 2\nbatch-size = 7\n')
+    (tmp_path / "t.csv").write_text("image,id\na.jpg,1\n")
 
     def options(*args: str, **variables: str) -> dict[str, str]:
         env = {**os.environ, **variables}
@@ -239,18 +240,43 @@ def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(
     assert options()["top-k"] == "2"
     assert options()["keep"] == '["id"]'
     assert options(DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "3"
-    assert options("--top-k", "all", DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "null"
+    assert options("--top-k", "all", DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == '"all"'
     assert options(DEIT_BATCH_SCORE_TOP_K="3")["batch-size"] == "7"
-    (tmp_path / "d.toml").write_text('input = "t.txt"\ncolour = "red"\n')
+    (tmp_path / "d.toml").write_text('input = "t.csv"\ncolour = "red"\n')
     wrong = deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path)
     assert (wrong.returncode, "no option colour" in wrong.stderr) == (2, True)
     (tmp_path / "d.toml").write_text("input = ")
     assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2
+    for cut in ("top-k = 3.9", "batch-size = 2.5", "top-k = true"):
+        (tmp_path / "d.toml").write_text(f'input = "t.csv"\n{cut}\n')
+        assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2, cut
+
+
+def test_an_output_that_would_be_the_input_or_has_no_folder_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(f'"{EXAMPLES}/bag/00018.png"\n')
+    (tmp_path / "link.jsonl").symlink_to("t.jsonl")
+    for out in ("t.jsonl", "link.jsonl", "none/p.jsonl"):
+        done = deit_batch("score", "--input", "t.jsonl", "--model", "demo", "--out", out, "--fresh", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert ("is the input" in done.stderr) or ("there is no folder none" in done.stderr)
+    assert (tmp_path / "t.jsonl").read_text() == f'"{EXAMPLES}/bag/00018.png"\n'
+    (tmp_path / "current.jsonl").symlink_to("real.jsonl")
+    command = ["score", "--input", "t.jsonl", "--model", "demo", "--out", "current.jsonl"]
+    assert deit_batch(*command, cwd=tmp_path).returncode == 0
+    assert len(read_jsonl(tmp_path / "real.jsonl")) == 1
+    assert (tmp_path / "current.jsonl").is_symlink()
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [COMMAND, "score", "--input", str(EXAMPLES), "--model", "demo", "--out", "-"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "deit-batch: stdout: can't be written: No space left on device\n"
 
 
 def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 100))
     command = [COMMAND, "score", "--input", str(EXAMPLES), "--model", "demo", "--out", "p.jsonl"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=follower) as process:
         os.close(follower)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -189,10 +188,7 @@ class Small(torch.nn.Module):
         return self.inner(pixel_values=pixel_values)
 
 
-def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(
-    vit: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("deit_batch"), "propagate", True)
+def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, messages: list[str]) -> None:
     checkpoint = find_checkpoint(str(vit))
     recipe = find_recipe(checkpoint, None)
     whole = load_classifier(checkpoint, recipe, device=torch.device("cpu"), dtype=torch.float32)
@@ -202,8 +198,6 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(
     for _ in range(2):
         assert torch.allclose(split(pixels), whole(pixels), atol=1e-6)
     assert module.seen == [4, 4, 1] * 2
-    assert [record.getMessage() for record in caplog.records] == [
-        "9 images do not fit into the memory of cpu: going on by 4"
-    ]
+    assert messages == ["9 images do not fit into the memory of cpu: going on by 4"]
     with pytest.raises(DeitBatchError, match="one image alone does not fit"):
         Classifier(Small(whole._module, room=0), recipe, multi_label=False)(pixels)
