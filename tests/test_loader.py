@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import itertools
 import os
 import signal
@@ -53,6 +54,7 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
         if data == b"crash":
+            faulthandler.disable()  # pytest's, which would tell at length
             os.kill(os.getpid(), signal.SIGSEGV)
         if data == b"hang":
             ctypes.PyDLL(None).sleep(600)
