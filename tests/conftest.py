@@ -16,11 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
+
+# A slow machine is no fault of the code.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LABELS = ["can", "carton", "milk bottle", "water bottle", "jar"]

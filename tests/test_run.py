@@ -390,7 +390,7 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(
     photos: Path, vit: Path, tmp_path: Path, problem: str
 ) -> None:
     if problem == "no folder":
-        with pytest.raises(OutputError, match=r"none/p.jsonl: can't be written: No such file"):
+        with pytest.raises(UsageError, match="there is no folder"):
             scored(photos, vit, tmp_path, "none/p.jsonl")
         return
     if problem == "a folder of that name":
