@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import tomllib
 from collections import Counter
@@ -18,6 +17,7 @@ from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, Interrupted, UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.sinks import FORMATS, choose_format
 
 logger = logging.getLogger("deit_batch")
 
@@ -170,7 +170,7 @@ def main() -> None:
 )
 @click.option(
     "--format",
-    type=click.Choice(["jsonl", "json", "csv", "parquet", "sample"]),
+    type=click.Choice(FORMATS),
     help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.",
 )
 @click.option("--top-k", default=5, show_default=True, type=TopK(), help="How many labels an image.")
@@ -299,9 +299,8 @@ def score(
         )
     except (DeitBatchError, Interrupted) as error:
         _fail(error, error.exit_status, verbose)
-    except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush there
-        _fail(UsageError("stdout was closed by its reader") if not verbose else error, FAILED, verbose)
+    except BrokenPipeError:
+        raise  # from printing a dry run: Click knows what to do
     except Exception as error:  # a fault of ours: still one line, and a status that a script can test
         logger.error("unexpected %s; --verbose shows where: please report it", type(error).__name__)
         _fail(error, FAILED, verbose)
@@ -341,7 +340,6 @@ def _score(
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
     from deit_batch.io import Failure
     from deit_batch.runner import Options, counts
-    from deit_batch.sinks import choose_format
 
     options = Options(**chosen)
     if out is not None:

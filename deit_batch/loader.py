@@ -104,12 +104,12 @@ class Decoder(Dataset[Decoded]):
         """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
         if not self._alone and get_worker_info() is None:
             return decode(data, self._recipe, self._limits)  # the main process itself, with --workers 0
-        with open(os.devnull, "w") as nowhere:
-            faulthandler.dump_traceback_later(self._limits.decode_seconds, exit=True, file=nowhere)
-            try:
-                return decode(data, self._recipe, self._limits)
-            finally:
-                faulthandler.cancel_dump_traceback_later()
+        # Its traceback goes to descriptor 2, which leads nowhere in a worker.
+        faulthandler.dump_traceback_later(self._limits.decode_seconds, exit=True, file=2)
+        try:
+            return decode(data, self._recipe, self._limits)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def alone(self, reference: Reference) -> NDArray[np.uint8] | Failure:
         """One image in a process of its own: pixels [height, width, 3], or its failure, even if that is the end of

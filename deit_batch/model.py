@@ -38,6 +38,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """ "auto" is float16 on a GPU and float32 on a CPU, whatever the weights were saved in."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else "float16"
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

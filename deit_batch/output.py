@@ -80,9 +80,9 @@ class _Stream:
         try:
             self._stream.write(b"".join(lines))
             self._stream.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            # What is left in Python's buffer would fail once more, at the very end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             raise OutputError(f"stdout: can't be written: {error.strerror}") from error
 
     def finish(self, report: Mapping[str, object]) -> None:

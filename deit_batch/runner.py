@@ -63,8 +63,6 @@ class Options:
             raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
-        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
-            raise UsageError(f"dtype {self.dtype!r} is none of auto, float32, float16, bfloat16")
 
     def open_source(self, stdin: BinaryIO | None = None) -> Source:
         return open_source(
