@@ -49,6 +49,13 @@ class Decoded(NamedTuple):
     failures: dict[int, Failure]
 
 
+class _Sent(NamedTuple):
+    """The same on its way out of a worker: an array where there was no shared memory for a tensor."""
+
+    pixels: Tensor | NDArray[np.uint8]
+    failures: dict[int, Failure]
+
+
 def batched(references: Iterable[Reference], batch_size: int) -> Iterator[list[Reference]]:
     """Lists of `batch_size` references; shorter where images in the input itself (base64) would fill the memory.
 
@@ -76,7 +83,7 @@ def _inline_chars(reference: Reference) -> int:
             return 0
 
 
-class Decoder(Dataset[Decoded]):
+class Decoder(Dataset[_Sent]):
     """The data set: its "indices" are references, fetched and decoded where the worker runs."""
 
     def __init__(self, recipe: Recipe, limits: Limits) -> None:
@@ -85,11 +92,11 @@ class Decoder(Dataset[Decoded]):
         self._fetcher = Fetcher(limits)
         self._alone = False
 
-    def __getitems__(self, references: list[Reference]) -> Decoded:
+    def __getitems__(self, references: list[Reference]) -> _Sent:
         height, width = self._recipe.size
-        pixels = torch.empty((len(references), height, width, 3), dtype=torch.uint8)
+        pixels, way_out = _room_for((len(references), height, width, 3))
         failures: dict[int, Failure] = {}
-        rows = list(pixels.numpy())
+        rows = list(pixels)
         for place, data in enumerate(self._fetcher.fetch_all([reference.location for reference in references])):
             try:
                 if isinstance(data, bytes):
@@ -98,7 +105,7 @@ class Decoder(Dataset[Decoded]):
                     failures[place] = data
             except DecodeError as error:
                 failures[place] = Failure.of(error)
-        return Decoded(pixels[: len(references) - len(failures)], failures)
+        return _Sent(way_out[: len(references) - len(failures)], failures)
 
     def _decode(self, data: bytes) -> NDArray[np.uint8]:
         """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
@@ -133,7 +140,21 @@ class Decoder(Dataset[Decoded]):
         _start_worker(0)
         self._alone = True
         pixels, failures = self.__getitems__([reference])
-        writer.send(failures.get(0) or pixels[0].numpy())
+        writer.send(failures.get(0) or np.asarray(pixels[0]))
+
+
+def _room_for(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
+    """An array to fill, and the same memory as what is to be handed on: shared with the main process if there is room.
+
+    DataLoader would share it later, in a thread where a failure (a container with a small /dev/shm) is seen by nobody:
+    the batch would be lost, and waited for, for ever. An array goes through a pipe instead."""
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        try:
+            pixels.share_memory_()
+        except RuntimeError:
+            return pixels.numpy(), pixels.numpy()
+    return pixels.numpy(), pixels
 
 
 def _start_worker(worker: int) -> None:
@@ -183,7 +204,7 @@ class Loader:
                 worker_init_fn=_start_worker,
                 pin_memory=self._pin_memory,
             )
-            self._decoded: Iterator[Decoded] = iter(loader)
+            self._sent: Iterator[_Sent] = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
         self.close = weakref.finalize(self, _end, self._workers)
@@ -199,15 +220,15 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[list[Reference], Decoded]]:
         while True:
             try:
-                decoded = next(self._decoded, None)
+                sent = next(self._sent, None)
             except (RuntimeError, EOFError, OSError):  # the last two: pixels that a dead worker was still to hand over
                 if not self._has_lost_a_worker():
                     raise
                 yield from self._recover()
                 continue
-            if decoded is None:
+            if sent is None:
                 break
-            yield self._in_flight.popleft(), decoded
+            yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), sent.failures)
         if self._input_error:
             raise self._input_error
 

@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import itertools
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
         close = made.close
 
     assert failures(Killed()) == {}
+
+
+def test_no_room_in_shared_memory_is_no_obstacle(photos: Path) -> None:
+    """As in a container with a small /dev/shm: here no file may grow beyond a kilobyte, those in memory included."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        made = Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failures(made) == {}
 
 
 @pytest.mark.usefixtures("traps")
