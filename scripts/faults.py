@@ -174,7 +174,7 @@ SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif")
 
 FAULTS: list[tuple[str, Callable[[Night, Row], None], int]] = [
     ("SIGKILL of all its processes at a random moment, once or three times", killed, 12),
-    ("SIGKILL within a rename, sync, truncation or removal of a file", killed_in_a_state_change, 12),
+    ("SIGKILL just before or after a rename, sync or removal of a file", killed_in_a_state_change, 12),
     ("SIGINT at a random moment", stopped(signal.SIGINT), 5),
     ("SIGTERM at a random moment", stopped(signal.SIGTERM), 5),
     ("SIGKILL of a decode worker", worker_killed, 5),
