@@ -9,7 +9,7 @@ import tomllib
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -18,6 +18,9 @@ from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, Interrupted, UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.sinks import FORMATS, choose_format
+
+if TYPE_CHECKING:
+    from deit_batch.output import Mode
 
 logger = logging.getLogger("deit_batch")
 
@@ -30,7 +33,7 @@ LIMITS = tuple(limit.name for limit in fields(Limits))
 SECTIONS = {
     "Input": ("input", "column", "keep", "recursive", "limit"),
     "Model": ("model", "revision", "image_processor", "allow_pickle", "device", "dtype"),
-    "Output": ("out", "format", "top_k", "threshold", "fresh", "error_threshold"),
+    "Output": ("out", "format", "top_k", "threshold", "fresh", "incremental", "retry_failed", "error_threshold"),
     "Speed": ("batch_size", "workers"),
     "Limits of one image": LIMITS,
     "Run": ("dry_run", "config", "quiet", "verbose", "log_format", "help"),
@@ -183,6 +186,13 @@ def main() -> None:
 )
 @click.option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done.")
 @click.option(
+    "--incremental",
+    is_flag=True,
+    help="For runs over a growing input under one FILE: images that have not changed since they were last scored keep "
+    "their predictions.",
+)
+@click.option("--retry-failed", is_flag=True, help="Of a finished FILE (.jsonl), score again only what failed.")
+@click.option(
     "--error-threshold",
     type=Threshold(),
     help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have. "
@@ -276,6 +286,8 @@ def score(
     out: str | None,
     format: str | None,
     fresh: bool,
+    incremental: bool,
+    retry_failed: bool,
     error_threshold: str | None,
     dry_run: bool,
     quiet: bool,
@@ -294,9 +306,10 @@ def score(
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
     chosen["limits"] = Limits(**{name: chosen.pop(name) for name in LIMITS})
     try:
-        sys.exit(
-            _dry_run(chosen, out, format) if dry_run else _score(chosen, out, format, fresh, quiet, error_threshold)
-        )
+        if dry_run:
+            sys.exit(_dry_run(chosen, out, format))
+        mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
+        sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold))
     except (DeitBatchError, Interrupted) as error:
         _fail(error, error.exit_status, verbose)
     except BrokenPipeError:
@@ -311,8 +324,24 @@ def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
     sys.exit(status)
 
 
+def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool) -> Mode:
+    if retry_failed and (fresh or incremental):
+        raise UsageError(
+            "--retry-failed goes neither with --fresh nor with --incremental; both score what failed anyway"
+        )
+    if out == "-" and (incremental or retry_failed):
+        raise UsageError("--out -: stdout keeps nothing that --incremental or --retry-failed could go on from")
+    return "fresh" if fresh else "incremental" if incremental else "retry-failed" if retry_failed else "continue"
+
+
 def _score(
-    chosen: dict[str, Any], out: str | None, format: str | None, fresh: bool, quiet: bool, error_threshold: str | None
+    chosen: dict[str, Any],
+    out: str | None,
+    format: str | None,
+    mode: Mode,
+    incremental: bool,
+    quiet: bool,
+    error_threshold: str | None,
 ) -> int:
     if out is None:
         raise UsageError("Missing option '--out'. Use - for stdout.")
@@ -321,14 +350,24 @@ def _score(
     threshold = None
     if error_threshold is not None:
         threshold = ErrorThreshold(float(error_threshold.removesuffix("%")), percent=error_threshold.endswith("%"))
-    outcome = run(Options(**chosen), out=out, format=format, fresh=fresh, error_threshold=threshold, quiet=quiet)
+    outcome = run(
+        Options(**chosen),
+        out=out,
+        format=format,
+        mode=mode,
+        incremental=incremental,
+        error_threshold=threshold,
+        quiet=quiet,
+    )
     tally = outcome.tally
     speed = outcome.report.get("images_per_second")
+    kept = outcome.kept
     passed_over = counts(outcome.passed_over)
     logger.info(
-        "%s of %s images scored%s%s%s%s",
+        "%s of %s images scored%s%s%s%s%s",
         f"{tally.scored:,}",
         f"{tally.inputs:,}",
+        f" ({kept:,} of them before)" if kept else "",
         f", {tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
         f", {passed_over} passed over" if passed_over else "",
         f", {speed} images/s" if speed else "",

@@ -61,6 +61,20 @@ Location: TypeAlias = LocalFile | Url | Base64 | bytes | Failure
 """Where an image's bytes are; the bytes themselves; or why that can't be told."""
 
 
+class Prediction(TypedDict):
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an earlier run found in an image. `sha256`: of the bytes that it read; they stand if the bytes are still the
+    same. None: they are known to be."""
+
+    predictions: list[Prediction]
+    sha256: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """One input. `index` counts from 0; `image` is as the user gave it, None for inline data; `sha256` is the digest of
@@ -71,6 +85,12 @@ class Reference:
     location: Location
     keep: Mapping[str, object] = field(default_factory=dict)
     sha256: str | None = None
+    earlier: Earlier | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its predictions are known without a look at the image."""
+        return self.earlier is not None and self.earlier.sha256 is None
 
 
 @dataclass(slots=True)
@@ -93,11 +113,6 @@ class Tally:
             self.failures[record["error"]["type"]] += 1
         else:
             self.scored += 1
-
-
-class Prediction(TypedDict):
-    label: str
-    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,18 @@ def identity(item: Reference | Record) -> dict[str, object]:
     if item.sha256:
         values["image_sha256"] = item.sha256
     return values
+
+
+def stamp(location: Location) -> tuple[int, int, int] | None:
+    """Size, time of change and time of the name's change (ns) of a file: as long as they stay, so does what is in it.
+    None for what is no file, or can't be looked at."""
+    if not isinstance(location, LocalFile):
+        return None
+    try:
+        status = os.stat(location.path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def redact(text: str) -> str:

@@ -8,6 +8,7 @@ come with it, and neither the input nor the results are ever held whole.
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -18,10 +19,9 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,43 +32,59 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
-from deit_batch.io import Base64, Failure, Reference
+from deit_batch.io import Base64, Failure, Location, Reference
 from deit_batch.limits import Limits
 
 logger = logging.getLogger("deit_batch")
 
 PREFETCH_FACTOR = 2
 MAX_INLINE_CHARS = 32 * 2**20
+MOST_SETTLED = 4096
+
+Settled: TypeAlias = Failure | Literal["same"]
+"""Of an image that is not to be scored: why it can't be, or that its bytes are those that an earlier run scored."""
 
 
 class Decoded(NamedTuple):
-    """`pixels`: uint8 [n, height, width, 3] of the n images that could be read, in order; `failures`: of the others,
-    by their place in the batch."""
+    """Of those of a batch's references that were not settled before. `pixels`: uint8 [n, height, width, 3] of the n
+    images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the bytes by place, if
+    asked for."""
 
     pixels: Tensor
-    failures: dict[int, Failure]
+    settled: dict[int, Settled]
+    digests: dict[int, str]
 
 
 class _Sent(NamedTuple):
     """The same on its way out of a worker: an array where there was no shared memory for a tensor."""
 
     pixels: Tensor | NDArray[np.uint8]
-    failures: dict[int, Failure]
+    settled: dict[int, Settled]
+    digests: dict[int, str]
+
+
+class _Wanted(NamedTuple):
+    """An image on its way into a worker: where it is, and the digest of the bytes that need not be decoded again."""
+
+    location: Location
+    known: str | None
 
 
 def batched(references: Iterable[Reference], batch_size: int) -> Iterator[list[Reference]]:
-    """Lists of `batch_size` references; shorter where images in the input itself (base64) would fill the memory.
+    """Lists of `batch_size` references that are to be looked at, and whatever settled ones (some thousands at most) lie
+    between; shorter where images in the input itself (base64) would fill the memory.
 
     The cuts depend on the input alone: a run that is continued makes the same batches, so it computes the same scores
     to the last bit."""
     batch: list[Reference] = []
-    inline = 0
+    settled = inline = 0
     for reference in references:
         batch.append(reference)
+        settled += reference.is_settled
         inline += _inline_chars(reference)
-        if len(batch) == batch_size or inline > MAX_INLINE_CHARS:
+        if len(batch) - settled == batch_size or inline > MAX_INLINE_CHARS or settled == MOST_SETTLED:
             yield batch
-            batch, inline = [], 0
+            batch, settled, inline = [], 0, 0
     if batch:
         yield batch
 
@@ -84,28 +100,35 @@ def _inline_chars(reference: Reference) -> int:
 
 
 class Decoder(Dataset[_Sent]):
-    """The data set: its "indices" are references, fetched and decoded where the worker runs."""
+    """The data set: its "indices" are locations, fetched and decoded where the worker runs."""
 
-    def __init__(self, recipe: Recipe, limits: Limits) -> None:
+    def __init__(self, recipe: Recipe, limits: Limits, *, digests: bool = False) -> None:
+        self._digests = digests
         self._recipe = recipe
         self._limits = limits
         self._fetcher = Fetcher(limits)
         self._alone = False
 
-    def __getitems__(self, references: list[Reference]) -> _Sent:
+    def __getitems__(self, batch: list[_Wanted]) -> _Sent:
         height, width = self._recipe.size
-        pixels, way_out = _room_for((len(references), height, width, 3))
-        failures: dict[int, Failure] = {}
+        pixels, way_out = _room_for((len(batch), height, width, 3))
+        settled: dict[int, Settled] = {}
+        digests: dict[int, str] = {}
         rows = list(pixels)
-        for place, data in enumerate(self._fetcher.fetch_all([reference.location for reference in references])):
+        for place, data in enumerate(self._fetcher.fetch_all([wanted.location for wanted in batch])):
+            if isinstance(data, Failure):
+                settled[place] = data
+                continue
+            if self._digests:
+                digests[place] = hashlib.sha256(data).hexdigest()
+                if digests[place] == batch[place].known:
+                    settled[place] = "same"
+                    continue
             try:
-                if isinstance(data, bytes):
-                    rows[place - len(failures)][:] = self._decode(data)
-                else:
-                    failures[place] = data
+                rows[place - len(settled)][:] = self._decode(data)
             except DecodeError as error:
-                failures[place] = Failure.of(error)
-        return _Sent(way_out[: len(references) - len(failures)], failures)
+                settled[place] = Failure.of(error)
+        return _Sent(way_out[: len(batch) - len(settled)], settled, digests)
 
     def _decode(self, data: bytes) -> NDArray[np.uint8]:
         """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
@@ -118,29 +141,39 @@ class Decoder(Dataset[_Sent]):
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def alone(self, reference: Reference) -> NDArray[np.uint8] | Failure:
-        """One image in a process of its own: pixels [height, width, 3], or its failure, even if that is the end of
-        the process."""
+    def alone(self, wanted: _Wanted) -> _Sent:
+        """One image in a process of its own; a failure, if it is the end of that process."""
         reader, writer = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=self._send, args=(reference, writer), daemon=True)
+        process = multiprocessing.Process(target=self._send, args=(wanted, writer), daemon=True)
         process.start()
         writer.close()
         try:
-            result: NDArray[np.uint8] | Failure = reader.recv()
+            result: _Sent = reader.recv()
         except EOFError:
             process.join()
             code = process.exitcode or 0
             how = f"crashed ({signal.Signals(-code).name})" if code < 0 else "did not end in time"
             message = f"its decoder {how}; at most {self._limits.decode_seconds:g} s are allowed"
-            result = Failure.of(DecodeError(message))
+            result = _Sent(self._nothing(), {0: Failure.of(DecodeError(message))}, {})
         process.join()
         return result
 
-    def _send(self, reference: Reference, writer: Connection) -> None:
+    def _nothing(self) -> NDArray[np.uint8]:
+        return np.empty((0, *self._recipe.size, 3), np.uint8)
+
+    def _send(self, wanted: _Wanted, writer: Connection) -> None:
         _start_worker(0)
         self._alone = True
-        pixels, failures = self.__getitems__([reference])
-        writer.send(failures.get(0) or np.asarray(pixels[0]))
+        sent = self.__getitems__([wanted])
+        writer.send(sent._replace(pixels=np.asarray(sent.pixels)))
+
+    def one_by_one(self, batch: list[_Wanted]) -> Decoded:
+        """The same batch as `__getitems__` makes, whatever its images do to their decoder."""
+        sent = [self.alone(wanted) for wanted in batch]
+        pixels = np.concatenate([self._nothing(), *(np.asarray(one.pixels) for one in sent)])
+        settled = {place: one.settled[0] for place, one in enumerate(sent) if one.settled}
+        digests = {place: one.digests[0] for place, one in enumerate(sent) if one.digests}
+        return Decoded(torch.from_numpy(pixels), settled, digests)
 
 
 def _room_for(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
@@ -180,12 +213,19 @@ class Loader:
     one, each in a process of its own: the one that did it becomes a failure, and its neighbours are not lost."""
 
     def __init__(
-        self, batches: Iterable[list[Reference]], recipe: Recipe, limits: Limits, *, workers: int, pin_memory: bool
+        self,
+        batches: Iterable[list[Reference]],
+        recipe: Recipe,
+        limits: Limits,
+        *,
+        workers: int,
+        pin_memory: bool,
+        digests: bool = False,
     ) -> None:
         self._batches = iter(batches)
         self._in_flight: deque[list[Reference]] = deque()
         self._input_error: DeitBatchError | None = None
-        self._decoder = Decoder(recipe, limits)
+        self._decoder = Decoder(recipe, limits, digests=digests)
         self._worker_count = workers
         self._pin_memory = pin_memory
         self._start()
@@ -209,11 +249,11 @@ class Loader:
         # Called by the user, or else when this object or the program ends.
         self.close = weakref.finalize(self, _end, self._workers)
 
-    def _sampler(self) -> Iterator[list[Reference]]:
+    def _sampler(self) -> Iterator[list[_Wanted]]:
         try:
             for batch in self._batches:
                 self._in_flight.append(batch)
-                yield [replace(reference, keep={}) for reference in batch]  # no worker needs what is kept
+                yield _wanted(batch)
         except DeitBatchError as error:
             self._input_error = error  # raised when all that was read before it is through
 
@@ -228,7 +268,7 @@ class Loader:
                 continue
             if sent is None:
                 break
-            yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), sent.failures)
+            yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), sent.settled, sent.digests)
         if self._input_error:
             raise self._input_error
 
@@ -242,11 +282,16 @@ class Loader:
         self.close()
         while self._in_flight:
             batch = self._in_flight.popleft()
-            results = [self._decoder.alone(reference) for reference in batch]
-            pixels = [torch.from_numpy(result) for result in results if not isinstance(result, Failure)]
-            failures = {place: result for place, result in enumerate(results) if isinstance(result, Failure)}
-            yield batch, Decoded(torch.stack(pixels) if pixels else torch.empty(0), failures)
+            yield batch, self._decoder.one_by_one(_wanted(batch))
         self._start()
+
+
+def _wanted(batch: list[Reference]) -> list[_Wanted]:
+    return [
+        _Wanted(reference.location, reference.earlier.sha256 if reference.earlier else None)
+        for reference in batch
+        if not reference.is_settled
+    ]
 
 
 @contextmanager

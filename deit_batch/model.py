@@ -46,12 +46,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 class Classifier:
     """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, *, multi_label: bool) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, *, multi_label: bool, pad_to: int | None = None) -> None:
+        """`pad_to`: the number of images in every forward pass, which black ones fill up. The matrix products then have
+        one shape, and an image's scores are the same to the last bit whichever images come with it."""
         weight = next(module.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self._module = module
         self._multi_label = multi_label
-        self._largest = sys.maxsize  # images at a time: all, until memory has run out
+        self._padded = pad_to is not None
+        self._largest = pad_to or sys.maxsize  # images at a time: all, until memory has run out
         shape = (1, 3, 1, 1)
         self._rescale = recipe.rescale_factor
         self._mean = torch.tensor(recipe.mean, device=self.device).view(shape)
@@ -63,10 +66,15 @@ class Classifier:
         while sum(map(len, done)) < len(pixels):
             start = sum(map(len, done))
             try:
-                done.append(self._forward(pixels[start : start + self._largest]))
+                done.append(self._forward(self._pad(pixels[start : start + self._largest]))[: len(pixels) - start])
             except torch.OutOfMemoryError as error:
-                self._shrink(min(self._largest, len(pixels) - start), error)
+                self._shrink(self._largest if self._padded else min(self._largest, len(pixels) - start), error)
         return torch.cat(done)
+
+    def _pad(self, pixels: Tensor) -> Tensor:
+        if not self._padded or len(pixels) == self._largest:
+            return pixels
+        return torch.cat([pixels, pixels.new_zeros(self._largest - len(pixels), *pixels.shape[1:])])
 
     def _shrink(self, images: int, error: Exception) -> None:
         if images == 1:
@@ -84,7 +92,9 @@ class Classifier:
         return result
 
 
-def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Classifier:
+def load_classifier(
+    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: torch.dtype, pad_to: int | None = None
+) -> Classifier:
     """Loads the weights. Raises CheckpointError unless every tensor that is scored with came from the checkpoint."""
     model_class = getattr(transformers, checkpoint.architecture)
     transformers.logging.set_verbosity_error()
@@ -118,4 +128,4 @@ def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.dev
     if classes != len(checkpoint.labels):
         raise CheckpointError(f"{checkpoint.name} has {classes} classes but names {len(checkpoint.labels)} labels")
     logger.debug("loaded %s as %s", checkpoint.folder, checkpoint.architecture)
-    return Classifier(module.eval().to(device), recipe, multi_label=checkpoint.multi_label)
+    return Classifier(module.eval().to(device), recipe, multi_label=checkpoint.multi_label, pad_to=pad_to)

@@ -4,6 +4,7 @@
     preds.jsonl.partial    grows, one record a line, whatever the final format; a dead run is continued from it
     preds.jsonl.lock       held while a run writes
     preds.jsonl.run.json   what the run is (settings), and when it is finished, how it went
+    preds.jsonl.known      with --incremental, what is known of each image (known.py)
 
 A step that is cut short at any point leaves files from which the same command goes on:
 the report is written before the result is renamed, and the partial file, while it exists, outranks a result.
@@ -13,27 +14,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 from deit_batch import sinks
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
-from deit_batch.io import Record, Reference, Tally, identity, json_line, json_value, rename_durably, write_atomically
+from deit_batch.io import (
+    Earlier,
+    Record,
+    Reference,
+    Tally,
+    identity,
+    json_line,
+    json_value,
+    rename_durably,
+    stamp,
+    write_atomically,
+)
 from deit_batch.lock import Lock
 
+logger = logging.getLogger("deit_batch")
+
 Batch = list[Reference]
+Mode: TypeAlias = Literal["continue", "fresh", "incremental", "retry-failed"]
+"""What to do about what an earlier run has left: go on with it, or leave it be if it is finished; throw it away; make
+it anew out of what is known; or only score again what failed in it."""
 
 
 class Output(Protocol):
     tally: Tally
     complete: bool
     """Whether an earlier run has finished all this already."""
+
+    def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
+        """The references, with what the run whose failures are tried again has found in the others."""
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches that are still to be scored."""
@@ -47,15 +69,17 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def open_output(out: str, format: str, *, settings: Mapping[str, object], keep: Sequence[str], fresh: bool) -> Output:
+def open_output(out: str, format: str, *, settings: Mapping[str, object], keep: Sequence[str], mode: Mode) -> Output:
     """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
     if out == "-":
         return _Stream(sys.stdout.buffer, format)
+    if mode == "retry-failed" and format != "jsonl":
+        raise UsageError(f"--retry-failed can't read {format} files back, only jsonl; --incremental works with all")
     target = Path(os.path.realpath(out))  # a link stays a link: what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
-    return _File(target, format, {**settings, "format": format}, keep, fresh)
+    return _File(target, format, {**settings, "format": format}, keep, mode)
 
 
 class _Stream:
@@ -67,6 +91,9 @@ class _Stream:
         self.tally = Tally()
         self._stream = stream
         self._format = format
+
+    def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
+        return references
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches
@@ -97,7 +124,7 @@ class _Stream:
 
 class _File:
     def __init__(
-        self, target: Path, format: str, settings: Mapping[str, object], keep: Sequence[str], fresh: bool
+        self, target: Path, format: str, settings: Mapping[str, object], keep: Sequence[str], mode: Mode
     ) -> None:
         self.tally = Tally()
         self._target = target
@@ -108,11 +135,12 @@ class _File:
         self._keep = keep
         self._digest = hashlib.sha256()
         self._replaces: object = None
+        self._retries = False
         with _writing(target):
             self._lock = Lock(target.with_name(target.name + ".lock"), str(target))
             try:
                 self._earlier = self._previous()
-                self.complete = self._look_around(fresh)
+                self.complete = self._look_around(mode)
             except DeitBatchError:
                 self._lock.release()
                 raise
@@ -124,25 +152,43 @@ class _File:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _look_around(self, fresh: bool) -> bool:
+    def _look_around(self, mode: Mode) -> bool:
         """Whether an earlier run has finished the job. Raises UsageError if what is here is not ours to touch."""
-        there = _mark(self._target)
-        if fresh:
-            self._partial.unlink(missing_ok=True)
-            self._replaces = there
-        elif self._partial.exists() and self._partial.stat().st_size:
+        if mode != "fresh" and self._partial.exists() and self._partial.stat().st_size and not self._is_known(mode):
             self._require_same_settings()
             self._replaces = self._earlier.get("replaces")
-        elif there is None or there == self._earlier.get("replaces"):
-            self._replaces = there  # a run with --fresh was told to replace it, and died before it had a record
-        else:
-            self._require_same_settings()
-            if self._earlier.get("output") != _digest_of(self._target):
-                raise UsageError(
-                    f"{self._target} is not what its run has left there; give another --out, or replace it with --fresh"
-                )
-            return True
-        return False
+            self._retries = self._earlier.get("retries", False)
+            if mode == "retry-failed" and not self._retries:
+                logger.info("an unfinished run is finished first; then this command tries its failures again")
+            return False
+        complete = self._look_at_target(mode)
+        self._partial.unlink(missing_ok=True)
+        return complete
+
+    def _is_known(self, mode: Mode) -> bool:
+        """Whether what the partial file holds is known anyway."""
+        return mode == "incremental" and (self._earlier.get("settings") or {}).get("incremental") is True
+
+    def _look_at_target(self, mode: Mode) -> bool:
+        there = self._replaces = _mark(self._target)
+        if mode == "fresh" or there is None:
+            return False
+        if there == self._earlier.get("replaces"):  # a run was told to replace it, and died before it had a record
+            self._retries = self._earlier.get("retries", False)
+            return False
+        if mode == "incremental":
+            self._require_own_result()
+            return False
+        self._require_same_settings()
+        self._require_own_result()
+        self._retries = mode == "retry-failed" and self._earlier["counts"]["failed"] > 0
+        return not self._retries
+
+    def _require_own_result(self) -> None:
+        if self._earlier.get("output") != _digest_of(self._target):
+            raise UsageError(
+                f"{self._target} is not what its run has left there; give another --out, or replace it with --fresh"
+            )
 
     def _require_same_settings(self) -> None:
         """The same settings as the run that left files here; nothing is overwritten without being told to."""
@@ -164,14 +210,28 @@ class _File:
                 "with --fresh"
             )
 
+    def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
+        return self._recalled(references) if self._retries else references
+
+    def _recalled(self, references: Iterable[Reference]) -> Iterator[Reference]:
+        with open(self._target, "rb") as results:
+            for reference in references:
+                record = _parse_record(results.readline()) or {}
+                self._require_same_input(reference, record)
+                earlier = None if _has_failed(record) else Earlier(record["predictions"])
+                yield replace(reference, earlier=earlier)
+            if results.readline():
+                raise UsageError(f"{self._target}: its input has become shorter since; start over with --fresh")
+
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
             self._check_complete(batches)
             return iter(())
         with _writing(self._target):
             if self._partial.exists():
+                written_ns = self._partial.stat().st_mtime_ns
                 self._file = open(self._partial, "r+b")  # noqa: SIM115 - grows to the end of the run
-                batches = self._verified(batches)
+                batches = self._verified(batches, written_ns)
             # Before there is a partial file: one whose settings are not known could not be continued.
             self._write_report("running", {})
             if not self._partial.exists():
@@ -179,24 +239,41 @@ class _File:
         return self._digested(batches)
 
     def _check_complete(self, batches: Iterator[Batch]) -> None:
-        for _ in self._digested(batches):
-            pass
+        made_ns = self._target.stat().st_mtime_ns
+        changed = 0
+        first = None
+        for batch in self._digested(batches):
+            for reference in batch:
+                if _has_changed(reference, made_ns):
+                    changed, first = changed + 1, first or reference.image
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
                 f"{self._target} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
+        if changed:
+            logger.warning(
+                "%s images have changed since %s was made, %s first: it has their old predictions; --fresh or "
+                "--incremental makes new ones",
+                f"{changed:,}",
+                self._target,
+                first,
+            )
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 
-    def _verified(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes over the batches whose records are all there, and cuts off what comes after them. If the run gave up
-        because too much failed, that starts with the first batch in which anything did."""
+    def _verified(self, batches: Iterator[Batch], written_ns: int) -> Iterator[Batch]:
+        """Passes over the batches whose records are all there, and cuts off what comes after them: the first batch with
+        a file that has changed since those were written; or, if the run gave up because too much failed, the first in
+        which anything did."""
         again = self._earlier.get("status") == "gave up"
         for batch in batches:
             start = self._file.tell()
-            records = [record for _ in batch if (record := self._read_record())]
-            if len(records) < len(batch) or (again and any("error" in record for record in records)):
+            records = [record for _ in batch if (record := _parse_record(self._file.readline()))]
+            changed = [reference.image for reference in batch if _has_changed(reference, written_ns)]
+            if changed:
+                logger.warning("%s has changed since it was scored: going on from there", changed[0])
+            if changed or len(records) < len(batch) or (again and any(map(_has_failed, records))):
                 self._file.seek(start)
                 self._file.truncate()
                 return chain([batch], batches)
@@ -205,28 +282,20 @@ class _File:
                 self.tally.count(record)
             self._add_to_digest(batch)
         start = self._file.tell()
-        if self._read_record():
+        if _parse_record(self._file.readline()):
             raise UsageError(
-                f"{self._partial} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
+                f"{self._target} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
             )
         self._file.seek(start)
         self._file.truncate()
         return batches
 
-    def _read_record(self) -> dict[str, Any] | None:
-        text = self._file.readline()
-        try:
-            record = json.loads(text) if text.endswith(b"\n") else None
-        except ValueError:
-            return None
-        return record if isinstance(record, dict) and {"index", "image", "predictions"} <= record.keys() else None
-
     def _require_same_input(self, reference: Reference, record: Mapping[str, Any]) -> None:
         for name, value in _fixed_fields(reference).items():
             if record.get(name) != value:
                 raise UsageError(
-                    f"{self._partial} can't be continued: the input has changed. Record {reference.index} has {name} "
+                    f"{self._target} can't be continued: the input has changed. Record {reference.index} has {name} "
                     f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
                 )
 
@@ -271,7 +340,8 @@ class _File:
         self._lock.release()
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
-        values = {"status": status, **report, "replaces": self._replaces, "settings": self._settings}
+        going_on = {"replaces": self._replaces, "retries": self._retries}
+        values = {"status": status, **report, **going_on, "settings": self._settings}
         write_atomically(self._report, _pretty(values))
 
 
@@ -287,6 +357,25 @@ def _mark(path: Path) -> list[int] | None:
 def _digest_of(path: Path) -> dict[str, object]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None if it is none."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"index", "image", "predictions"} <= record.keys() else None
+
+
+def _has_failed(record: Mapping[str, Any]) -> bool:
+    return "error" in record
+
+
+def _has_changed(reference: Reference, since_ns: int) -> bool:
+    """Whether it is a file that was written, or put under its name, after that time."""
+    mark = stamp(reference.location)
+    return mark is not None and max(mark[1:]) > since_ns
 
 
 def _fixed_fields(reference: Reference) -> dict[str, object]:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from deit_batch import __version__
@@ -18,8 +20,9 @@ from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFa
 from deit_batch.images import Recipe
 from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Prediction, Record, Reference, Tally
+from deit_batch.known import Known
 from deit_batch.limits import DEFAULT_LIMITS, Limits
-from deit_batch.output import Output, open_output
+from deit_batch.output import Mode, Output, open_output
 from deit_batch.progress import Progress, Stopwatch
 from deit_batch.sinks import choose_format
 from deit_batch.sources import Source, open_source
@@ -124,6 +127,16 @@ class Plan:
             "allow_truncated": options.limits.allow_truncated,
         }
 
+    def facts(self, options: Options) -> dict[str, object]:
+        """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
+        about_input = ("input", "column", "keep", "recursive", "limit")
+        limits = options.limits
+        return {
+            **{name: value for name, value in self.settings(options).items() if name not in about_input},
+            "limits": [limits.image_bytes, limits.image_pixels, limits.root],
+            "versions": _versions(),
+        }
+
 
 def _default_workers(on_cpu: bool) -> int:
     """On a CPU decoding is the smaller part of the work, and the model wants the cores."""
@@ -164,6 +177,7 @@ class Outcome:
     tally: Tally
     report: dict[str, object]
     passed_over: Counter[str]
+    kept: int = 0
 
 
 def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
@@ -189,16 +203,20 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
 
 
 def scored(
-    batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch
+    batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch, known: Known | None = None
 ) -> Generator[list[Record], None, None]:
     """The records of each batch, in order. No image is read before the model has been found fit to score with."""
     from deit_batch.loader import Loader
     from deit_batch.model import load_classifier
 
     with stopwatch("load"):
-        classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype)
+        # What is known must not depend on which images were new in the same night.
+        pad_to = plan.batch_size if known else None
+        classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype, pad_to=pad_to)
     on_gpu = plan.device.type == "cuda"
-    loader = Loader(batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu)
+    loader = Loader(
+        batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu, digests=known is not None
+    )
     with closing(loader):
         waiting = iter(loader)
         while True:
@@ -206,26 +224,34 @@ def scored(
                 item = next(waiting, None)
             if item is None:
                 return
+            references, decoded = item
             with stopwatch("score"):
-                records = score_batch(*item, classifier, plan.checkpoint.labels, options)
+                records = score_batch(references, decoded, classifier, plan.checkpoint.labels, options)
+            if known:
+                known.remember(references, decoded.digests, records)
             yield records
 
 
 def score_batch(
     references: Sequence[Reference], decoded: Decoded, classifier: Classifier, labels: Sequence[str], options: Options
 ) -> list[Record]:
-    """One record for each reference: predictions for what was decoded, the failure for what was not."""
+    """One record for each reference: predictions for what was decoded or is known from earlier, the failure for what
+    is neither."""
     scores = iter(classifier(decoded.pixels)) if len(decoded.pixels) else iter(())
-    records = []
-    for place, reference in enumerate(references):
-        if place in decoded.failures:
-            records.append(Record.of(reference, decoded.failures[place]))
-            continue
+    places = count()
+
+    def result(reference: Reference) -> list[Prediction] | Failure:
+        settled = "same" if reference.is_settled else decoded.settled.get(next(places))
+        if isinstance(settled, Failure):
+            return settled
+        if settled == "same" and reference.earlier:
+            return reference.earlier.predictions
         try:
-            records.append(Record.of(reference, best(next(scores), labels, options.top_k, options.threshold)))
+            return best(next(scores), labels, options.top_k, options.threshold)
         except ScoreError as error:
-            records.append(Record.of(reference, Failure.of(error)))
-    return records
+            return Failure.of(error)
+
+    return [Record.of(reference, result(reference)) for reference in references]
 
 
 def best(scores: Tensor, labels: Sequence[str], top_k: int | None, threshold: float) -> list[Prediction]:
@@ -243,12 +269,14 @@ def run(
     *,
     out: str,
     format: str | None = None,
-    fresh: bool = False,
+    mode: Mode = "continue",
+    incremental: bool = False,
     error_threshold: ErrorThreshold | None = None,
     quiet: bool = False,
     stdin: BinaryIO | None = None,
 ) -> Outcome:
-    """Scores `options.input` into the file `out` ("-" for stdout) and leaves a report beside it.
+    """Scores `options.input` into the file `out` ("-" for stdout) and leaves a report beside it. With `incremental`,
+    what is found in each image is kept for the next run, which uses it unless its mode is "fresh".
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -261,22 +289,22 @@ def run(
             raise UsageError(f"--out {out} is the input")
         source = options.open_source(stdin)
         plan = Plan.of(options)
-        settings = plan.settings(options)
-        output = stack.enter_context(
-            closing(open_output(out, format, settings=settings, keep=options.keep, fresh=fresh))
-        )
+        settings = {**plan.settings(options), "incremental": incremental}
+        output = stack.enter_context(closing(open_output(out, format, settings=settings, keep=options.keep, mode=mode)))
+        known = stack.enter_context(closing(_known(out, plan, options, mode))) if incremental else None
+        references = known.recall(source.references) if known else output.recall(source.references)
 
         from deit_batch.loader import batched
 
         read: Counter[str] = Counter()
-        batches = output.remaining(_counted(batched(source.references, plan.batch_size), read))
+        batches = output.remaining(_counted(batched(references, plan.batch_size), read))
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
             return Outcome(output.tally, {}, source.passed_over)
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = Progress(source.total, output.tally, stopwatch, quiet=quiet)
-        work = scored(batches, plan, options, stopwatch)
+        work = scored(batches, plan, options, stopwatch, known)
         try:
             for records in work:
                 with stopwatch("write"):
@@ -286,7 +314,7 @@ def run(
                 if error_threshold:
                     error_threshold.check(output.tally, source.total(read["references"]))
         except (DeitBatchError, Interrupted) as error:
-            report = _report(source, options, plan, output, stopwatch, progress)
+            report = _report(source, options, plan, output, known, stopwatch, progress)
             output.interrupt(report, gave_up=isinstance(error, TooManyFailures))
             raise
         finally:
@@ -294,9 +322,15 @@ def run(
             progress.close()
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", options.input)
-        report = _report(source, options, plan, output, stopwatch, progress)
+        report = _report(source, options, plan, output, known, stopwatch, progress)
         output.finish(report)
-        return Outcome(output.tally, report, source.passed_over)
+        if known:
+            known.forget_the_vanished()
+        return Outcome(output.tally, report, source.passed_over, known.kept if known else 0)
+
+
+def _known(out: str, plan: Plan, options: Options, mode: Mode) -> Known:
+    return Known(Path(os.path.realpath(out) + ".known"), plan.facts(options), fresh=mode == "fresh")
 
 
 def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:
@@ -306,16 +340,20 @@ def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Itera
 
 
 def _report(
-    source: Source, options: Options, plan: Plan, output: Output, stopwatch: Stopwatch, progress: Progress
+    source: Source,
+    options: Options,
+    plan: Plan,
+    output: Output,
+    known: Known | None,
+    stopwatch: Stopwatch,
+    progress: Progress,
 ) -> dict[str, object]:
-    import torch
-    import transformers
-
     tally = output.tally
     return {
         "counts": {
             "inputs": tally.inputs,
             "scored": tally.scored,
+            **({"kept": known.kept} if known else {}),
             "failed": tally.failed,
             "failures": dict(tally.failures),
             "passed_over": dict(source.passed_over),
@@ -326,10 +364,19 @@ def _report(
         "workers": plan.workers,
         "options": asdict(options),
         "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            "deit-batch": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import PIL
+    import torch
+    import transformers
+
+    return {
+        "deit-batch": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
     }

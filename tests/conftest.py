@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -22,6 +23,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+
+from deit_batch import runner
+from deit_batch.limits import Limits
 
 # A slow machine is no fault of the code.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -303,3 +307,38 @@ def messages() -> Iterator[list[str]]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+LOOPBACK = Limits(allow_private_hosts=True)
+
+
+def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **options: Any) -> Path:
+    """Runs in this process, in small batches, and returns the output's path."""
+    run_options = {key: options.pop(key) for key in ("format", "mode", "incremental", "stdin") if key in options}
+    chosen = runner.Options(
+        **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}
+    )
+    runner.run(chosen, out=str(tmp_path / out), **run_options)
+    return tmp_path / out
+
+
+class interrupted_after:  # noqa: N801 - reads as a sentence
+    """Sends this process a real SIGTERM after some batches."""
+
+    def __init__(self, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._batches = batches
+        self._monkeypatch = monkeypatch
+
+    def __enter__(self) -> None:
+        original = runner.score_batch
+
+        def counted(*args: Any) -> Any:
+            self._batches -= 1
+            if self._batches == 0:
+                os.kill(os.getpid(), 15)
+            return original(*args)
+
+        self._monkeypatch.setattr(runner, "score_batch", counted)
+
+    def __exit__(self, *args: object) -> None:
+        self._monkeypatch.undo()

@@ -39,8 +39,10 @@ def failures(made: Loader) -> dict[int, Failure]:
         rows = iter(decoded.pixels.numpy())
         for place, reference in enumerate(batch):
             assert reference.index == next(expected)
-            if place in decoded.failures:
-                failed[reference.index] = decoded.failures[place]
+            if place in decoded.settled:
+                failure = decoded.settled[place]
+                assert isinstance(failure, Failure)
+                failed[reference.index] = failure
             else:
                 alone = images.decode(jpeg(reference.index % 40), RECIPE, Limits())
                 assert np.array_equal(next(rows), alone), reference.index

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, jpeg, read_jsonl
+from conftest import LABELS, interrupted_after, jpeg, read_jsonl, scored
 
 from deit_batch import io as records_io
 from deit_batch import score
@@ -29,18 +29,6 @@ from deit_batch.io import Tally
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
 from deit_batch.runner import ErrorThreshold, Options, run
-
-LOOPBACK = Limits(allow_private_hosts=True)
-
-
-def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **options: Any) -> Path:
-    """Runs in this process, in small batches, and returns the output's path."""
-    run_options = {key: options.pop(key) for key in ("format", "fresh", "stdin") if key in options}
-    chosen = Options(
-        **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}
-    )
-    run(chosen, out=str(tmp_path / out), **run_options)
-    return tmp_path / out
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
@@ -176,7 +164,7 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
     assert report["images_per_second"] > 0
     assert len(report["settings"]["checkpoint_sha256"]) == 64
     assert {"load", "wait for images", "score", "write", "total"} <= set(report["seconds"])
-    assert {"deit-batch", "torch", "transformers", "python"} == set(report["versions"])
+    assert {"deit-batch", "torch", "transformers", "pillow", "python"} == set(report["versions"])
 
 
 # --- going on -----------------------------------------------------------------------------------------------------
@@ -220,7 +208,7 @@ def test_an_input_that_changed_is_explained_and_nothing_overwritten(photos: Path
     with pytest.raises(UsageError, match=r"Record 0 has image .*00.jpg.* start over with --fresh"):
         scored(photos, vit, tmp_path)
     assert (tmp_path / "p.jsonl.partial").read_bytes() == good
-    assert len(read_jsonl(scored(photos, vit, tmp_path, fresh=True))) == 40
+    assert len(read_jsonl(scored(photos, vit, tmp_path, mode="fresh"))) == 40
 
 
 def test_inline_images_that_changed_places_are_found_out(vit: Path, tmp_path: Path) -> None:
@@ -330,7 +318,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(photos: Path, vit: Path, tmp
         with pytest.raises(UsageError, match="no report beside it"):
             scored(photos, vit, tmp_path)
     assert (tmp_path / "p.jsonl").read_text() == "precious"
-    assert len(read_jsonl(scored(photos, vit, tmp_path, fresh=True))) == 40
+    assert len(read_jsonl(scored(photos, vit, tmp_path, mode="fresh"))) == 40
 
 
 def test_the_old_result_stands_until_a_fresh_one_is_whole(
@@ -338,35 +326,11 @@ def test_the_old_result_stands_until_a_fresh_one_is_whole(
 ) -> None:
     old = scored(photos, vit, tmp_path, top_k=1).read_bytes()
     with pytest.raises(Interrupted), interrupted_after(3, monkeypatch):
-        scored(photos, vit, tmp_path, fresh=True)
+        scored(photos, vit, tmp_path, mode="fresh")
     assert (tmp_path / "p.jsonl").read_bytes() == old
     assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 12
     assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["status"] == "interrupted"
     assert len(read_jsonl(scored(photos, vit, tmp_path))[0]["predictions"]) == 5
-
-
-class interrupted_after:  # noqa: N801 - reads as a sentence
-    """Sends this process a real SIGTERM after some batches."""
-
-    def __init__(self, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._batches = batches
-        self._monkeypatch = monkeypatch
-
-    def __enter__(self) -> None:
-        from deit_batch import runner
-
-        original = runner.score_batch
-
-        def counted(*args: Any) -> Any:
-            self._batches -= 1
-            if self._batches == 0:
-                os.kill(os.getpid(), 15)
-            return original(*args)
-
-        self._monkeypatch.setattr(runner, "score_batch", counted)
-
-    def __exit__(self, *args: object) -> None:
-        self._monkeypatch.undo()
 
 
 def test_an_input_that_ends_in_an_error_loses_nothing_before_it(
