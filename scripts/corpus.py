@@ -23,6 +23,8 @@ from PIL import Image
 FLIPS, SWAPS = 110, 40
 BOMB_SIDE = 30_000
 
+SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif")
+
 Named = tuple[str, bytes]
 
 
@@ -97,7 +99,7 @@ def mutated(name: str, data: bytes, dice: random.Random) -> Iterator[Named]:
         a, b = sorted(dice.randrange(len(data) - size + 1) for _ in range(2))
         swapped = data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
         yield f"{stem}-swap{number}{suffix}", swapped
-    for wrong in (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif"):
+    for wrong in SUFFIXES:
         if wrong != suffix:
             yield f"{stem}-named{wrong}", data
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import http.server
 import io
 import json
 import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from misbehaving import Server, serve
 from PIL import Image
 
 from deit_batch import runner
@@ -188,96 +184,17 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-LOGINS: list[tuple[str, str | None]] = []
-ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
-    "/html.jpg": (200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>"),
-    "/octets.jpg": (200, {"Content-Type": "binary/octet-stream"}, jpeg()),
-    "/gzip.jpg": (200, {"Content-Encoding": "gzip"}, gzip.compress(b"\0" * 10_000_000)),
-    "/huge.jpg": (200, {"Content-Length": str(10**12)}, b""),
-    "/loop.jpg": (302, {"Location": "/loop.jpg"}, b""),
-    "/to-file.jpg": (302, {"Location": "file:///etc/passwd"}, b""),
-    "/to-ftp.jpg": (302, {"Location": "ftp://127.0.0.1/x.jpg"}, b""),
-    "/nonsense.jpg": (302, {"Location": "http://[::"}, b""),
-    "/gone.jpg": (410, {}, b""),
-    "/empty.jpg": (200, {}, b""),
-    "/no-content.jpg": (204, {}, b""),
-}
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # a client that has had enough
-            super().handle()
-
-    def do_GET(self) -> None:
-        if self.path == "/moved.jpg":
-            self.send_response(302)
-            self.send_header("Location", "/00.jpg")
-            self.end_headers()
-        elif self.path == "/short.jpg":  # less than it promises
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"x" * 10)
-        elif self.path in ANSWERS:
-            status, headers, body = ANSWERS[self.path]
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-        elif self.path == "/busy.jpg":  # twice too busy, then well
-            self.server.busy += 1  # type: ignore[attr-defined]
-            if self.server.busy < 3:  # type: ignore[attr-defined]
-                self.send_response(429 if self.server.busy == 1 else 503)  # type: ignore[attr-defined]
-                self.send_header("Retry-After", "0")
-                self.end_headers()
-            else:
-                self.path = "/00.jpg"
-                super().do_GET()
-        elif self.path.startswith("/login"):  # well only with the right credentials, which must not be passed on
-            self.server.logins.append((self.headers["Host"], self.headers["Authorization"]))  # type: ignore[attr-defined]
-            self.send_response(302)
-            self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere.jpg")  # type: ignore[attr-defined]
-            self.end_headers()
-        elif self.path == "/elsewhere.jpg":
-            self.server.logins.append((self.headers["Host"], self.headers["Authorization"]))  # type: ignore[attr-defined]
-            self.path = "/00.jpg"
-            super().do_GET()
-        elif self.path == "/endless.jpg":
-            self.send_response(200)
-            self.end_headers()
-            while not self.server.release.is_set():  # type: ignore[attr-defined]
-                self.wfile.write(b"x" * 65536)
-        elif self.path == "/drip-headers.jpg":
-            while not self.server.release.wait(0.05):  # type: ignore[attr-defined]
-                self.wfile.write(b"H")
-        elif self.path == "/slow.jpg":
-            self.server.release.wait(20)  # type: ignore[attr-defined]
-        elif self.path == "/drip.jpg":  # each byte in time, never an end
-            self.send_response(200)
-            self.end_headers()
-            while not self.server.release.wait(0.05):  # type: ignore[attr-defined]
-                self.wfile.write(b"x")
-        else:
-            super().do_GET()
+@pytest.fixture
+def web(photos: Path) -> Iterator[Server]:
+    """A web server on loopback that serves the photos, and misbehaves on request."""
+    with serve(photos) as server:
+        yield server
 
 
 @pytest.fixture
-def server(photos: Path) -> Iterator[str]:
-    """The address of a web server on loopback that serves the photos, and misbehaves on request."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(photos))) as httpd:
-        httpd.release = threading.Event()  # type: ignore[attr-defined]
-        httpd.busy = 0  # type: ignore[attr-defined]
-        httpd.logins = LOGINS  # type: ignore[attr-defined]
-        LOGINS.clear()
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.release.set()  # type: ignore[attr-defined]
-        httpd.shutdown()
+def server(web: Server) -> str:
+    """Its address."""
+    return web.address
 
 
 COMMAND = str(Path(sys.executable).parent / "deit-batch")

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import LOGINS, jpeg
+from conftest import jpeg
 from hypothesis import given
 from hypothesis import strategies as st
+from misbehaving import Server
 
 from deit_batch import network
 from deit_batch.errors import RowError
@@ -88,10 +89,10 @@ def test_a_plain_binary_content_type_is_no_obstacle(server: str) -> None:
     assert Fetcher(LIMITS).fetch(Url(f"{server}/octets.jpg")) == jpeg(0)
 
 
-def test_credentials_go_to_their_own_host_only(server: str) -> None:
-    address = server.removeprefix("http://")
+def test_credentials_go_to_their_own_host_only(web: Server) -> None:
+    address = web.address.removeprefix("http://")
     assert Fetcher(LIMITS).fetch(Url(f"http://user:p%40ss@{address}/login.jpg")) == jpeg(0)
-    (first, login), (second, nothing) = LOGINS
+    (first, login), (second, nothing) = web.logins
     assert login == "Basic " + base64.b64encode(b"user:p@ss").decode()
     assert (first, nothing) == (address, None)
     assert second.startswith("localhost:")

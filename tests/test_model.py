@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LABELS, LOGINS, MakeCheckpoint, write_all_kinds
+from conftest import LABELS, MakeCheckpoint, write_all_kinds
+from misbehaving import Server
 from transformers import pipeline
 
 from deit_batch import score
@@ -97,14 +98,14 @@ def test_weights_that_do_not_load_are_refused(
 
 
 def test_no_image_is_read_before_the_checkpoint_is_found_fit(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path, server: str
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, web: Server
 ) -> None:
     saved = make_checkpoint("DeiTForImageClassificationWithTeacher")
     folder = edit_config(saved, tmp_path / "edited", architectures=["DeiTForImageClassification"])
-    (tmp_path / "t.txt").write_text(f"{server}/login.jpg\n" * 40)
+    (tmp_path / "t.txt").write_text(f"{web.address}/login.jpg\n" * 40)
     with pytest.raises(CheckpointError, match="random"):
         next(score(tmp_path / "t.txt", model=str(folder), limits=Limits(allow_private_hosts=True)))
-    assert LOGINS == []
+    assert web.logins == []
 
 
 @pytest.mark.parametrize(
