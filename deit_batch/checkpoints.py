@@ -13,7 +13,7 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
@@ -27,22 +27,34 @@ ARCHITECTURES = (
     "DeiTForImageClassification",  # fine-tuned with one head
 )
 
+WeightsFormat: TypeAlias = Literal["safetensors", "pickle", "onnx"]
+_FORMATS: dict[str, WeightsFormat] = {".safetensors": "safetensors", ".bin": "pickle", ".onnx": "onnx"}
+
+_HEADS = {
+    "ViTForImageClassification": ("vit.", ("classifier.weight",)),
+    "DeiTForImageClassificationWithTeacher": ("deit.", ("cls_classifier.weight", "distillation_classifier.weight")),
+    "DeiTForImageClassification": ("deit.", ("classifier.weight",)),
+}
+"""Of each class, how the names of its body's tensors begin, and its heads."""
+
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
+_MAX_HEADER = 100 * 2**20  # bytes; as the safetensors library bounds it
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint on disk whose config has passed every check. `commit` is the Hub's, None for a folder;
-    `digest` is the SHA-256 of its config and weights."""
+    `digest` is the SHA-256 of its config and weights; `dtype` is what they were saved in, as the config says."""
 
     name: str
     folder: Path
     commit: str | None
     digest: str
-    pickled: bool
+    weights: WeightsFormat
+    dtype: str | None
     architecture: str
     model_type: str
     labels: list[str]
@@ -59,13 +71,17 @@ def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: boo
     config = _read_json(folder / "config.json", f"{name} is no checkpoint")
     try:
         weights = _weights(folder, name, allow_pickle)
+        architecture = _architecture(config, name)
+        if weights[0].suffix == ".safetensors":
+            _check_heads(_tensor_names(weights), architecture, name)
         return Checkpoint(
             name=name,
             folder=folder,
             commit=commit,
             digest=_digest([folder / "config.json", *weights]),
-            pickled=weights[0].suffix == ".bin",
-            architecture=_architecture(config, name),
+            weights=_FORMATS[weights[0].suffix],
+            dtype=config.get("dtype") or config.get("torch_dtype"),
+            architecture=architecture,
             model_type=config["model_type"],
             labels=_labels(config, name),
             image_size=_image_size(config, name),
@@ -221,6 +237,8 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
             if not all(shard.endswith(suffix) and "/" not in shard for shard in shards):
                 raise CheckpointError(f"{index} names files that are not {suffix}")
             return [folder / shard for shard in shards]
+    if (folder / "model.onnx").is_file():  # see exported.py
+        return [folder / "model.onnx"]
     hint = ""
     if not allow_pickle:
         hint = (
@@ -228,6 +246,33 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
             "where they came from, add --allow-pickle"
         )
     raise CheckpointError(f"{name} has no weights: there is no model.safetensors in {folder}{hint}")
+
+
+def _tensor_names(files: list[Path]) -> set[str]:
+    """From the headers of safetensors files: eight bytes for the length, then JSON.
+    https://huggingface.co/docs/safetensors/index#format"""
+    names: set[str] = set()
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER)))
+            names.update(header)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    return names
+
+
+def _check_heads(tensors: set[str], architecture: str, name: str) -> None:
+    """Finds at once what would be refused after some seconds of loading: weights of another class."""
+    body, heads = _HEADS[architecture]
+    lost = [head for head in heads if head not in tensors]
+    if not any(tensor.startswith(body) for tensor in tensors):
+        lost.append(f"{body}*")
+    if lost:
+        raise CheckpointError(
+            f"{name} must not be scored with: it is no {architecture}, for {lost[0]} is not among its weights and "
+            "would be random"
+        )
 
 
 def _digest(files: list[Path]) -> str:

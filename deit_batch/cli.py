@@ -162,8 +162,8 @@ def main() -> None:
     "--dtype",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    help="auto: float16 on a GPU, float32 on a CPU.",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
+    help="auto: float16 on a GPU, float32 on a CPU. int8: on a CPU, faster and less exact; needs the extra onnx.",
 )
 @click.option(
     "--out",
@@ -408,3 +408,38 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
 
 
 _KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
+
+
+@main.command()
+@click.argument("model", metavar="CHECKPOINT")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "int8"]),
+    help="int8: several times faster, a little less exact.",
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
+    """Write a checkpoint as ONNX, for score --model DIR: it starts sooner, on a CPU only.
+
+    \b
+    Example:
+      deit-batch export facebook/deit-base-patch16-224 --dtype int8 --out deit-int8
+      deit-batch score --model deit-int8 --input imgs/ --out preds.jsonl
+    """
+    from deit_batch.checkpoints import find_checkpoint
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    try:
+        checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+        from deit_batch.exported import export as write
+
+        write(checkpoint, out, dtype)
+        logger.info("%s, %s: %s", checkpoint.name, dtype, out)
+    except DeitBatchError as error:
+        _fail(error, error.exit_status, verbose)

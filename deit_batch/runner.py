@@ -22,6 +22,7 @@ from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Prediction, Record, Reference, Tally
 from deit_batch.known import Known
 from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.machine import cores
 from deit_batch.output import Mode, Output, open_output
 from deit_batch.progress import Progress, Stopwatch
 from deit_batch.sinks import choose_format
@@ -85,7 +86,7 @@ class Plan:
     checkpoint: Checkpoint
     recipe: Recipe
     device: torch.device
-    dtype: torch.dtype
+    dtype: str
     batch_size: int
     workers: int
 
@@ -96,13 +97,19 @@ class Plan:
 
         from deit_batch.model import choose_device, choose_dtype
 
-        device = choose_device(options.device)
+        exported_already = checkpoint.weights == "onnx"
+        device = choose_device("cpu" if exported_already and options.device == "auto" else options.device)
+        dtype = choose_dtype(options.dtype, device, checkpoint)
+        if dtype == "int8" and not exported_already:
+            from deit_batch.exported import exported
+
+            checkpoint = exported(checkpoint, dtype)
         on_cpu = device.type == "cpu"
         return cls(
             checkpoint=checkpoint,
             recipe=recipe,
             device=device,
-            dtype=choose_dtype(options.dtype, device),
+            dtype=dtype,
             batch_size=options.batch_size or (16 if on_cpu else 64),
             workers=_default_workers(on_cpu) if options.workers is None else options.workers,
         )
@@ -120,7 +127,7 @@ class Plan:
             "checkpoint_sha256": self.checkpoint.digest,
             "recipe": self.recipe.as_dict(),
             "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "top_k": options.top_k,
             "threshold": options.threshold,
             "batch_size": self.batch_size,
@@ -140,8 +147,7 @@ class Plan:
 
 def _default_workers(on_cpu: bool) -> int:
     """On a CPU decoding is the smaller part of the work, and the model wants the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 4 if on_cpu else cores - 1)
+    return max(1, cores() // 4 if on_cpu else cores() - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,19 +211,22 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
 def scored(
     batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch, known: Known | None = None
 ) -> Generator[list[Record], None, None]:
-    """The records of each batch, in order. No image is read before the model has been found fit to score with."""
+    """The records of each batch, in order. The first images are decoded while the model loads."""
     from deit_batch.loader import Loader
-    from deit_batch.model import load_classifier
 
-    with stopwatch("load"):
-        # What is known must not depend on which images were new in the same night.
-        pad_to = plan.batch_size if known else None
-        classifier = load_classifier(plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype, pad_to=pad_to)
     on_gpu = plan.device.type == "cuda"
     loader = Loader(
         batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu, digests=known is not None
     )
     with closing(loader):
+        from deit_batch.model import load_classifier
+
+        with stopwatch("load"):
+            # What is known must not depend on which images were new in the same night.
+            pad_to = plan.batch_size if known else None
+            classifier = load_classifier(
+                plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype, pad_to=pad_to
+            )
         waiting = iter(loader)
         while True:
             with stopwatch("wait for images"):

@@ -277,14 +277,14 @@ def decoder(harm: str) -> Callable[[Night, Row], None]:
 OUT_OF_MEMORY = """
 import torch
 from deit_batch.model import Classifier
-original = Classifier._forward
+original = Classifier._scores
 
-def forward(self, pixels):
+def scores(self, pixels):
     if len(pixels) > {images}:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return original(self, pixels)
 
-Classifier._forward = forward
+Classifier._scores = scores
 from deit_batch.cli import main
 main()
 """

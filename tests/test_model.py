@@ -17,7 +17,10 @@ from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.limits import Limits
-from deit_batch.model import Classifier, choose_device, choose_dtype, load_classifier
+from deit_batch.model import Classifier, Forward, choose_device, choose_dtype, load_classifier
+from deit_batch.pytorch import load_weights
+
+CPU = torch.device("cpu")
 
 
 def assert_equals_pipeline(folder: Path, images: Path, **options: Any) -> None:
@@ -69,7 +72,7 @@ def test_lower_precision_gives_nearly_the_same_scores(vit: Path, all_kinds: Path
 def load(folder: Path) -> None:
     checkpoint = find_checkpoint(str(folder))
     recipe = find_recipe(checkpoint, None)
-    load_classifier(checkpoint, recipe, device=torch.device("cpu"), dtype=torch.float32)
+    load_classifier(checkpoint, recipe, device=CPU, dtype="float32")
 
 
 def edit_config(folder: Path, target: Path, **changes: Any) -> Path:
@@ -93,7 +96,7 @@ def test_weights_that_do_not_load_are_refused(
 ) -> None:
     folder = edit_config(make_checkpoint(saved), tmp_path / "edited", architectures=[loaded], model_type="deit")
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
-    with pytest.raises(CheckpointError, match="weights were not in the checkpoint and are random"):
+    with pytest.raises(CheckpointError, match="must not be scored with: it is no"):
         load(folder)
 
 
@@ -154,10 +157,13 @@ def test_a_device_that_is_not_there_is_wrong_usage(name: str) -> None:
         choose_device(name)
 
 
-def test_auto_is_half_precision_on_a_gpu_only() -> None:
-    assert choose_dtype("auto", torch.device("cpu")) is torch.float32
-    assert choose_dtype("auto", torch.device("cuda")) is torch.float16
-    assert choose_dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
+def test_auto_is_half_precision_on_a_gpu_only(vit: Path) -> None:
+    checkpoint, gpu = find_checkpoint(str(vit)), torch.device("cuda")
+    assert choose_dtype("auto", CPU, checkpoint) == "float32"
+    assert choose_dtype("auto", gpu, checkpoint) == "float16"
+    assert choose_dtype("bfloat16", gpu, checkpoint) == "bfloat16"
+    with pytest.raises(UsageError, match="for CPUs only"):
+        choose_dtype("int8", gpu, checkpoint)
 
 
 def test_scores_that_are_not_finite_are_failures(vit: Path, tmp_path: Path) -> None:
@@ -174,31 +180,35 @@ def test_scores_that_are_not_finite_are_failures(vit: Path, tmp_path: Path) -> N
     assert [record.predictions for record in records] == [[], [], []]
 
 
-class Small(torch.nn.Module):
+class Small:
     """A model on a device whose memory holds so many images."""
 
-    def __init__(self, inner: torch.nn.Module, room: int) -> None:
-        super().__init__()
-        self.inner, self.room = inner, room
+    def __init__(self, forward: Forward, room: int) -> None:
+        self.forward, self.room = forward, room
         self.seen: list[int] = []
 
-    def forward(self, pixel_values: torch.Tensor) -> Any:
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if len(pixel_values) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.seen.append(len(pixel_values))
-        return self.inner(pixel_values=pixel_values)
+        return self.forward(pixel_values)
 
 
 def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, messages: list[str]) -> None:
     checkpoint = find_checkpoint(str(vit))
     recipe = find_recipe(checkpoint, None)
-    whole = load_classifier(checkpoint, recipe, device=torch.device("cpu"), dtype=torch.float32)
+    forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
+
+    def classifier(forward: Forward) -> Classifier:
+        return Classifier(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
+
     pixels = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
-    module = Small(whole._module, room=5)
-    split = Classifier(module, recipe, multi_label=False)
+    whole = classifier(forward)
+    small = Small(forward, room=5)
+    split = classifier(small)
     for _ in range(2):
         assert torch.allclose(split(pixels), whole(pixels), atol=1e-6)
-    assert module.seen == [4, 4, 1] * 2
+    assert small.seen == [4, 4, 1] * 2
     assert messages == ["9 images do not fit into the memory of cpu: going on by 4"]
     with pytest.raises(DeitBatchError, match="one image alone does not fit"):
-        Classifier(Small(whole._module, room=0), recipe, multi_label=False)(pixels)
+        classifier(Small(forward, room=0))(pixels)

@@ -1,0 +1,31 @@
+"""What this process may use of the machine it runs on."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """How many cores are granted: those of the affinity mask, or fewer where a container has a quota of CPU time."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(granted, cpu_quota(CGROUPS))))
+
+
+def cpu_quota(cgroups: Path) -> float:
+    """CPU seconds that may be used in a second, as Docker's --cpus and Kubernetes' limits set it; infinite without.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), .../scheduler/sched-bwc.html for version 1."""
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    try:
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):  # "max", for one
+        return math.inf
