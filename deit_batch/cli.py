@@ -32,7 +32,7 @@ SECONDS = click.FloatRange(min=0, min_open=True)
 LIMITS = tuple(limit.name for limit in fields(Limits))
 SECTIONS = {
     "Input": ("input", "column", "keep", "recursive", "limit"),
-    "Model": ("model", "revision", "image_processor", "allow_pickle", "device", "dtype"),
+    "Model": ("model", "revision", "image_processor", "decode", "allow_pickle", "device", "dtype"),
     "Output": ("out", "format", "top_k", "threshold", "fresh", "incremental", "retry_failed", "error_threshold"),
     "Speed": ("batch_size", "workers"),
     "Limits of one image": LIMITS,
@@ -149,6 +149,13 @@ def main() -> None:
     metavar="WHICH",
     help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
     " the model card's text.",
+)
+@click.option(
+    "--decode",
+    default="exact",
+    show_default=True,
+    type=click.Choice(["exact", "fast"]),
+    help="fast: short cuts with large images; scores change a little.",
 )
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
 @click.option(

@@ -9,10 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 
 from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
@@ -50,6 +50,7 @@ class Options:
     model: str = DEFAULT_MODEL
     revision: str | None = None
     image_processor: str | None = None
+    decode: Literal["exact", "fast"] = "exact"
     allow_pickle: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -63,6 +64,8 @@ class Options:
         """Raises UsageError for what the command line would refuse."""
         if isinstance(self.keep, str):
             raise UsageError("keep takes a sequence of names, not one")
+        if self.decode not in ("exact", "fast"):
+            raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
         if not 0 <= self.threshold <= 1:
@@ -93,7 +96,7 @@ class Plan:
     @classmethod
     def of(cls, options: Options) -> Self:
         checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
-        recipe = find_recipe(checkpoint, options.image_processor)
+        recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
 
         from deit_batch.model import choose_device, choose_dtype
 
@@ -190,10 +193,10 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
     """Scores images and yields one Record per input, in input order, as they are ready.
 
     `input` and the options are those of `deit-batch score`, under the same names: `column`, `keep`, `recursive`,
-    `limit`, `revision`, `image_processor`, `allow_pickle`, `device`, `dtype`, `top_k` (None for all), `threshold`,
-    `batch_size`, `workers`, and `limits`, a `deit_batch.limits.Limits`. Nothing is written. An image that can't be
-    scored yields a Record with an `error`; raises DeitBatchError where there is nothing to score, or nothing to score
-    with.
+    `limit`, `revision`, `image_processor`, `decode`, `allow_pickle`, `device`, `dtype`, `top_k` (None for all),
+    `threshold`, `batch_size`, `workers`, and `limits`, a `deit_batch.limits.Limits`. Nothing is written. An image that
+    can't be scored yields a Record with an `error`; raises DeitBatchError where there is nothing to score, or nothing
+    to score with.
 
         for record in score("imgs/", model="demo"):
             print(record.image, record.predictions[:1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,23 @@ def test_broken_exif_does_not_lose_the_picture(recwarn: pytest.WarningsRecorder)
     photo().save(buffer, "JPEG", exif=b"Exif\0\0MM\0*" + struct.pack(">LH", 8, 9) + b"\x01\x12broken")
     assert np.array_equal(decode(buffer.getvalue(), SMALL), decode(jpeg(), SMALL))
     assert not recwarn
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("processor", [{"size": 32}, {"size": {"shortest_edge": 40}, "crop_size": 32}])
+def test_fast_decoding_changes_large_images_a_little_and_small_ones_not_at_all(
+    processor: dict[str, Any], orientation: int
+) -> None:
+    exact = recipe_from_config(processor, "deit" if "crop_size" in processor else "vit")
+    fast = replace(exact, fast=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for width, height, format in [(1600, 1200, "JPEG"), (1600, 1200, "PNG"), (90, 70, "JPEG"), (20, 90, "PNG")]:
+        buffer = io.BytesIO()
+        smooth = photo(64, 48).resize((width, height), Image.Resampling.BICUBIC)
+        smooth.save(buffer, format, exif=exif.tobytes())
+        ours, theirs = (decode(buffer.getvalue(), recipe).astype(int) for recipe in (fast, exact))
+        assert ours.shape == (32, 32, 3)
+        difference = np.abs(ours - theirs)
+        assert difference.mean() < 1.5
+        assert difference.max() > 0 if width == 1600 else difference.max() == 0

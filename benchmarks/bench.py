@@ -1,0 +1,322 @@
+"""How fast deit-batch is beside what else a user would pick, and how far from the limit: bench.py [--quick].
+
+Contenders run over the same pictures in turn, several times; a figure is the median, and a ratio is taken within each
+turn. Writes results.md and results.json beside itself. Nothing is downloaded. About ten minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import material
+from report import Results, write
+
+HERE = Path(__file__).resolve().parent
+COMMAND = str(Path(sys.executable).parent / "deit-batch")
+MODELS = {"DeiT-B": material.BASE, "DeiT-Ti": material.TINY}
+IMAGES = {"DeiT-B": 48, "DeiT-Ti": 384}
+
+
+@dataclass
+class Bench:
+    folder: Path
+    turns: int
+    results: Results = field(default_factory=dict)
+
+    def note(self, name: str, value: float) -> None:
+        """One more value of a figure; the medians are taken at the end."""
+        self.results.setdefault(name, []).append(value)
+
+    def table(self, name: str, paths: list[str]) -> Path:
+        path = self.folder / f"{name}.txt"
+        path.write_text("\n".join(paths))
+        return path
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Timing:
+    first: float
+    """Seconds from the start of the process to its first record."""
+    total: float
+    images_per_second: float
+    """Between the records of the first batch and the last."""
+    peak: float
+    """MB, of its largest process."""
+
+
+def ours(*options: object) -> Timing:
+    """The installed command, as a user runs it, its records read as they come."""
+    return timed(command(*options))
+
+
+def command(*options: object) -> list[str]:
+    return [COMMAND, "score", "--out", "-", "--quiet", *map(str, options)]
+
+
+def timed(command: list[str]) -> Timing:
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    times = [time.monotonic() for _ in process.stdout]
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}: exit status {process.returncode}")
+    batch = sum(at < times[0] + 0.02 for at in times)
+    speed = (len(times) - batch) / (times[-1] - times[0]) if len(times) > batch else 0.0
+    return Timing(times[0] - start, time.monotonic() - start, speed, usage.ru_maxrss / 1000)
+
+
+# --- the others ------------------------------------------------------------------------------------------------------
+
+
+class Contender:
+    """A process of contenders.py: loaded once, then run in turn with the others."""
+
+    def __init__(self, what: str, checkpoint: Path, table: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "contenders.py", what, checkpoint, table],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self._process.args!r} has died")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def best_pipeline(checkpoint: Path, table: Path) -> str:
+    """The batch size and the workers that the pipeline is fastest with."""
+    speeds = {}
+    for batch in (1, 8):
+        for workers in (0, 1):
+            contender = Contender(f"pipeline:{batch},{workers}", checkpoint, table)
+            speeds[f"{batch},{workers}"] = contender.run()["images_per_second"]
+            contender.close()
+    return max(speeds, key=speeds.__getitem__)
+
+
+def throughput(bench: Bench, model: str, checkpoint: Path, exports: dict[str, Path], paths: list[str]) -> None:
+    table = bench.table(model, paths[: IMAGES[model]])
+    few = bench.table(f"{model}-few", paths[: IMAGES[model] // 2])
+    best = best_pipeline(checkpoint, few)
+    print(f"{model}: the pipeline is fastest with batch, workers = {best}", flush=True)
+    bench.note(f"{model}: pipeline batch size", float(best.partition(",")[0]))
+    with ExitStack() as stack:
+
+        def join(what: str) -> Contender:
+            contender = Contender(what, checkpoint, table)
+            stack.callback(contender.close)
+            return contender
+
+        others = {"pipeline": join(f"pipeline:{best}"), "forward": join("forward")}
+        for library in ("onnxruntime", "openvino"):
+            if find_spec(library):
+                for dtype, folder in exports.items():
+                    batch = 8 if dtype == "float32" else 1
+                    others[f"{library} {dtype}"] = join(f"{library}:{folder / 'model.onnx'},{batch}")
+        for _ in range(bench.turns):
+            for name, contender in others.items():
+                bench.note(f"{model}: {name}", contender.run()["images_per_second"])
+            bench.note(f"{model}: ours", ours("--input", table, "--model", checkpoint).images_per_second)
+            for dtype, folder in exports.items():
+                speed = ours("--input", table, "--model", folder).images_per_second
+                bench.note(f"{model}: ours, exported {dtype}", speed)
+
+
+def distilled(bench: Bench, paths: list[str]) -> None:
+    checkpoint = material.checkpoint(bench.folder / "distilled", material.DISTILLED, **material.TINY)
+    table = bench.table("distilled", paths[: IMAGES["DeiT-Ti"]])
+    contender = Contender("pipeline:8,1", checkpoint, table)
+    for _ in range(bench.turns):
+        bench.note("DeiT-Ti distilled: pipeline", contender.run()["images_per_second"])
+        bench.note("DeiT-Ti distilled: ours", ours("--input", table, "--model", checkpoint).images_per_second)
+    contender.close()
+
+
+# --- start, decoding, memory, URLs -----------------------------------------------------------------------------------
+
+PIPELINE = """
+import sys, transformers
+transformers.logging.set_verbosity_error()
+classify = transformers.pipeline("image-classification", model=sys.argv[1])
+paths = open(sys.argv[2]).read().splitlines()
+for result in classify((path for path in paths), batch_size=1):
+    print(result[0]["label"], flush=True)
+"""
+
+
+def start_up(bench: Bench, model: str, checkpoint: Path, exports: dict[str, Path], paths: list[str]) -> None:
+    table = bench.table("sixteen", paths[:16])
+    commands = {
+        "pipeline": [sys.executable, "-c", PIPELINE, str(checkpoint), str(table)],
+        "ours": command("--input", table, "--model", checkpoint),
+    }
+    for dtype, folder in exports.items():
+        commands[f"ours, exported {dtype}"] = command("--input", table, "--model", folder)
+    for _ in range(bench.turns):
+        for name, words in commands.items():
+            timing = timed(words)
+            bench.note(f"{model}: first record: {name}", timing.first)
+            bench.note(f"{model}: 16 images: {name}", timing.total)
+
+
+def decoding(bench: Bench, checkpoint: Path, paths: list[str]) -> None:
+    large = bench.folder / "large"
+    material.jpegs(large, 8, material.LARGE)
+    contender = Contender(f"decode:{large}", checkpoint, bench.table("decode", paths))
+    for _ in range(bench.turns):
+        for name, milliseconds in contender.run().items():
+            bench.note(f"decode: {name}", milliseconds)
+    contender.close()
+
+
+def growth(bench: Bench, rows: int) -> None:
+    """Memory and time an image at a thousand rows and at very many. A second of start-up is not an image's cost: the
+    time is taken from the first record on."""
+    tiny = material.tiny_pngs(bench.folder / "tiny", 1000)
+    checkpoint = material.checkpoint(bench.folder / "one-layer", material.PLAIN, **material.ONE_LAYER)
+    few, many = bench.table("few", tiny), bench.table("many", tiny * (rows // 1000))
+    for _ in range(bench.turns):
+        timing = ours("--input", few, "--model", checkpoint)
+        bench.note("rows: peak at 1,000", timing.peak)
+    some = bench.table("some", tiny * 20)  # a thousand rows take a moment only: their cost is lost in the noise
+    for _ in range(bench.turns):
+        bench.note("rows: ms an image at 20,000", 1000 / ours("--input", some, "--model", checkpoint).images_per_second)
+    timing = ours("--input", many, "--model", checkpoint)
+    bench.note(f"rows: peak at {rows:,}", timing.peak)
+    bench.note(f"rows: ms an image at {rows:,}", 1000 / timing.images_per_second)
+
+
+SERVER = """
+import http.server, sys, time
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        time.sleep(0.2)
+        super().do_GET()
+    def log_message(self, *args):
+        pass
+
+http.server.ThreadingHTTPServer.request_queue_size = 128
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextmanager
+def slow_server(folder: Path) -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, "-c", SERVER], cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    process.kill()
+    process.communicate()
+
+
+def urls(bench: Bench, checkpoint: Path, paths: list[str]) -> None:
+    paths = paths[: IMAGES["DeiT-Ti"]]
+    files = bench.table("files", paths)
+    with slow_server(Path(paths[0]).parent) as address:
+        table = bench.table("urls", [f"{address}/{Path(path).name}" for path in paths])
+        for _ in range(bench.turns):
+            bench.note("files", ours("--input", files, "--model", checkpoint).images_per_second)
+            speed = ours("--input", table, "--model", checkpoint, "--allow-private-hosts").images_per_second
+            bench.note("URLs", speed)
+
+
+COPIED = """
+import sys
+from deit_batch import score
+for _ in score(sys.argv[1], model=sys.argv[2]):
+    pass
+read = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())["rchar"]
+print(read)
+"""
+
+
+def copied(bench: Bench, checkpoint: Path, paths: list[str]) -> None:
+    """Bytes that the main process reads an image: what goes through pipes, and the image's line in the input."""
+    read = []
+    for count in (64, 320):
+        table = bench.table("copied", paths[:count])
+        words = [sys.executable, "-c", COPIED, str(table), str(checkpoint)]
+        read.append(int(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+    bench.note("bytes through pipes an image", (read[1] - read[0]) / 256)
+
+
+# --- int8 ------------------------------------------------------------------------------------------------------------
+
+
+def agreement(bench: Bench, exported: Path) -> None:
+    """The demo model on the test pictures of Fashion-MNIST, in float32 and in int8."""
+    if not Path("/usr/share/datasets/fashion-mnist").exists():
+        print("no Fashion-MNIST here (Debian's dataset-fashion-mnist): int8's agreement is not measured")
+        return
+    pictures = list(material.fashion_mnist(bench.folder / "fashion-mnist"))
+    table = bench.table("fashion-mnist", [path for path, _ in pictures])
+    names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    found = {}
+    for name, model in (("float32", "demo"), ("int8", str(exported))):
+        out = bench.folder / f"{name}.jsonl"
+        subprocess.run([COMMAND, "score", "--input", table, "--model", model, "--out", out, "--quiet"], check=True)
+        found[name] = [json.loads(line)["predictions"][0]["label"] for line in out.read_bytes().splitlines()]
+        right = sum(label == names[number] for label, (_, number) in zip(found[name], pictures, strict=True))
+        bench.note(f"Fashion-MNIST: accuracy {name}, %", 100 * right / len(pictures))
+    same = sum(one == other for one, other in zip(found["float32"], found["int8"], strict=True))
+    bench.note("Fashion-MNIST: int8 agrees with float32, %", 100 * same / len(pictures))
+
+
+def export(folder: Path, checkpoint: object, dtype: str) -> Path:
+    subprocess.run([COMMAND, "export", str(checkpoint), "--dtype", dtype, "--out", folder], check=True)
+    return folder
+
+
+def main() -> None:
+    start = time.monotonic()
+    quick = "--quick" in sys.argv
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), turns=1 if quick else 3)
+        paths = material.jpegs(bench.folder / "small", max(IMAGES.values()), material.SMALL)
+        for model, geometry in MODELS.items():
+            checkpoint = material.checkpoint(bench.folder / model, material.PLAIN, **geometry)
+            exports = {d: export(bench.folder / f"{model}-{d}", checkpoint, d) for d in ("float32", "int8")}
+            throughput(bench, model, checkpoint, exports, paths)
+            start_up(bench, model, checkpoint, exports, paths)
+        distilled(bench, paths)
+        decoding(bench, checkpoint, paths)
+        urls(bench, checkpoint, paths)
+        copied(bench, checkpoint, paths)
+        agreement(bench, export(bench.folder / "demo-int8", "demo", "int8"))
+        growth(bench, 20_000 if quick else 200_000)
+    bench.note("minutes", (time.monotonic() - start) / 60)
+    write(HERE, bench.results)
+
+
+if __name__ == "__main__":
+    main()

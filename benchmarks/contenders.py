@@ -1,0 +1,173 @@
+"""One contender in a process of its own: contenders.py WHAT CHECKPOINT LIST. For each line on stdin it runs over the
+images once more and answers with a line of JSON. It is loaded and warm before its first run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[], dict[str, float]]
+
+
+def steady(results: Iterable[object], batch: int) -> dict[str, float]:
+    """Images a second between the end of the first batch and the end."""
+    count, first = 0, 0.0
+    for _ in results:
+        count += 1
+        if count == batch:
+            first = time.monotonic()
+    return {"images_per_second": (count - batch) / (time.monotonic() - first)}
+
+
+def pipeline(checkpoint: str, paths: list[str], *, batch: int, workers: int) -> Run:
+    import torch
+    import transformers
+
+    class Paths(torch.utils.data.Dataset[str]):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> str:
+            return paths[index]
+
+    transformers.logging.set_verbosity_error()
+    classify: Any = transformers.pipeline("image-classification", model=checkpoint)
+    list(classify(paths[:batch], batch_size=batch))
+
+    def run() -> dict[str, float]:
+        return steady(classify(Paths(), batch_size=batch, num_workers=workers), batch)
+
+    return run
+
+
+def runtime(load: Callable[[], Callable[[Any], object]], checkpoint: str, paths: list[str], batch: int) -> Run:
+    """Another runtime over our own decode loop."""
+    from deit_batch.checkpoints import find_checkpoint, find_recipe
+    from deit_batch.io import LocalFile, Reference
+    from deit_batch.limits import Limits
+    from deit_batch.loader import Loader, batched
+
+    recipe = find_recipe(find_checkpoint(checkpoint), None)
+    forward = load()
+
+    def results() -> Iterator[object]:
+        references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(paths))
+        loader = Loader(batched(references, batch), recipe, Limits(), workers=1, pin_memory=False)
+        for chunk, decoded in loader:
+            values = decoded.pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)
+            forward(values.contiguous().numpy())
+            yield from chunk
+        loader.close()
+
+    return lambda: steady(results(), batch)
+
+
+def onnxruntime(model: str) -> Callable[[Any], object]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda values: session.run(None, {"pixel_values": values})
+
+
+def openvino(model: str) -> Callable[[Any], object]:
+    import openvino as ov
+
+    compiled: Callable[[Any], object] = ov.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    return compiled
+
+
+def bare_forward(checkpoint: str) -> Run:
+    """The model of `transformers` alone, on values that are there already, in its best batch size."""
+    import torch
+    import transformers
+
+    module = transformers.AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    batches = [torch.randn(size, 3, 224, 224) for size in (2, 8, 16)]
+
+    @torch.inference_mode()
+    def run() -> dict[str, float]:
+        best = 0.0
+        for values in batches:
+            module(pixel_values=values)
+            start, count = time.monotonic(), 0
+            while time.monotonic() - start < 2:
+                module(pixel_values=values)
+                count += len(values)
+            best = max(best, count / (time.monotonic() - start))
+        return {"images_per_second": best}
+
+    return run
+
+
+def decoders(checkpoint: str, small: list[str], large: list[str]) -> Run:
+    """Milliseconds an image in one process: Pillow doing what the recipe says, our own, and our --decode fast."""
+    import numpy as np
+    from PIL import Image
+
+    from deit_batch.checkpoints import find_checkpoint, find_recipe
+    from deit_batch.images import decode
+    from deit_batch.limits import Limits
+
+    recipe = find_recipe(find_checkpoint(checkpoint), None)
+    fast = replace(recipe, fast=True)
+    limits = Limits()
+
+    def bare(data: bytes) -> object:
+        import io
+
+        image = Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+    ways: dict[str, Callable[[bytes], object]] = {
+        "bare": bare,
+        "exact": lambda data: decode(data, recipe, limits),
+        "fast": lambda data: decode(data, fast, limits),
+    }
+    sizes = {
+        "small": [Path(path).read_bytes() for path in small[:64]],
+        "large": [Path(path).read_bytes() for path in large],
+    }
+
+    def run() -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        for size, files in sizes.items():
+            for data in files:  # interleaved, image by image
+                for way, do in ways.items():
+                    start = time.perf_counter()
+                    do(data)
+                    seconds[f"{size}_{way}"] = seconds.get(f"{size}_{way}", 0) + time.perf_counter() - start
+        return {name: 1000 * value / len(sizes[name.partition("_")[0]]) for name, value in seconds.items()}
+
+    return run
+
+
+def contender(what: str, checkpoint: str, paths: list[str]) -> Run:
+    name, _, setting = what.partition(":")
+    match name:
+        case "pipeline":
+            batch, _, workers = setting.partition(",")
+            return pipeline(checkpoint, paths, batch=int(batch), workers=int(workers))
+        case "onnxruntime" | "openvino":
+            model, _, batch = setting.rpartition(",")
+            load = onnxruntime if name == "onnxruntime" else openvino
+            return runtime(lambda: load(model), checkpoint, paths, int(batch))
+        case "forward":
+            return bare_forward(checkpoint)
+        case "decode":
+            return decoders(checkpoint, paths, sorted(map(str, Path(setting).iterdir())))
+        case _:
+            sys.exit(f"no contender {what}")
+
+
+if __name__ == "__main__":
+    what, checkpoint, table = sys.argv[1:]
+    run = contender(what, checkpoint, Path(table).read_text().splitlines())
+    for _ in sys.stdin:
+        print(json.dumps(run()), flush=True)

@@ -1,0 +1,122 @@
+"""What is measured with: photographs that ship in scikit-image and scikit-learn, and checkpoints of random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage
+import sklearn.datasets
+import torch
+import transformers
+from PIL import Image
+
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg", "ihc.png")
+SMALL, LARGE = (500, 375), (4000, 3000)
+PLAIN, DISTILLED = "ViTForImageClassification", "DeiTForImageClassificationWithTeacher"
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # those of facebook/deit-*-patch16-224 and facebook/deit-*-distilled-patch16-224
+    PLAIN: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2, "size": 224},
+    DISTILLED: {
+        "feature_extractor_type": "DeiTFeatureExtractor",
+        "do_center_crop": True,
+        "crop_size": 224,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": 256,
+    },
+}
+
+
+def photographs() -> list[Image.Image]:
+    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
+    paths = [folders[0] / name for name in PHOTOS] + [folders[1] / name for name in ("china.jpg", "flower.jpg")]
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
+    """Crops of the photographs, at about 50 kB for the small ones; returns their paths."""
+    folder.mkdir()
+    originals = photographs()
+    dice = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        image = originals[number % len(originals)]
+        scale = dice.uniform(0.6, 1)
+        width, height = (round(side * scale) for side in image.size)
+        left, top = (int(dice.integers(room + 1)) for room in (image.width - width, image.height - height))
+        part = image.resize(size, Image.Resampling.LANCZOS, (left, top, left + width, top + height))
+        noise = dice.normal(0, 4, (size[1], size[0], 3))  # as a camera's; enlarged photographs are too smooth
+        noisy = Image.fromarray((np.asarray(part) + noise).clip(0, 255).astype(np.uint8))
+        path = folder / f"{number:04}.jpg"
+        noisy.save(path, quality=85)
+        paths.append(str(path))
+    return paths
+
+
+def tiny_pngs(folder: Path, count: int) -> list[str]:
+    folder.mkdir()
+    dice = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        path = folder / f"{number:04}.png"
+        Image.fromarray(dice.integers(0, 255, (28, 28), np.uint8)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def checkpoint(folder: Path, architecture: str, **geometry: Any) -> Path:
+    """Random weights, large enough that scores differ from image to image."""
+    torch.manual_seed(0)
+    config_class = transformers.ViTConfig if architecture == PLAIN else transformers.DeiTConfig
+    names = {number: f"class {number}" for number in range(geometry.pop("classes", 1000))}
+    config = config_class(id2label=names, label2id={v: k for k, v in names.items()}, **geometry)
+    getattr(transformers, architecture)(config).save_pretrained(folder)
+    recipe = RECIPES[architecture] | ({"size": geometry["image_size"]} if "image_size" in geometry else {})
+    (folder / "preprocessor_config.json").write_text(json.dumps(recipe))
+    return folder
+
+
+TINY: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "num_hidden_layers": 12,
+}
+BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+}
+ONE_LAYER: dict[str, Any] = {
+    "image_size": 28,
+    "patch_size": 14,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "classes": 10,
+}
+
+
+def fashion_mnist(folder: Path) -> Iterator[tuple[str, int]]:
+    """Path and class of each of the 10,000 test pictures. Debian's dataset-fashion-mnist must be installed."""
+    import gzip
+
+    source = Path("/usr/share/datasets/fashion-mnist")
+    images = gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    labels = gzip.decompress((source / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    folder.mkdir()
+    for number, label in enumerate(labels):
+        buffer = io.BytesIO()
+        Image.frombytes("L", (28, 28), images[number * 784 : (number + 1) * 784]).save(buffer, "BMP")
+        path = folder / f"{number:05}.bmp"
+        path.write_bytes(buffer.getvalue())
+        yield str(path), label

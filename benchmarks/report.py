@@ -1,0 +1,157 @@
+"""Figures to a page: each target, what was reached, and every figure that it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import TypeAlias
+
+Results: TypeAlias = dict[str, list[float]]
+"""The values of each figure, one a turn."""
+
+LIBRARIES = ("deit-batch", "torch", "transformers", "pillow", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio and its target. `values` has one ratio a turn; `at_most` turns the comparison around."""
+
+    what: str
+    target: float
+    values: list[float]
+    at_most: bool = False
+    unit: str = "×"
+
+    @property
+    def reached(self) -> float:
+        return median(self.values)
+
+    @property
+    def holds(self) -> bool:
+        return self.reached <= self.target if self.at_most else self.reached >= self.target
+
+    def as_markdown(self) -> str:
+        bound = "≤" if self.at_most else "≥"
+        spread = f" ({min(self.values):.2f}–{max(self.values):.2f})" if len(self.values) > 1 else ""
+        verdict = "yes" if self.holds else "**no**"
+        return (
+            f"| {self.what} | {bound} {self.target:g}{self.unit} | {self.reached:.2f}{self.unit}{spread} | {verdict} |"
+        )
+
+
+def ratios(results: Results, one: str, other: str) -> list[float]:
+    return [a / b for a, b in zip(results[one], results[other], strict=True)]
+
+
+def of_ceiling(results: Results, model: str, ours: str) -> list[float]:
+    """Images/s over 1 / (forward + decode), both in core-seconds an image and shared by two cores."""
+    decode = median(results["decode: small_bare"]) / 1000
+    return [
+        speed * (2 / forward + decode) / 2
+        for speed, forward in zip(results[ours], results[f"{model}: forward"], strict=True)
+    ]
+
+
+def rows(results: Results) -> Iterator[Row]:
+    for model, target in (("DeiT-B", 1.10), ("DeiT-Ti", 1.45)):
+        faster = ratios(results, f"{model}: ours", f"{model}: pipeline")
+        yield Row(f"{model}, float32, end to end, against the pipeline's best", target, faster)
+    yield Row(
+        "the same, DeiT-Ti distilled", 1.45, ratios(results, "DeiT-Ti distilled: ours", "DeiT-Ti distilled: pipeline")
+    )
+    for model in ("DeiT-B", "DeiT-Ti"):
+        near = of_ceiling(results, model, f"{model}: ours")
+        yield Row(f"{model}, float32, end to end, against the ceiling", 0.95, near)
+    int8 = "DeiT-B: ours, exported int8"
+    yield Row("DeiT-B, int8 against our own float32", 2.0, ratios(results, int8, "DeiT-B: ours"))
+    peers = [name for name in results if name in ("DeiT-B: onnxruntime int8", "DeiT-B: openvino int8")]
+    if peers:
+        best = max(peers, key=lambda name: median(results[name]))
+        yield Row(f"DeiT-B, int8 against {best.split()[1]}, the best peer", 1.0, ratios(results, int8, best))
+    agrees = "Fashion-MNIST: int8 agrees with float32, %"
+    if agrees in results:
+        yield Row("int8, top-1 agreement with float32, Fashion-MNIST", 99, results[agrees], unit=" %")
+        one, other = (results[f"Fashion-MNIST: accuracy {dtype}, %"][0] for dtype in ("int8", "float32"))
+        yield Row("the same, difference in accuracy", 0.3, [abs(one - other)], at_most=True, unit=" points")
+    bare = ratios(results, "decode: small_exact", "decode: small_bare")
+    yield Row("decode, resize and crop, against bare Pillow", 1.1, bare, at_most=True)
+    fast = ratios(results, "decode: large_exact", "decode: large_fast")
+    yield Row("`--decode fast` on 12 megapixels, against exact", 5, fast)
+    for model in ("DeiT-B", "DeiT-Ti"):
+        first = ratios(results, f"{model}: first record: pipeline", f"{model}: first record: ours")
+        yield Row(f"first record, {model}: the pipeline's seconds over ours", 1.33, first)
+    for dtype in ("float32", "int8"):
+        first = ratios(results, "DeiT-B: first record: pipeline", f"DeiT-B: first record: ours, exported {dtype}")
+        yield Row(f"the same, DeiT-B exported, {dtype}", 3.0, first)
+    many = next(
+        name.rpartition(" ")[2] for name in results if name.startswith("rows: peak") and "1,000" not in name[-6:]
+    )
+    peak = [results[f"rows: peak at {many}"][0] / median(results["rows: peak at 1,000"])]
+    yield Row(f"peak memory at {many} rows, over that at 1,000", 1.05, peak, at_most=True)
+    cost = [results[f"rows: ms an image at {many}"][0] / median(results["rows: ms an image at 20,000"])]
+    yield Row(f"time an image at {many} rows, over that at 20,000", 1.05, cost, at_most=True)
+    yield Row("URLs answered after 200 ms, against local files, DeiT-Ti", 0.9, ratios(results, "URLs", "files"))
+
+
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+        flags = next(line for line in lines if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {', '.join(wanted)}"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def page(results: Results) -> str:
+    lines = [
+        "# Benchmark",
+        "",
+        f"Written by `scripts/bench` in {median(results['minutes']):.0f} minutes on {machine()}, with "
+        + ", ".join(f"{name} {number}" for name, number in versions().items())
+        + ".",
+        "Pictures of 500×375 pixels; checkpoints of random weights. The ceiling is what two cores could do if they did",
+        "nothing but the forward pass of `transformers` and Pillow's decoding, with no loss between them.",
+        "A figure is the median of the turns, with the least and the greatest; only ratios within one run travel.",
+        "",
+        "| what | target | reached | holds |",
+        "| --- | --- | --- | --- |",
+        *(row.as_markdown() for row in rows(results)),
+        "",
+        "## Every figure",
+        "",
+        "Images a second where nothing else is said; seconds for first records and 16 images; milliseconds for",
+        "decoding; MB for peaks.",
+        "",
+        "| figure | median | least | greatest |",
+        "| --- | ---: | ---: | ---: |",
+        *(f"| {name} | {median(v):.4g} | {min(v):.4g} | {max(v):.4g} |" for name, v in results.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write(folder: Path, results: Results) -> None:
+    values = {name: [round(value, 4) for value in row] for name, row in results.items()}
+    record = {"machine": machine(), "versions": versions(), "figures": values}
+    (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = page(results)
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    print(text)
