@@ -47,7 +47,8 @@ _PLACEHOLDER = re.compile(r"LABEL_\d+")
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint on disk whose config has passed every check. `commit` is the Hub's, None for a folder;
-    `digest` is the SHA-256 of its config and weights; `dtype` is what they were saved in, as the config says."""
+    `digest` is the SHA-256 of its config and weights; `dtype` is what they were saved in, as the config says; `tokens`
+    is how many an image becomes."""
 
     name: str
     folder: Path
@@ -59,6 +60,7 @@ class Checkpoint:
     model_type: str
     labels: list[str]
     image_size: tuple[int, int]
+    tokens: int
     multi_label: bool
 
 
@@ -85,6 +87,7 @@ def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: boo
             model_type=config["model_type"],
             labels=_labels(config, name),
             image_size=_image_size(config, name),
+            tokens=_tokens(config, _image_size(config, name)),
             multi_label=_multi_label(config, name),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -324,6 +327,11 @@ def _image_size(config: dict[str, Any], name: str) -> tuple[int, int]:
     if config.get("num_channels", 3) != 3:
         raise CheckpointError(f"{name} takes images of {config['num_channels']} channels; only RGB is supported")
     return int(height), int(width)
+
+
+def _tokens(config: dict[str, Any], image_size: tuple[int, int]) -> int:
+    patch = int(config.get("patch_size", 16))
+    return image_size[0] // patch * (image_size[1] // patch) + 1  # a distillation token more or less is no matter
 
 
 def _multi_label(config: dict[str, Any], name: str) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import tomllib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,16 +42,26 @@ SECTIONS = {
 }
 
 
-class SectionedCommand(click.Command):
-    """Prints an example first, and the options under headings."""
+class ExampleCommand(click.Command):
+    """Prints an example first, and the options under headings if `sections` has them."""
+
+    def __init__(
+        self, *args: Any, example: str, sections: Mapping[str, Sequence[str]] | None = None, **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self._example = example
+        self._sections = sections
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write("Example:\n\n  deit-batch score --input imgs/ --out preds.jsonl\n\n")
+        formatter.write(f"Example:\n\n{textwrap.indent(self._example, '  ')}\n\n")
         super().format_usage(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self._sections is None:
+            super().format_options(ctx, formatter)
+            return
         helps = {str(param.name): param.get_help_record(ctx) for param in self.get_params(ctx)}
-        for title, names in SECTIONS.items():
+        for title, names in self._sections.items():
             with formatter.section(title):
                 formatter.write_dl([record for name in names if (record := helps.get(name))])
 
@@ -119,7 +131,7 @@ def main() -> None:
     """
 
 
-@main.command(cls=SectionedCommand)
+@main.command(cls=ExampleCommand, example="deit-batch score --input imgs/ --out preds.jsonl", sections=SECTIONS)
 @click.option(
     "--input",
     required=True,
@@ -417,7 +429,11 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
 _KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
 
 
-@main.command()
+@main.command(
+    cls=ExampleCommand,
+    example="deit-batch export facebook/deit-base-patch16-224 --dtype int8 --out deit-int8\n"
+    "deit-batch score --model deit-int8 --input imgs/ --out preds.jsonl",
+)
 @click.argument("model", metavar="CHECKPOINT")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
 @click.option(
@@ -431,13 +447,8 @@ _KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "byte
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
-    """Write a checkpoint as ONNX, for score --model DIR: it starts sooner, on a CPU only.
-
-    \b
-    Example:
-      deit-batch export facebook/deit-base-patch16-224 --dtype int8 --out deit-int8
-      deit-batch score --model deit-int8 --input imgs/ --out preds.jsonl
-    """
+    """Write a checkpoint as ONNX, a folder for score --model: it starts sooner, and runs on a CPU only. Needs the extra
+    onnx."""
     from deit_batch.checkpoints import find_checkpoint
     from deit_batch.progress import set_up_logging
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from deit_batch.checkpoints import Checkpoint, find_checkpoint
 from deit_batch.errors import CheckpointError, OutputError, UsageError
-from deit_batch.machine import cores
 
 logger = logging.getLogger("deit_batch")
 
@@ -33,16 +32,16 @@ MOST_DIFFERENCE = 1e-3
 
 
 class Session:
-    """The model of an exported checkpoint: pixel values to logits.
+    """The model of an exported checkpoint: pixel values to logits. May be called from several threads at once.
 
-    An int8 one takes images one by one. Dynamic quantisation fits one scale to all activations of a matrix product, so
-    in a batch an image's scores would depend on its neighbours, and be less exact."""
+    An int8 one is to be given images one by one: dynamic quantisation fits one scale to all activations of a matrix
+    product, so in a batch an image's scores would depend on its neighbours, and be less exact."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         """Raises CheckpointError if it can't be loaded or has other classes than its config names."""
         runtime = _library("onnxruntime")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = cores()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         path = checkpoint.folder / "model.onnx"
         try:
@@ -55,13 +54,10 @@ class Session:
                 f"{path} takes {takes.name} and gives {gives.shape[-1]} classes; pixel_values and "
                 f"{len(checkpoint.labels)} were expected"
             )
-        self._at_once = 1 if checkpoint.dtype == "int8" else None
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
-        parts = pixel_values.split(self._at_once or max(1, len(pixel_values)))
-        return torch.cat(
-            [torch.from_numpy(self._session.run(None, {"pixel_values": part.numpy()})[0]) for part in parts]
-        )
+        (logits,) = self._session.run(["logits"], {"pixel_values": pixel_values.contiguous().numpy()})
+        return torch.from_numpy(logits)
 
 
 def export(checkpoint: Checkpoint, out: Path, dtype: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import torch
@@ -13,10 +13,16 @@ from torch import Tensor
 from deit_batch.checkpoints import Checkpoint
 from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.images import Recipe
+from deit_batch.machine import cores
 
 logger = logging.getLogger("deit_batch")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+MOST_PASSES = 8
+"""Side by side on a CPU; more would wait for Python's lock. Where there are more cores, each pass takes several."""
+TOKENS_A_PASS = 400
+"""On a CPU: rows enough for the matrix products to run at full speed, few enough for a core's cache."""
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """Pixel values, [n, 3, height, width], to logits, [n, classes]; on the classifier's device and in its dtype."""
@@ -55,15 +61,25 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> str
     return name
 
 
+def choose_pass_size(device: torch.device, checkpoint: Checkpoint, batch_size: int) -> int:
+    """How many images a forward pass: on a GPU the whole batch."""
+    if device.type != "cpu":
+        return batch_size
+    return 1 if checkpoint.dtype == "int8" else max(1, TOKENS_A_PASS // checkpoint.tokens)
+
+
 def load_classifier(
-    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: str, pad_to: int | None = None
+    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: str, pass_size: int
 ) -> Classifier:
     """Raises CheckpointError for a checkpoint that must not be scored with."""
+    on_cpu = device.type == "cpu"
+    passes = min(cores(), MOST_PASSES) if on_cpu else 1
+    threads = max(1, cores() // passes)
     forward: Forward
     if checkpoint.weights == "onnx":
         from deit_batch.exported import Session
 
-        forward = Session(checkpoint)
+        forward = Session(checkpoint, threads)
     else:
         from deit_batch.pytorch import load_weights  # imports transformers, which takes seconds
 
@@ -74,12 +90,18 @@ def load_classifier(
         device=device,
         dtype=DTYPES.get(dtype, torch.float32),
         multi_label=checkpoint.multi_label,
-        pad_to=pad_to,
+        pass_size=pass_size,
+        pool=ThreadPoolExecutor(passes, "forward", torch.set_num_threads, (threads,)) if on_cpu else None,
     )
 
 
 class Classifier:
-    """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1."""
+    """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1.
+
+    Every forward pass is of `pass_size` images, which black ones fill up. So its matrix products have one shape, and an
+    image's scores are the same to the last bit whichever images come with it. On a CPU the passes are small and run
+    side by side, one a core, in the threads of `pool`: with all cores in one pass, each would wait for the slowest
+    after every operation, and a core that also decodes would hold up the others."""
 
     def __init__(
         self,
@@ -89,15 +111,14 @@ class Classifier:
         device: torch.device,
         dtype: torch.dtype,
         multi_label: bool,
-        pad_to: int | None = None,
+        pass_size: int,
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
-        """`pad_to`: the number of images in every forward pass, which black ones fill up. The matrix products then have
-        one shape, and an image's scores are the same to the last bit whichever images come with it."""
         self._forward = forward
         self._device, self._dtype = device, dtype
         self._multi_label = multi_label
-        self._padded = pad_to is not None
-        self._largest = pad_to or sys.maxsize  # images at a time: all, until memory has run out
+        self._pass_size = pass_size
+        self._pool = pool or ThreadPoolExecutor(1, "forward")
         shape = (1, 3, 1, 1)
         self._rescale = recipe.rescale_factor
         self._mean = torch.tensor(recipe.mean, device=device).view(shape)
@@ -105,32 +126,42 @@ class Classifier:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raises DeitBatchError if not even one image fits into the device's memory."""
-        done: list[Tensor] = []
-        while sum(map(len, done)) < len(pixels):
-            start = sum(map(len, done))
+        return self.submit(pixels)()
+
+    def submit(self, pixels: Tensor) -> Callable[[], Tensor]:
+        """Starts scoring; what it returns waits for the end, and returns or raises what calling this object would."""
+        if not len(pixels):
+            return lambda: torch.empty(0)
+        size = self._pass_size
+        passes = [self._pool.submit(self._scores, part, size) for part in pixels.split(size)]
+
+        def scores() -> Tensor:
             try:
-                done.append(self._scores(self._pad(pixels[start : start + self._largest]))[: len(pixels) - start])
+                return torch.cat([one.result() for one in passes])
             except torch.OutOfMemoryError as error:
-                self._shrink(self._largest if self._padded else min(self._largest, len(pixels) - start), error)
-        return torch.cat(done)
+                self._shrink(size, error)
+            return self(pixels)
 
-    def _pad(self, pixels: Tensor) -> Tensor:
-        if not self._padded or len(pixels) == self._largest:
-            return pixels
-        return torch.cat([pixels, pixels.new_zeros(self._largest - len(pixels), *pixels.shape[1:])])
+        return scores
 
-    def _shrink(self, images: int, error: Exception) -> None:
-        if images == 1:
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _shrink(self, size: int, error: Exception) -> None:
+        if size == 1:
             raise DeitBatchError(f"one image alone does not fit into the memory of {self._device}") from error
-        self._largest = images // 2
-        logger.warning(
-            "%s images do not fit into the memory of %s: going on by %s", images, self._device, self._largest
-        )
+        if self._pass_size == size:  # else it was done for a batch before
+            self._pass_size = size // 2
+            message = "%s images do not fit into the memory of %s: going on by %s"
+            logger.warning(message, size, self._device, self._pass_size)
 
     @torch.inference_mode()
-    def _scores(self, pixels: Tensor) -> Tensor:
+    def _scores(self, pixels: Tensor, pass_size: int) -> Tensor:
+        count = len(pixels)
+        if count < pass_size:
+            pixels = torch.cat([pixels, pixels.new_zeros(pass_size - count, *pixels.shape[1:])])
         values = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
         values = values.mul_(self._rescale).sub_(self._mean).div_(self._std)
-        logits = self._forward(values.to(self._dtype)).float()
+        logits = self._forward(values.to(self._dtype))[:count].float()
         scores = logits.sigmoid() if self._multi_label else logits.softmax(-1)
         return scores.cpu()

@@ -6,8 +6,8 @@ import logging
 import os
 import platform
 import time
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from deit_batch.model import Classifier
 
 logger = logging.getLogger("deit_batch")
+
+SCORED_AHEAD = 1  # batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,13 @@ class Plan:
             batch_size=options.batch_size or (16 if on_cpu else 64),
             workers=_default_workers(on_cpu) if options.workers is None else options.workers,
         )
+
+    def load(self) -> Classifier:
+        """Raises CheckpointError if the weights do not fit."""
+        from deit_batch.model import choose_pass_size, load_classifier
+
+        pass_size = choose_pass_size(self.device, self.checkpoint, self.batch_size)
+        return load_classifier(self.checkpoint, self.recipe, device=self.device, dtype=self.dtype, pass_size=pass_size)
 
     def settings(self, options: Options) -> dict[str, object]:
         """What the results depend on: a run is continued only by one with the same settings."""
@@ -214,42 +223,49 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
 def scored(
     batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch, known: Known | None = None
 ) -> Generator[list[Record], None, None]:
-    """The records of each batch, in order. The first images are decoded while the model loads."""
+    """The records of each batch, in order. The first images are decoded while the model loads, and the next batch is
+    being scored while the records of one are made and written."""
     from deit_batch.loader import Loader
 
     on_gpu = plan.device.type == "cuda"
     loader = Loader(
         batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu, digests=known is not None
     )
-    with closing(loader):
-        from deit_batch.model import load_classifier
-
+    with ExitStack() as stack:
+        stack.enter_context(closing(loader))
         with stopwatch("load"):
-            # What is known must not depend on which images were new in the same night.
-            pad_to = plan.batch_size if known else None
-            classifier = load_classifier(
-                plan.checkpoint, plan.recipe, device=plan.device, dtype=plan.dtype, pad_to=pad_to
-            )
+            classifier = stack.enter_context(closing(plan.load()))
+        under_way: deque[tuple[list[Reference], Decoded, Callable[[], Tensor]]] = deque()
+
+        def finished() -> list[Record]:
+            references, decoded, result = under_way.popleft()
+            with stopwatch("wait for scores"):
+                scores = result()
+            records = score_batch(references, decoded, scores, plan.checkpoint.labels, options)
+            if known:
+                known.remember(references, decoded.digests, records)
+            return records
+
         waiting = iter(loader)
         while True:
             with stopwatch("wait for images"):
                 item = next(waiting, None)
             if item is None:
-                return
+                break
             references, decoded = item
-            with stopwatch("score"):
-                records = score_batch(references, decoded, classifier, plan.checkpoint.labels, options)
-            if known:
-                known.remember(references, decoded.digests, records)
-            yield records
+            under_way.append((references, decoded, classifier.submit(decoded.pixels)))
+            if len(under_way) > SCORED_AHEAD:
+                yield finished()
+        while under_way:
+            yield finished()
 
 
 def score_batch(
-    references: Sequence[Reference], decoded: Decoded, classifier: Classifier, labels: Sequence[str], options: Options
+    references: Sequence[Reference], decoded: Decoded, scores: Tensor, labels: Sequence[str], options: Options
 ) -> list[Record]:
     """One record for each reference: predictions for what was decoded or is known from earlier, the failure for what
-    is neither."""
-    scores = iter(classifier(decoded.pixels)) if len(decoded.pixels) else iter(())
+    is neither. `scores`: float32 [images that were decoded, classes]."""
+    rows = iter(scores)
     places = count()
 
     def result(reference: Reference) -> list[Prediction] | Failure:
@@ -259,7 +275,7 @@ def score_batch(
         if settled == "same" and reference.earlier:
             return reference.earlier.predictions
         try:
-            return best(next(scores), labels, options.top_k, options.threshold)
+            return best(next(rows), labels, options.top_k, options.threshold)
         except ScoreError as error:
             return Failure.of(error)
 

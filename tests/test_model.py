@@ -72,7 +72,7 @@ def test_lower_precision_gives_nearly_the_same_scores(vit: Path, all_kinds: Path
 def load(folder: Path) -> None:
     checkpoint = find_checkpoint(str(folder))
     recipe = find_recipe(checkpoint, None)
-    load_classifier(checkpoint, recipe, device=CPU, dtype="float32")
+    load_classifier(checkpoint, recipe, device=CPU, dtype="float32", pass_size=4).close()
 
 
 def edit_config(folder: Path, target: Path, **changes: Any) -> Path:
@@ -200,7 +200,7 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
 
     def classifier(forward: Forward) -> Classifier:
-        return Classifier(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
+        return Classifier(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False, pass_size=9)
 
     pixels = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
     whole = classifier(forward)
@@ -208,7 +208,7 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     split = classifier(small)
     for _ in range(2):
         assert torch.allclose(split(pixels), whole(pixels), atol=1e-6)
-    assert small.seen == [4, 4, 1] * 2
+    assert small.seen == [4, 4, 4] * 2  # the last one filled up
     assert messages == ["9 images do not fit into the memory of cpu: going on by 4"]
     with pytest.raises(DeitBatchError, match="one image alone does not fit"):
         classifier(Small(forward, room=0))(pixels)

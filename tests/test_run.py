@@ -163,7 +163,7 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
     assert report["options"]["limits"]["retries"] == 2
     assert report["images_per_second"] > 0
     assert len(report["settings"]["checkpoint_sha256"]) == 64
-    assert {"load", "wait for images", "score", "write", "total"} <= set(report["seconds"])
+    assert {"load", "wait for images", "wait for scores", "write", "total"} <= set(report["seconds"])
     assert {"deit-batch", "torch", "transformers", "pillow", "python"} == set(report["versions"])
 
 
