@@ -52,8 +52,8 @@ def jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
         width, height = (round(side * scale) for side in image.size)
         left, top = (int(dice.integers(room + 1)) for room in (image.width - width, image.height - height))
         part = image.resize(size, Image.Resampling.LANCZOS, (left, top, left + width, top + height))
-        noise = dice.normal(0, 4, (size[1], size[0], 3))  # as a camera's; enlarged photographs are too smooth
-        noisy = Image.fromarray((np.asarray(part) + noise).clip(0, 255).astype(np.uint8))
+        noise = dice.integers(-7, 8, (size[1], size[0], 3), np.int8)  # as a camera's: enlarged photographs are smooth
+        noisy = Image.fromarray((np.asarray(part) + noise.astype(np.int16)).clip(0, 255).astype(np.uint8))
         path = folder / f"{number:04}.jpg"
         noisy.save(path, quality=85)
         paths.append(str(path))

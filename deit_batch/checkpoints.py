@@ -46,12 +46,13 @@ _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk whose config has passed every check. `commit` is the Hub's, None for a folder;
-    `digest` is the SHA-256 of its config and weights; `dtype` is what they were saved in, as the config says; `tokens`
-    is how many an image becomes."""
+    """A checkpoint on disk whose config has passed every check. `files` hold its weights; `commit` is the Hub's, None
+    for a folder; `digest` is the SHA-256 of its config and weights; `dtype` is what they were saved in, as the config
+    says; `tokens` is how many an image becomes."""
 
     name: str
     folder: Path
+    files: tuple[Path, ...]
     commit: str | None
     digest: str
     weights: WeightsFormat
@@ -79,6 +80,7 @@ def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: boo
         return Checkpoint(
             name=name,
             folder=folder,
+            files=tuple(weights),
             commit=commit,
             digest=_digest([folder / "config.json", *weights]),
             weights=_FORMATS[weights[0].suffix],

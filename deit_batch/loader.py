@@ -70,21 +70,25 @@ class _Wanted(NamedTuple):
     known: str | None
 
 
-def batched(references: Iterable[Reference], batch_size: int) -> Iterator[list[Reference]]:
+def batched(
+    references: Iterable[Reference], batch_size: int, *, first_size: int | None = None
+) -> Iterator[list[Reference]]:
     """Lists of `batch_size` references that are to be looked at, and whatever settled ones (some thousands at most) lie
-    between; shorter where images in the input itself (base64) would fill the memory.
+    between; shorter where images in the input itself (base64) would fill the memory. The first may be set to be
+    smaller, so that its records come sooner.
 
-    The cuts depend on the input alone: a run that is continued makes the same batches, so it computes the same scores
-    to the last bit."""
+    The cuts depend on the input alone: a run that is continued makes the same batches."""
+    size = first_size or batch_size
     batch: list[Reference] = []
     settled = inline = 0
     for reference in references:
         batch.append(reference)
         settled += reference.is_settled
         inline += _inline_chars(reference)
-        if len(batch) - settled == batch_size or inline > MAX_INLINE_CHARS or settled == MOST_SETTLED:
+        if len(batch) - settled == size or inline > MAX_INLINE_CHARS or settled == MOST_SETTLED:
             yield batch
             batch, settled, inline = [], 0, 0
+            size = batch_size
     if batch:
         yield batch
 

@@ -81,9 +81,9 @@ def load_classifier(
 
         forward = Session(checkpoint, threads)
     else:
-        from deit_batch.pytorch import load_weights  # imports transformers, which takes seconds
+        from deit_batch.pytorch import load_weights
 
-        forward = load_weights(checkpoint, device=device, dtype=DTYPES[dtype])
+        forward = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
     return Classifier(
         forward,
         recipe,

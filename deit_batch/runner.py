@@ -8,13 +8,13 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 
-from deit_batch import __version__
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.images import Recipe
@@ -93,6 +93,7 @@ class Plan:
     device: torch.device
     dtype: str
     batch_size: int
+    pass_size: int
     workers: int
 
     @classmethod
@@ -100,7 +101,7 @@ class Plan:
         checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
         recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
 
-        from deit_batch.model import choose_device, choose_dtype
+        from deit_batch.model import choose_device, choose_dtype, choose_pass_size
 
         exported_already = checkpoint.weights == "onnx"
         device = choose_device("cpu" if exported_already and options.device == "auto" else options.device)
@@ -110,21 +111,30 @@ class Plan:
 
             checkpoint = exported(checkpoint, dtype)
         on_cpu = device.type == "cpu"
+        batch_size = options.batch_size or (16 if on_cpu else 64)
         return cls(
             checkpoint=checkpoint,
             recipe=recipe,
             device=device,
             dtype=dtype,
-            batch_size=options.batch_size or (16 if on_cpu else 64),
+            batch_size=batch_size,
+            pass_size=choose_pass_size(device, checkpoint, batch_size),
             workers=_default_workers(on_cpu) if options.workers is None else options.workers,
         )
 
+    def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
+        """Of `batch_size` references, but the first: that is one forward pass for each core."""
+        from deit_batch.loader import batched
+
+        return batched(references, self.batch_size, first_size=min(self.batch_size, self.pass_size * cores()))
+
     def load(self) -> Classifier:
         """Raises CheckpointError if the weights do not fit."""
-        from deit_batch.model import choose_pass_size, load_classifier
+        from deit_batch.model import load_classifier
 
-        pass_size = choose_pass_size(self.device, self.checkpoint, self.batch_size)
-        return load_classifier(self.checkpoint, self.recipe, device=self.device, dtype=self.dtype, pass_size=pass_size)
+        return load_classifier(
+            self.checkpoint, self.recipe, device=self.device, dtype=self.dtype, pass_size=self.pass_size
+        )
 
     def settings(self, options: Options) -> dict[str, object]:
         """What the results depend on: a run is continued only by one with the same settings."""
@@ -158,8 +168,9 @@ class Plan:
 
 
 def _default_workers(on_cpu: bool) -> int:
-    """On a CPU decoding is the smaller part of the work, and the model wants the cores."""
-    return max(1, cores() // 4 if on_cpu else cores() - 1)
+    """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would leave
+    them idle while it waits for a network."""
+    return max(2, cores() // 4 if on_cpu else cores() - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +225,7 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
     source = chosen.open_source()
     plan = Plan.of(chosen)
 
-    from deit_batch.loader import batched
-
-    for records in scored(batched(source.references, plan.batch_size), plan, chosen, Stopwatch()):
+    for records in scored(plan.batches(source.references), plan, chosen, Stopwatch()):
         yield from records
 
 
@@ -322,10 +331,8 @@ def run(
         known = stack.enter_context(closing(_known(out, plan, options, mode))) if incremental else None
         references = known.recall(source.references) if known else output.recall(source.references)
 
-        from deit_batch.loader import batched
-
         read: Counter[str] = Counter()
-        batches = output.remaining(_counted(batched(references, plan.batch_size), read))
+        batches = output.remaining(_counted(plan.batches(references), read))
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
             return Outcome(output.tally, {}, source.passed_over)
@@ -390,6 +397,8 @@ def _report(
         "seconds": stopwatch.report(),
         "architecture": plan.checkpoint.architecture,
         "workers": plan.workers,
+        "cores": cores(),
+        "pass_size": plan.pass_size,
         "options": asdict(options),
         "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": _versions(),
@@ -397,14 +406,9 @@ def _report(
 
 
 def _versions() -> dict[str, str]:
-    import PIL
-    import torch
-    import transformers
-
-    return {
-        "deit-batch": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pillow": PIL.__version__,
-    }
+    """Of all that scores may depend on."""
+    found = {"python": platform.python_version()}
+    for library in ("deit-batch", "torch", "pillow", "onnxruntime"):
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found

@@ -192,7 +192,7 @@ def test_fast_decoding_changes_large_images_a_little_and_small_ones_not_at_all(
     fast = replace(exact, fast=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for width, height, format in [(1600, 1200, "JPEG"), (1600, 1200, "PNG"), (90, 70, "JPEG"), (20, 90, "PNG")]:
+    for width, height, format in [(1600, 1200, "JPEG"), (1600, 1200, "PNG"), (45, 40, "JPEG"), (20, 45, "PNG")]:
         buffer = io.BytesIO()
         smooth = photo(64, 48).resize((width, height), Image.Resampling.BICUBIC)
         smooth.save(buffer, format, exif=exif.tobytes())

@@ -164,7 +164,7 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
     assert report["images_per_second"] > 0
     assert len(report["settings"]["checkpoint_sha256"]) == 64
     assert {"load", "wait for images", "wait for scores", "write", "total"} <= set(report["seconds"])
-    assert {"deit-batch", "torch", "transformers", "pillow", "python"} == set(report["versions"])
+    assert {"deit-batch", "torch", "pillow", "python"} <= set(report["versions"])
 
 
 # --- going on -----------------------------------------------------------------------------------------------------
