@@ -168,8 +168,8 @@ class Plan:
 
 
 def _default_workers(on_cpu: bool) -> int:
-    """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would leave
-    them idle while it waits for a network."""
+    """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would
+    leave them idle while it waits for a network."""
     return max(2, cores() // 4 if on_cpu else cores() - 1)
 
 

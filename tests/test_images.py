@@ -199,5 +199,5 @@ def test_fast_decoding_changes_large_images_a_little_and_small_ones_not_at_all(
         ours, theirs = (decode(buffer.getvalue(), recipe).astype(int) for recipe in (fast, exact))
         assert ours.shape == (32, 32, 3)
         difference = np.abs(ours - theirs)
-        assert difference.mean() < 1.5
+        assert difference.mean() < 3
         assert difference.max() > 0 if width == 1600 else difference.max() == 0
