@@ -76,7 +76,7 @@ def checkpoint(folder: Path, architecture: str, **geometry: Any) -> Path:
     torch.manual_seed(0)
     config_class = transformers.ViTConfig if architecture == PLAIN else transformers.DeiTConfig
     names = {number: f"class {number}" for number in range(geometry.pop("classes", 1000))}
-    config = config_class(id2label=names, label2id={v: k for k, v in names.items()}, **geometry)
+    config = config_class(initializer_range=0.1, id2label=names, label2id={v: k for k, v in names.items()}, **geometry)
     getattr(transformers, architecture)(config).save_pretrained(folder)
     recipe = RECIPES[architecture] | ({"size": geometry["image_size"]} if "image_size" in geometry else {})
     (folder / "preprocessor_config.json").write_text(json.dumps(recipe))

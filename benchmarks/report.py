@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 Results: TypeAlias = dict[str, list[float]]
 """The values of each figure, one a turn."""
+
+START, END = "<!-- benchmark: written by scripts/bench -->", "<!-- end of benchmark -->"
+
+
+class Record(TypedDict):
+    machine: str
+    versions: dict[str, str]
+    figures: Results
+
 
 LIBRARIES = ("deit-batch", "torch", "transformers", "pillow", "onnxruntime", "openvino")
 
@@ -119,38 +128,58 @@ def versions() -> dict[str, str]:
     return found
 
 
-def page(results: Results) -> str:
-    lines = [
-        "# Benchmark",
-        "",
-        f"Written by `scripts/bench` in {median(results['minutes']):.0f} minutes on {machine()}, with "
-        + ", ".join(f"{name} {number}" for name, number in versions().items())
-        + ".",
-        "Pictures of 500×375 pixels; checkpoints of random weights. The ceiling is what two cores could do if they did",
-        "nothing but the forward pass of `transformers` and Pillow's decoding, with no loss between them.",
-        "A figure is the median of the turns, with the least and the greatest; only ratios within one run travel.",
-        "",
-        "| what | target | reached | holds |",
-        "| --- | --- | --- | --- |",
-        *(row.as_markdown() for row in rows(results)),
-        "",
-        "## Every figure",
-        "",
-        "Images a second where nothing else is said; seconds for first records and 16 images; milliseconds for",
-        "decoding; MB for peaks.",
-        "",
-        "| figure | median | least | greatest |",
-        "| --- | ---: | ---: | ---: |",
-        *(f"| {name} | {median(v):.4g} | {min(v):.4g} | {max(v):.4g} |" for name, v in results.items()),
-        "",
-    ]
-    return "\n".join(lines)
+def table(results: Results) -> str:
+    head = "| what | target | reached | holds |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(row.as_markdown() for row in rows(results))
+
+
+def page(record: Record) -> str:
+    results = record["figures"]
+    libraries = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    figures = "\n".join(f"| {name} | {median(v):.4g} | {min(v):.4g} | {max(v):.4g} |" for name, v in results.items())
+    return f"""# Benchmark
+
+Written by `scripts/bench`, in {median(results["minutes"]):.0f} minutes on {record["machine"]}, with
+{libraries}.
+
+Pictures of 500×375 pixels; checkpoints of random weights. The ceiling is what two cores could do if they did nothing
+but the forward pass of `transformers` and Pillow's decoding, with no loss between them; a better forward pass or
+decoder can go beyond it. A figure is the median of the turns, with the least and the greatest; only ratios within one
+run travel.
+
+{table(results)}
+
+## Every figure
+
+Images a second where nothing else is said; seconds for first records and 16 images; milliseconds for decoding; MB for
+peaks.
+
+| figure | median | least | greatest |
+| --- | ---: | ---: | ---: |
+{figures}
+"""
 
 
 def write(folder: Path, results: Results) -> None:
+    """results.json, and the pages made from it."""
     values = {name: [round(value, 4) for value in row] for name, row in results.items()}
-    record = {"machine": machine(), "versions": versions(), "figures": values}
+    record: Record = {"machine": machine(), "versions": versions(), "figures": values}
     (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = page(results)
+    write_pages(folder, record)
+
+
+def write_pages(folder: Path, record: Record) -> None:
+    """results.md, and the table in the README."""
+    text = page(record)
     (folder / "results.md").write_text(text, encoding="utf-8")
+    readme = folder.parent / "README.md"
+    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    caption = f"\nOn {record['machine']}; ratios within one run, with their spread.\n\n"
+    readme.write_text(before + start + caption + table(record["figures"]) + "\n" + end + after, encoding="utf-8")
     print(text)
+
+
+if __name__ == "__main__":  # the pages anew, from the figures that are there
+    here = Path(__file__).resolve().parent
+    write_pages(here, json.loads((here / "results.json").read_bytes()))
