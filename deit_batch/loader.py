@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -19,7 +20,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -40,6 +40,10 @@ logger = logging.getLogger("deit_batch")
 PREFETCH_FACTOR = 2
 MAX_INLINE_CHARS = 32 * 2**20
 MOST_SETTLED = 4096
+MOST_DEATHS = 10
+"""Of workers in a row, neither with an image to blame nor with a batch that came through between them."""
+
+_NOTHING = -1
 
 Settled: TypeAlias = Failure | Literal["same"]
 """Of an image that is not to be scored: why it can't be, or that its bytes are those that an earlier run scored."""
@@ -64,8 +68,10 @@ class _Sent(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """An image on its way into a worker: where it is, and the digest of the bytes that need not be decoded again."""
+    """An image on its way into a worker: which of the input's, where it is (or why it must not be looked at), and the
+    digest of the bytes that need not be decoded again."""
 
+    number: int
     location: Location
     known: str | None
 
@@ -106,7 +112,9 @@ def _inline_chars(reference: Reference) -> int:
 class Decoder(Dataset[_Sent]):
     """The data set: its "indices" are locations, fetched and decoded where the worker runs."""
 
-    def __init__(self, recipe: Recipe, limits: Limits, *, digests: bool = False) -> None:
+    def __init__(self, recipe: Recipe, limits: Limits, *, workers: int, digests: bool = False) -> None:
+        self.marks = multiprocessing.RawArray("q", [_NOTHING] * workers)
+        """The index of the image that each worker is decoding: if it dies, that one may be why."""
         self._digests = digests
         self._recipe = recipe
         self._limits = limits
@@ -129,10 +137,21 @@ class Decoder(Dataset[_Sent]):
                     settled[place] = "same"
                     continue
             try:
-                rows[place - len(settled)][:] = self._decode(data)
+                with self._marked(batch[place].number):
+                    rows[place - len(settled)][:] = self._decode(data)
             except DecodeError as error:
                 settled[place] = Failure.of(error)
         return _Sent(way_out[: len(batch) - len(settled)], settled, digests)
+
+    @contextmanager
+    def _marked(self, number: int) -> Iterator[None]:
+        worker = get_worker_info()
+        if worker is None:
+            yield
+            return
+        self.marks[worker.id] = number
+        yield
+        self.marks[worker.id] = _NOTHING
 
     def _decode(self, data: bytes) -> NDArray[np.uint8]:
         """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
@@ -145,39 +164,21 @@ class Decoder(Dataset[_Sent]):
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def alone(self, wanted: _Wanted) -> _Sent:
-        """One image in a process of its own; a failure, if it is the end of that process."""
-        reader, writer = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=self._send, args=(wanted, writer), daemon=True)
+    def why_it_dies(self, location: Location) -> Failure | None:
+        """Decodes one image in a process of its own: a failure, if it is the end of that process."""
+        process = multiprocessing.Process(target=self._alone_with, args=(location,), daemon=True)
         process.start()
-        writer.close()
-        try:
-            result: _Sent = reader.recv()
-        except EOFError:
-            process.join()
-            code = process.exitcode or 0
-            how = f"crashed ({signal.Signals(-code).name})" if code < 0 else "did not end in time"
-            message = f"its decoder {how}; at most {self._limits.decode_seconds:g} s are allowed"
-            result = _Sent(self._nothing(), {0: Failure.of(DecodeError(message))}, {})
         process.join()
-        return result
+        code = process.exitcode or 0
+        if code == 0:
+            return None
+        how = f"crashed ({signal.Signals(-code).name})" if code < 0 else "did not end in time"
+        return Failure.of(DecodeError(f"its decoder {how}; at most {self._limits.decode_seconds:g} s are allowed"))
 
-    def _nothing(self) -> NDArray[np.uint8]:
-        return np.empty((0, *self._recipe.size, 3), np.uint8)
-
-    def _send(self, wanted: _Wanted, writer: Connection) -> None:
+    def _alone_with(self, location: Location) -> None:
         _start_worker(0)
         self._alone = True
-        sent = self.__getitems__([wanted])
-        writer.send(sent._replace(pixels=np.asarray(sent.pixels)))
-
-    def one_by_one(self, batch: list[_Wanted]) -> Decoded:
-        """The same batch as `__getitems__` makes, whatever its images do to their decoder."""
-        sent = [self.alone(wanted) for wanted in batch]
-        pixels = np.concatenate([self._nothing(), *(np.asarray(one.pixels) for one in sent)])
-        settled = {place: one.settled[0] for place, one in enumerate(sent) if one.settled}
-        digests = {place: one.digests[0] for place, one in enumerate(sent) if one.digests}
-        return Decoded(torch.from_numpy(pixels), settled, digests)
+        self.__getitems__([_Wanted(0, location, None)])
 
 
 def _room_for(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
@@ -213,8 +214,8 @@ def _end_when_the_parent_says() -> None:
 class Loader:
     """Iterates over (references, decoded) in input order. The workers start at once, in the constructor.
 
-    If a worker dies (killed for memory, or by a decoder's fault), the images that were under way are decoded one by
-    one, each in a process of its own: the one that did it becomes a failure, and its neighbours are not lost."""
+    If a worker dies (killed for memory, or by a decoder's fault), the image that it was decoding is tried once more
+    in a process of its own, and becomes a failure if that dies, too; all that was under way goes to new workers."""
 
     def __init__(
         self,
@@ -229,7 +230,9 @@ class Loader:
         self._batches = iter(batches)
         self._in_flight: deque[list[Reference]] = deque()
         self._input_error: DeitBatchError | None = None
-        self._decoder = Decoder(recipe, limits, digests=digests)
+        self._decoder = Decoder(recipe, limits, workers=workers, digests=digests)
+        self._deadly: dict[int, Failure | None] = {}
+        self._deaths = 0
         self._worker_count = workers
         self._pin_memory = pin_memory
         self._start()
@@ -257,7 +260,7 @@ class Loader:
         try:
             for batch in self._batches:
                 self._in_flight.append(batch)
-                yield _wanted(batch)
+                yield [self._wanted(reference) for reference in batch if not reference.is_settled]
         except DeitBatchError as error:
             self._input_error = error  # raised when all that was read before it is through
 
@@ -268,10 +271,11 @@ class Loader:
             except (RuntimeError, EOFError, OSError):  # the last two: pixels that a dead worker was still to hand over
                 if not self._has_lost_a_worker():
                     raise
-                yield from self._recover()
+                self._recover()
                 continue
             if sent is None:
                 break
+            self._deaths = 0
             yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), sent.settled, sent.digests)
         if self._input_error:
             raise self._input_error
@@ -281,21 +285,35 @@ class Loader:
             worker.join(0.1)  # it may be about to end
         return not all(worker.is_alive() for worker in self._workers)
 
-    def _recover(self) -> Iterator[tuple[list[Reference], Decoded]]:
-        logger.warning("a decode worker died; the images under way are tried one by one")
+    def _recover(self) -> None:
+        """Starts anew with what was under way. Raises DeitBatchError if that goes on for ever."""
+        logger.warning("a decode worker died; what was under way is decoded again")
+        dead = [not worker.is_alive() for worker in self._workers]
+        suspects = set(itertools.compress(self._decoder.marks, dead))
         self.close()
-        while self._in_flight:
-            batch = self._in_flight.popleft()
-            yield batch, self._decoder.one_by_one(_wanted(batch))
+        self._decoder.marks[:] = [_NOTHING] * self._worker_count
+        self._deaths += 1
+        for reference in itertools.chain(*self._in_flight):
+            if reference.index in suspects:
+                self._deadly[reference.index] = self._judge(reference)
+                self._deaths = 0
+        if self._deaths > MOST_DEATHS:
+            raise DeitBatchError(
+                f"decode workers died {self._deaths} times in a row, and not of an image; if the machine is short of "
+                "memory, run the same command again with fewer --workers"
+            )
+        self._batches = itertools.chain(tuple(self._in_flight), self._batches)
+        self._in_flight.clear()
         self._start()
 
+    def _judge(self, reference: Reference) -> Failure | None:
+        if reference.index in self._deadly:  # it has been let off once
+            return Failure.of(DecodeError("two decode workers died of it"))
+        return self._decoder.why_it_dies(reference.location)
 
-def _wanted(batch: list[Reference]) -> list[_Wanted]:
-    return [
-        _Wanted(reference.location, reference.earlier.sha256 if reference.earlier else None)
-        for reference in batch
-        if not reference.is_settled
-    ]
+    def _wanted(self, reference: Reference) -> _Wanted:
+        known = reference.earlier.sha256 if reference.earlier else None
+        return _Wanted(reference.index, self._deadly.get(reference.index) or reference.location, known)
 
 
 @contextmanager

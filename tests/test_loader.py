@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import jpeg
+from torch.utils.data import get_worker_info
 
 from deit_batch import images, loader
+from deit_batch.errors import DeitBatchError
 from deit_batch.images import Recipe
 from deit_batch.io import Base64, Failure, LocalFile, Reference
 from deit_batch.limits import Limits
@@ -59,6 +61,8 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
         if data == b"crash":
             faulthandler.disable()  # pytest's, which would tell at length
             os.kill(os.getpid(), signal.SIGSEGV)
+        if data == b"sly" and get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
         if data == b"hang":
             ctypes.PyDLL(None).sleep(600)
         return images.decode(data, recipe, limits)
@@ -85,6 +89,21 @@ def test_an_image_that_hangs_its_decoder_fails_alone(photos: Path) -> None:
     failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, limits, workers=2, pin_memory=False))
     assert set(failed) == {2}
     assert "did not end in time; at most 1 s" in failed[2].message
+
+
+@pytest.mark.usefixtures("traps")
+def test_an_image_that_kills_workers_but_no_other_process_is_not_tried_for_ever(photos: Path) -> None:
+    (photos / "02.jpg").write_bytes(b"sly")
+    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=2, pin_memory=False))
+    assert {index: failure.message for index, failure in failed.items()} == {2: "two decode workers died of it"}
+
+
+def test_workers_that_die_of_no_image_are_one_clear_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.Fetcher, "fetch_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    made = Loader(batched(references(photos, 8), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    with pytest.raises(DeitBatchError, match=r"died 11 times in a row, .* with fewer --workers"):
+        next(iter(made))
+    made.close()
 
 
 def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
