@@ -43,6 +43,8 @@ MOST_SETTLED = 4096
 MOST_DEATHS = 10
 """Of workers in a row, neither with an image to blame nor with a batch that came through between them."""
 
+SECONDS_TO_NOTICE = 0.5  # that a worker has died
+
 _NOTHING = -1
 
 Settled: TypeAlias = Failure | Literal["same"]
@@ -250,6 +252,7 @@ class Loader:
                 collate_fn=_as_it_is,
                 worker_init_fn=_start_worker,
                 pin_memory=self._pin_memory,
+                timeout=SECONDS_TO_NOTICE if self._worker_count else 0,
             )
             self._sent: Iterator[_Sent] = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -268,10 +271,11 @@ class Loader:
         while True:
             try:
                 sent = next(self._sent, None)
-            except (RuntimeError, EOFError, OSError):  # the last two: pixels that a dead worker was still to hand over
-                if not self._has_lost_a_worker():
+            except (RuntimeError, EOFError, OSError) as error:  # the last two: a dead worker was to hand over
+                if self._has_lost_a_worker():
+                    self._recover()
+                elif not str(error).startswith("DataLoader timed out"):  # that is: nothing yet, ask again
                     raise
-                self._recover()
                 continue
             if sent is None:
                 break

@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from deit_batch import images, loader
 from deit_batch.errors import DeitBatchError
+from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe
 from deit_batch.io import Base64, Failure, LocalFile, Reference
 from deit_batch.limits import Limits
@@ -99,7 +100,7 @@ def test_an_image_that_kills_workers_but_no_other_process_is_not_tried_for_ever(
 
 
 def test_workers_that_die_of_no_image_are_one_clear_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.Fetcher, "fetch_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(Fetcher, "fetch_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     made = Loader(batched(references(photos, 8), 4), RECIPE, Limits(), workers=1, pin_memory=False)
     with pytest.raises(DeitBatchError, match=r"died 11 times in a row, .* with fewer --workers"):
         next(iter(made))
