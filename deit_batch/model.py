@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
@@ -119,6 +120,8 @@ class Classifier:
         self._multi_label = multi_label
         self._pass_size = pass_size
         self._pool = pool or ThreadPoolExecutor(1, "forward")
+        # Called by the user, or else when the program ends: later, what it needs may be gone.
+        self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         shape = (1, 3, 1, 1)
         self._rescale = recipe.rescale_factor
         self._mean = torch.tensor(recipe.mean, device=device).view(shape)
@@ -143,9 +146,6 @@ class Classifier:
             return self(pixels)
 
         return scores
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _shrink(self, size: int, error: Exception) -> None:
         if size == 1:
