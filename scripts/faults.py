@@ -522,6 +522,12 @@ def measured(night: Night, quick: bool) -> Iterator[Row]:
         yield row
 
 
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "a machine without a name")
+    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+
+
 def main() -> None:
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as name:
@@ -536,7 +542,7 @@ def main() -> None:
         table.append(f"| {row.fault} | {row.tried:,} | {row.lost} | {row.wrong} | {slowest} | {row.peak:.0f} |")
     if not quick:
         page = REPOSITORY / "docs" / "faults.md"
-        text = PAGE.format(inputs=INPUTS, table="\n".join(table), peak=night.peak, seconds=night.seconds)
+        text = PAGE.format(inputs=INPUTS, table="\n".join(table), peak=night.peak, seconds=night.seconds, machine=machine())
         page.write_text(text, encoding="utf-8")
     sys.exit(any(row.lost or row.wrong for row in rows))
 
@@ -556,7 +562,7 @@ had ended already is not counted.
   the run. An undisturbed run took {seconds:.1f} s.
 - **Peak memory** is that of the largest process, shared libraries included; {peak:.0f} MB where nothing happens.
 
-Taken on 2 cores of an Intel Xeon; the table is written by the program.
+Taken on {machine}; the table is written by the program.
 
 {table}
 """
