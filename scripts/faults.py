@@ -524,7 +524,7 @@ def measured(night: Night, quick: bool) -> Iterator[Row]:
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "a machine without a name")
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unnamed machine")
     return f"{len(os.sched_getaffinity(0))} cores of {name}"
 
 
@@ -542,7 +542,8 @@ def main() -> None:
         table.append(f"| {row.fault} | {row.tried:,} | {row.lost} | {row.wrong} | {slowest} | {row.peak:.0f} |")
     if not quick:
         page = REPOSITORY / "docs" / "faults.md"
-        text = PAGE.format(inputs=INPUTS, table="\n".join(table), peak=night.peak, seconds=night.seconds, machine=machine())
+        figures = {"peak": night.peak, "seconds": night.seconds, "machine": machine()}
+        text = PAGE.format(inputs=INPUTS, table="\n".join(table), **figures)
         page.write_text(text, encoding="utf-8")
     sys.exit(any(row.lost or row.wrong for row in rows))
 
