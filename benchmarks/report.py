@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TypeAlias, TypedDict
+
+from deit_batch import machine
 
 Results: TypeAlias = dict[str, list[float]]
 """The values of each figure, one a turn."""
@@ -47,10 +48,10 @@ class Row:
 
     def as_markdown(self) -> str:
         bound = "≤" if self.at_most else "≥"
-        spread = f" ({min(self.values):.2f}–{max(self.values):.2f})" if len(self.values) > 1 else ""
+        spread = f" ({min(self.values):.4g}–{max(self.values):.4g})" if len(self.values) > 1 else ""
         verdict = "yes" if self.holds else "**no**"
         return (
-            f"| {self.what} | {bound} {self.target:g}{self.unit} | {self.reached:.2f}{self.unit}{spread} | {verdict} |"
+            f"| {self.what} | {bound} {self.target:g}{self.unit} | {self.reached:.4g}{self.unit}{spread} | {verdict} |"
         )
 
 
@@ -97,25 +98,20 @@ def rows(results: Results) -> Iterator[Row]:
     for dtype in ("float32", "int8"):
         first = ratios(results, "DeiT-B: first record: pipeline", f"DeiT-B: first record: ours, exported {dtype}")
         yield Row(f"the same, DeiT-B exported, {dtype}", 3.0, first)
-    many = next(
-        name.rpartition(" ")[2] for name in results if name.startswith("rows: peak") and "1,000" not in name[-6:]
-    )
-    peak = [results[f"rows: peak at {many}"][0] / median(results["rows: peak at 1,000"])]
+    many = f"{results['rows: how many'][0]:,.0f}"
+    peak = [results["rows: peak at the many"][0] / median(results["rows: peak at 1,000"])]
     yield Row(f"peak memory at {many} rows, over that at 1,000", 1.05, peak, at_most=True)
-    cost = [results[f"rows: ms an image at {many}"][0] / median(results["rows: ms an image at 20,000"])]
+    cost = [results["rows: ms an image of the many"][0] / median(results["rows: ms an image at 20,000"])]
     yield Row(f"time an image at {many} rows, over that at 20,000", 1.05, cost, at_most=True)
     yield Row("URLs answered after 200 ms, against local files, DeiT-Ti", 0.9, ratios(results, "URLs", "files"))
 
 
-def machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-        flags = next(line for line in lines if line.startswith("flags")).split()
-    except (OSError, StopIteration):
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+def describe_machine() -> str:
+    """With what its processor can do for matrix products, where Linux says."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     wanted = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {', '.join(wanted)}"
+    return ", ".join([machine.describe(), *wanted])
 
 
 def versions() -> dict[str, str]:
@@ -163,7 +159,7 @@ peaks.
 def write(folder: Path, results: Results) -> None:
     """results.json, and the pages made from it."""
     values = {name: [round(value, 4) for value in row] for name, row in results.items()}
-    record: Record = {"machine": machine(), "versions": versions(), "figures": values}
+    record: Record = {"machine": describe_machine(), "versions": versions(), "figures": values}
     (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_pages(folder, record)
 

@@ -15,40 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import safetensors
+
 from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.geometry import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
 from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
-ARCHITECTURES = (
-    "ViTForImageClassification",  # the plain DeiTs: without a distillation token, a DeiT is a ViT
-    "DeiTForImageClassificationWithTeacher",  # the distilled ones, with both heads
-    "DeiTForImageClassification",  # fine-tuned with one head
-)
-
 WeightsFormat: TypeAlias = Literal["safetensors", "pickle", "onnx"]
 _FORMATS: dict[str, WeightsFormat] = {".safetensors": "safetensors", ".bin": "pickle", ".onnx": "onnx"}
-
-_HEADS = {
-    "ViTForImageClassification": ("vit.", ("classifier.weight",)),
-    "DeiTForImageClassificationWithTeacher": ("deit.", ("cls_classifier.weight", "distillation_classifier.weight")),
-    "DeiTForImageClassification": ("deit.", ("classifier.weight",)),
-}
-"""Of each class, how the names of its body's tensors begin, and its heads."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
-_MAX_HEADER = 100 * 2**20  # bytes; as the safetensors library bounds it
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk whose config has passed every check. `files` hold its weights; `commit` is the Hub's, None
-    for a folder; `digest` is the SHA-256 of its config and weights; `dtype` is what they were saved in, as the config
-    says; `tokens` is how many an image becomes."""
+    """A checkpoint on disk that has passed every check that can be made before its weights are loaded. `files` hold
+    them; `commit` is the Hub's, None for a folder; `digest` is the SHA-256 of its config and weights; `exported_dtype`
+    is what an ONNX one computes in, None for others."""
 
     name: str
     folder: Path
@@ -56,12 +45,9 @@ class Checkpoint:
     commit: str | None
     digest: str
     weights: WeightsFormat
-    dtype: str | None
-    architecture: str
-    model_type: str
+    exported_dtype: Literal["float32", "int8"] | None
+    geometry: Geometry
     labels: list[str]
-    image_size: tuple[int, int]
-    tokens: int
     multi_label: bool
 
 
@@ -73,29 +59,30 @@ def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: boo
     folder, commit = _find_folder(name, revision, allow_pickle)
     config = _read_json(folder / "config.json", f"{name} is no checkpoint")
     try:
-        weights = _weights(folder, name, allow_pickle)
-        architecture = _architecture(config, name)
-        if weights[0].suffix == ".safetensors":
-            _check_heads(_tensor_names(weights), architecture, name)
-        return Checkpoint(
+        files = _weights(folder, name, allow_pickle)
+        weights = _FORMATS[files[0].suffix]
+        architecture, labels = _architecture(config, name), _labels(config, name)
+        image_size = _image_size(config, name)
+        geometry = geometry_from_config(config, architecture, classes=len(labels), image_size=image_size)
+        checkpoint = Checkpoint(
             name=name,
             folder=folder,
-            files=tuple(weights),
+            files=tuple(files),
             commit=commit,
-            digest=_digest([folder / "config.json", *weights]),
-            weights=_FORMATS[weights[0].suffix],
-            dtype=config.get("dtype") or config.get("torch_dtype"),
-            architecture=architecture,
-            model_type=config["model_type"],
-            labels=_labels(config, name),
-            image_size=_image_size(config, name),
-            tokens=_tokens(config, _image_size(config, name)),
+            digest=_digest([folder / "config.json", *files]),
+            weights=weights,
+            exported_dtype=_exported_dtype(config) if weights == "onnx" else None,
+            geometry=geometry,
+            labels=labels,
             multi_label=_multi_label(config, name),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration in {folder} can't be understood: {error!r}") from error
     except OSError as error:
         raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
+    if weights == "safetensors":  # whose headers say what is in them; other weights are checked when they are loaded
+        check_tensors(_shapes(files), geometry, name)
+    return checkpoint
 
 
 def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
@@ -105,9 +92,9 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
         recipe = CARD_RECIPE
     else:
         file = _recipe_file(checkpoint, image_processor)
-        recipe = recipe_from_config(_read_json(file, "no image processor"), checkpoint.model_type)
-    if recipe.size != checkpoint.image_size:
-        height, width = checkpoint.image_size
+        recipe = recipe_from_config(_read_json(file, "no image processor"), checkpoint.geometry.parts.body)
+    if recipe.size != checkpoint.geometry.image_size:
+        height, width = checkpoint.geometry.image_size
         raise CheckpointError(
             f"the image processor gives images of {recipe.size[0]}x{recipe.size[1]} pixels but {checkpoint.name} takes "
             f"{height}x{width}; name another with --image-processor"
@@ -253,31 +240,15 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
     raise CheckpointError(f"{name} has no weights: there is no model.safetensors in {folder}{hint}")
 
 
-def _tensor_names(files: list[Path]) -> set[str]:
-    """From the headers of safetensors files: eight bytes for the length, then JSON.
-    https://huggingface.co/docs/safetensors/index#format"""
-    names: set[str] = set()
+def _shapes(files: list[Path]) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
     for path in files:
         try:
-            with open(path, "rb") as file:
-                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER)))
-            names.update(header)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
-    return names
-
-
-def _check_heads(tensors: set[str], architecture: str, name: str) -> None:
-    """Finds at once what would be refused after some seconds of loading: weights of another class."""
-    body, heads = _HEADS[architecture]
-    lost = [head for head in heads if head not in tensors]
-    if not any(tensor.startswith(body) for tensor in tensors):
-        lost.append(f"{body}*")
-    if lost:
-        raise CheckpointError(
-            f"{name} must not be scored with: it is no {architecture}, for {lost[0]} is not among its weights and "
-            "would be random"
-        )
+            with safetensors.safe_open(path, "numpy") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path} can't be loaded: {error}") from error
+    return shapes
 
 
 def _digest(files: list[Path]) -> str:
@@ -294,12 +265,12 @@ def _digest(files: list[Path]) -> str:
 def _architecture(config: dict[str, Any], name: str) -> str:
     """The class comes from the checkpoint: with any other, weights would be left out and made up instead."""
     named = config.get("architectures") or []
-    if len(named) != 1 or named[0] not in ARCHITECTURES:
+    if len(named) != 1 or named[0] not in CLASSES:
         raise CheckpointError(
             f"{name} is a {', '.join(named) or 'model of no stated class'}, not a DeiT classifier; those are "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(CLASSES)}"
         )
-    expected = "vit" if named[0].startswith("ViT") else "deit"
+    expected = CLASSES[named[0]].body
     if config.get("model_type") != expected:
         raise CheckpointError(f"{name}: a {named[0]} has model_type {expected}, not {config.get('model_type')}")
     return str(named[0])
@@ -331,9 +302,8 @@ def _image_size(config: dict[str, Any], name: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _tokens(config: dict[str, Any], image_size: tuple[int, int]) -> int:
-    patch = int(config.get("patch_size", 16))
-    return image_size[0] // patch * (image_size[1] // patch) + 1  # a distillation token more or less is no matter
+def _exported_dtype(config: dict[str, Any]) -> Literal["float32", "int8"]:
+    return "int8" if config.get("dtype") == "int8" else "float32"
 
 
 def _multi_label(config: dict[str, Any], name: str) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import textwrap
-import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,9 +15,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from deit_batch import __version__
-from deit_batch.checkpoints import DEFAULT_MODEL
+from deit_batch.checkpoints import DEFAULT_MODEL, find_checkpoint
 from deit_batch.errors import DeitBatchError, Interrupted, UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.options import (
+    ALLOW_PICKLE,
+    AT_LEAST_ONE,
+    REVISION,
+    SECONDS,
+    VERBOSE,
+    ExampleCommand,
+    Threshold,
+    TopK,
+    read_config,
+)
 from deit_batch.sinks import FORMATS, choose_format
 
 if TYPE_CHECKING:
@@ -29,8 +39,6 @@ logger = logging.getLogger("deit_batch")
 SCORED, FAILED, SOME_FAILED = 0, 1, 3
 FIRST_SHOWN = 5
 
-AT_LEAST_ONE = click.IntRange(min=1)
-SECONDS = click.FloatRange(min=0, min_open=True)
 LIMITS = tuple(limit.name for limit in fields(Limits))
 SECTIONS = {
     "Input": ("input", "column", "keep", "recursive", "limit"),
@@ -40,85 +48,6 @@ SECTIONS = {
     "Limits of one image": LIMITS,
     "Run": ("dry_run", "config", "quiet", "verbose", "log_format", "help"),
 }
-
-
-class ExampleCommand(click.Command):
-    """Prints an example first, and the options under headings if `sections` has them."""
-
-    def __init__(
-        self, *args: Any, example: str, sections: Mapping[str, Sequence[str]] | None = None, **more: Any
-    ) -> None:
-        super().__init__(*args, **more)
-        self._example = example
-        self._sections = sections
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(f"Example:\n\n{textwrap.indent(self._example, '  ')}\n\n")
-        super().format_usage(ctx, formatter)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self._sections is None:
-            super().format_options(ctx, formatter)
-            return
-        helps = {str(param.name): param.get_help_record(ctx) for param in self.get_params(ctx)}
-        for title, names in self._sections.items():
-            with formatter.section(title):
-                formatter.write_dl([record for name in names if (record := helps.get(name))])
-
-
-class TopK(click.ParamType[int | None]):
-    name = "N|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or value == "all":
-            return None
-        try:
-            number = int(str(value))
-        except ValueError:
-            number = 0
-        if number < 1:
-            self.fail(f"{value!r} is neither a number from 1 up nor 'all'", param, ctx)
-        return number
-
-
-class Threshold(click.ParamType[str]):
-    """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
-
-    name = "N|N%"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        try:
-            if text.isdigit() or (text.endswith("%") and 0 <= float(text.removesuffix("%")) <= 100):
-                return text
-        except ValueError:
-            pass
-        return self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)
-
-
-def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    """Values of a TOML file become the defaults of the options; variables and the command line outrank them."""
-    if value is None:
-        return
-    try:
-        config = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{value}: {error}") from error
-    section = config.pop("score", {})
-    if not isinstance(section, dict):
-        raise click.BadParameter(f"{value}: score must be a table, [score]")
-    config.update(section)
-    values = {name.replace("-", "_"): setting for name, setting in config.items()}
-    options = {str(option.name): option for option in ctx.command.params}
-    unknown = sorted(set(values) - set(options))
-    if unknown:
-        raise click.BadParameter(f"{value}: there is no option {', '.join(unknown)}")
-    for name, setting in values.items():
-        if options[name].multiple and isinstance(setting, str):
-            values[name] = [setting]  # Click would take its letters
-        elif isinstance(setting, float):
-            values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
-    ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
 @click.group(context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
@@ -155,7 +84,7 @@ def main() -> None:
     metavar="CHECKPOINT",
     help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@REVISION
 @click.option(
     "--image-processor",
     metavar="WHICH",
@@ -169,7 +98,7 @@ def main() -> None:
     type=click.Choice(["exact", "fast"]),
     help="fast: short cuts with large images; scores change a little.",
 )
-@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
+@ALLOW_PICKLE
 @click.option(
     "--device",
     default="auto",
@@ -286,12 +215,12 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     is_eager=True,
     expose_value=False,
-    callback=_read_config,
+    callback=read_config,
     metavar="TOML",
     help="A file of these options; DEIT_BATCH_SCORE_… variables and the command line outrank it.",
 )
 @click.option("--quiet", is_flag=True, help="No progress; only errors.")
-@click.option("--verbose", is_flag=True, help="Say more, and show tracebacks.")
+@VERBOSE
 @click.option(
     "--log-format",
     default="text",
@@ -324,15 +253,22 @@ def score(
 
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
     chosen["limits"] = Limits(**{name: chosen.pop(name) for name in LIMITS})
-    try:
+    with _told(verbose):
         if dry_run:
             sys.exit(_dry_run(chosen, out, format))
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold))
+
+
+@contextmanager
+def _told(verbose: bool) -> Iterator[None]:
+    """What goes wrong becomes one line and an exit status."""
+    try:
+        yield
     except (DeitBatchError, Interrupted) as error:
         _fail(error, error.exit_status, verbose)
-    except BrokenPipeError:
-        raise  # from printing a dry run: Click knows what to do
+    except (BrokenPipeError, click.exceptions.Exit):
+        raise  # Click knows what to do
     except Exception as error:  # a fault of ours: still one line, and a status that a script can test
         logger.error("unexpected %s; --verbose shows where: please report it", type(error).__name__)
         _fail(error, FAILED, verbose)
@@ -364,7 +300,8 @@ def _score(
 ) -> int:
     if out is None:
         raise UsageError("Missing option '--out'. Use - for stdout.")
-    from deit_batch.runner import ErrorThreshold, Options, counts, run
+    from deit_batch.plan import Options
+    from deit_batch.runner import ErrorThreshold, counts, run
 
     threshold = None
     if error_threshold is not None:
@@ -397,7 +334,8 @@ def _score(
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
     from deit_batch.io import Failure
-    from deit_batch.runner import Options, counts
+    from deit_batch.plan import Options
+    from deit_batch.runner import counts
 
     options = Options(**chosen)
     if out is not None:
@@ -443,21 +381,18 @@ _KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "byte
     type=click.Choice(["float32", "int8"]),
     help="int8: several times faster, a little less exact.",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
-@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them.")
-@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@REVISION
+@ALLOW_PICKLE
+@VERBOSE
 def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
     """Write a checkpoint as ONNX, a folder for score --model: it starts sooner, and runs on a CPU only. Needs the extra
     onnx."""
-    from deit_batch.checkpoints import find_checkpoint
     from deit_batch.progress import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose, as_json=False)
-    try:
+    with _told(verbose):
         checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
         from deit_batch.exported import export as write
 
         write(checkpoint, out, dtype)
         logger.info("%s, %s: %s", checkpoint.name, dtype, out)
-    except DeitBatchError as error:
-        _fail(error, error.exit_status, verbose)

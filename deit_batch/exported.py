@@ -24,6 +24,8 @@ from torch import Tensor
 
 from deit_batch.checkpoints import Checkpoint, find_checkpoint
 from deit_batch.errors import CheckpointError, OutputError, UsageError
+from deit_batch.io import rename_durably
+from deit_batch.pytorch import load_weights
 
 logger = logging.getLogger("deit_batch")
 
@@ -89,7 +91,10 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
                     weight_type=quantization.QuantType.QInt8,
                 )
                 (folder / "float32.onnx").unlink()
-            os.replace(folder, out)
+            for written in folder.iterdir():
+                with open(written, "rb") as file:
+                    os.fsync(file.fileno())
+            rename_durably(folder, out)
     except OSError as error:
         raise OutputError(f"{out} can't be written: {error.strerror or error}") from error
 
@@ -137,13 +142,11 @@ def _copy_settings(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
 
 
 def _trace(checkpoint: Checkpoint, path: Path, runtime: ModuleType) -> None:
-    from deit_batch.pytorch import load_weights
-
     module = load_weights(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    sample = torch.randn(2, 3, *checkpoint.image_size, generator=torch.Generator().manual_seed(0))
+    sample = torch.randn(3, 3, *checkpoint.geometry.image_size, generator=torch.Generator().manual_seed(0))
     program = torch.onnx.export(
         module,
-        (sample,),
+        (sample[:2],),  # and compared in another number, so that none is fixed in it
         dynamo=True,
         verbose=False,
         input_names=["pixel_values"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -157,9 +156,9 @@ def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = _open(data, limits.image_pixels)
-            if recipe.fast:
+            if recipe.fast and recipe.resize:
                 # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
-                image.draft(None, _draft_size(recipe))
+                image.draft(None, _draft_size(recipe.resize))
             return np.asarray(_crop_center(_resize(_rgb(_upright(image)), recipe), recipe))
     except DecodeError:
         raise
@@ -191,10 +190,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies, even what is RGB already
 
 
-def _draft_size(recipe: Recipe) -> tuple[int, int]:
+def _draft_size(resize: tuple[int, int] | int) -> tuple[int, int]:
     """What is left must be larger than the result, or the resampling filter would have too little to go by."""
-    height, width = recipe.resize if isinstance(recipe.resize, tuple) else (recipe.resize or sys.maxsize,) * 2
-    side = round(FAST_GAP * max(height, width))
+    side = round(FAST_GAP * (resize if isinstance(resize, int) else max(resize)))
     return side, side  # whichever way up it is
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -13,6 +14,16 @@ def cores() -> int:
     """How many cores are granted: those of the affinity mask, or fewer where a container has a quota of CPU time."""
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(granted, cpu_quota(CGROUPS))))
+
+
+def describe() -> str:
+    """For a report: the processor's name, and the cores that are granted."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or not x86
+        name = platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores"
 
 
 def cpu_quota(cgroups: Path) -> float:

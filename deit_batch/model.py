@@ -21,9 +21,15 @@ logger = logging.getLogger("deit_batch")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 MOST_PASSES = 8
-"""Side by side on a CPU; more would wait for Python's lock. Where there are more cores, each pass takes several."""
+"""Side by side on a CPU. Where there are more cores, each pass takes several: between two operations a pass holds
+Python's lock. (The number is a guess; on two cores nothing waits.)"""
 TOKENS_A_PASS = 400
 """On a CPU: rows enough for the matrix products to run at full speed, few enough for a core's cache."""
+MOST_A_PASS = 16
+PASSES_A_BATCH = 4
+"""For each that runs at once: with more, less time is lost at the batch's end; with fewer, records come sooner."""
+SMALLEST_BATCH = 16
+GPU_BATCH = 64
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """Pixel values, [n, 3, height, width], to logits, [n, classes]; on the classifier's device and in its dtype."""
@@ -47,12 +53,13 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> str:
     """ "auto" is float16 on a GPU and float32 on a CPU, whatever the weights were saved in, but what an exported
     checkpoint was exported to. Raises UsageError for what the device or the checkpoint does not have."""
-    if checkpoint.weights == "onnx":
+    exported = checkpoint.exported_dtype
+    if exported:
         if device.type != "cpu":
             raise UsageError(f"{checkpoint.name} is exported and runs on the CPU only, not on --device {device}")
-        if name not in ("auto", checkpoint.dtype):
-            raise UsageError(f"{checkpoint.name} is exported to {checkpoint.dtype}: it has no --dtype {name}")
-        return str(checkpoint.dtype)
+        if name not in ("auto", exported):
+            raise UsageError(f"{checkpoint.name} is exported to {exported}: it has no --dtype {name}")
+        return exported
     if name == "auto":
         return "float32" if device.type == "cpu" else "float16"
     if name == "int8" and device.type != "cpu":
@@ -62,20 +69,26 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> str
     return name
 
 
-def choose_pass_size(device: torch.device, checkpoint: Checkpoint, batch_size: int) -> int:
-    """How many images a forward pass: on a GPU the whole batch."""
+def passes_at_once(device: torch.device) -> int:
+    return min(cores(), MOST_PASSES) if device.type == "cpu" else 1
+
+
+def choose_sizes(device: torch.device, checkpoint: Checkpoint, batch_size: int | None) -> tuple[int, int]:
+    """How many images a batch, if that is not given, and how many a forward pass: on a GPU they are the same."""
     if device.type != "cpu":
-        return batch_size
-    return 1 if checkpoint.dtype == "int8" else max(1, TOKENS_A_PASS // checkpoint.tokens)
+        batch_size = batch_size or GPU_BATCH
+        return batch_size, batch_size
+    best = 1 if checkpoint.exported_dtype == "int8" else TOKENS_A_PASS // checkpoint.geometry.tokens
+    pass_size = max(1, min(best, MOST_A_PASS, batch_size or MOST_A_PASS))
+    return batch_size or max(SMALLEST_BATCH, PASSES_A_BATCH * passes_at_once(device) * pass_size), pass_size
 
 
 def load_classifier(
     checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: str, pass_size: int
 ) -> Classifier:
     """Raises CheckpointError for a checkpoint that must not be scored with."""
-    on_cpu = device.type == "cpu"
-    passes = min(cores(), MOST_PASSES) if on_cpu else 1
-    threads = max(1, cores() // passes)
+    passes = passes_at_once(device)
+    threads = cores() // passes
     forward: Forward
     if checkpoint.weights == "onnx":
         from deit_batch.exported import Session
@@ -92,7 +105,7 @@ def load_classifier(
         dtype=DTYPES.get(dtype, torch.float32),
         multi_label=checkpoint.multi_label,
         pass_size=pass_size,
-        pool=ThreadPoolExecutor(passes, "forward", torch.set_num_threads, (threads,)) if on_cpu else None,
+        pool=ThreadPoolExecutor(passes, "forward", torch.set_num_threads, (threads,)),
     )
 
 
@@ -113,13 +126,13 @@ class Classifier:
         dtype: torch.dtype,
         multi_label: bool,
         pass_size: int,
-        pool: ThreadPoolExecutor | None = None,
+        pool: ThreadPoolExecutor,
     ) -> None:
         self._forward = forward
         self._device, self._dtype = device, dtype
         self._multi_label = multi_label
         self._pass_size = pass_size
-        self._pool = pool or ThreadPoolExecutor(1, "forward")
+        self._pool = pool
         # Called by the user, or else when the program ends: later, what it needs may be gone.
         self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         shape = (1, 3, 1, 1)
@@ -134,7 +147,7 @@ class Classifier:
     def submit(self, pixels: Tensor) -> Callable[[], Tensor]:
         """Starts scoring; what it returns waits for the end, and returns or raises what calling this object would."""
         if not len(pixels):
-            return lambda: torch.empty(0)
+            return lambda: torch.empty(0, 1)
         size = self._pass_size
         passes = [self._pool.submit(self._scores, part, size) for part in pixels.split(size)]
 

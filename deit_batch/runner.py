@@ -4,173 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, BinaryIO
 
-from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
+from deit_batch import machine
+from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
-from deit_batch.images import Recipe
 from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Prediction, Record, Reference, Tally
 from deit_batch.known import Known
-from deit_batch.limits import DEFAULT_LIMITS, Limits
-from deit_batch.machine import cores
 from deit_batch.output import Mode, Output, open_output
+from deit_batch.plan import Options, Plan
 from deit_batch.progress import Progress, Stopwatch
 from deit_batch.sinks import choose_format
-from deit_batch.sources import Source, open_source
+from deit_batch.sources import Source
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from deit_batch.loader import Decoded
-    from deit_batch.model import Classifier
 
 logger = logging.getLogger("deit_batch")
 
 SCORED_AHEAD = 1  # batches
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What to score with what; the command line's options of the same names, and their defaults."""
-
-    input: str
-    column: str | None = None
-    keep: tuple[str, ...] = ()
-    recursive: bool = True
-    limit: int | None = None
-    model: str = DEFAULT_MODEL
-    revision: str | None = None
-    image_processor: str | None = None
-    decode: Literal["exact", "fast"] = "exact"
-    allow_pickle: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    top_k: int | None = 5
-    threshold: float = 0.0
-    batch_size: int | None = None
-    workers: int | None = None
-    limits: Limits = DEFAULT_LIMITS
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for what the command line would refuse."""
-        if isinstance(self.keep, str):
-            raise UsageError("keep takes a sequence of names, not one")
-        if self.decode not in ("exact", "fast"):
-            raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
-        if not 0 <= self.threshold <= 1:
-            raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
-
-    def open_source(self, stdin: BinaryIO | None = None) -> Source:
-        return open_source(
-            self.input,
-            column=self.column,
-            keep=self.keep,
-            recursive=self.recursive,
-            limit=self.limit,
-            stdin=stdin,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything decided about a run before its first image is read. Making one imports torch, but loads no weights."""
-
-    checkpoint: Checkpoint
-    recipe: Recipe
-    device: torch.device
-    dtype: str
-    batch_size: int
-    pass_size: int
-    workers: int
-
-    @classmethod
-    def of(cls, options: Options) -> Self:
-        checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
-        recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
-
-        from deit_batch.model import choose_device, choose_dtype, choose_pass_size
-
-        exported_already = checkpoint.weights == "onnx"
-        device = choose_device("cpu" if exported_already and options.device == "auto" else options.device)
-        dtype = choose_dtype(options.dtype, device, checkpoint)
-        if dtype == "int8" and not exported_already:
-            from deit_batch.exported import exported
-
-            checkpoint = exported(checkpoint, dtype)
-        on_cpu = device.type == "cpu"
-        batch_size = options.batch_size or (16 if on_cpu else 64)
-        return cls(
-            checkpoint=checkpoint,
-            recipe=recipe,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            pass_size=choose_pass_size(device, checkpoint, batch_size),
-            workers=_default_workers(on_cpu) if options.workers is None else options.workers,
-        )
-
-    def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
-        """Of `batch_size` references, but the first: that is one forward pass for each core."""
-        from deit_batch.loader import batched
-
-        return batched(references, self.batch_size, first_size=min(self.batch_size, self.pass_size * cores()))
-
-    def load(self) -> Classifier:
-        """Raises CheckpointError if the weights do not fit."""
-        from deit_batch.model import load_classifier
-
-        return load_classifier(
-            self.checkpoint, self.recipe, device=self.device, dtype=self.dtype, pass_size=self.pass_size
-        )
-
-    def settings(self, options: Options) -> dict[str, object]:
-        """What the results depend on: a run is continued only by one with the same settings."""
-        return {
-            "input": options.input,
-            "column": options.column,
-            "keep": list(options.keep),
-            "recursive": options.recursive,
-            "limit": options.limit,
-            "model": self.checkpoint.name,
-            "commit": self.checkpoint.commit,
-            "checkpoint_sha256": self.checkpoint.digest,
-            "recipe": self.recipe.as_dict(),
-            "device": self.device.type,
-            "dtype": self.dtype,
-            "top_k": options.top_k,
-            "threshold": options.threshold,
-            "batch_size": self.batch_size,
-            "allow_truncated": options.limits.allow_truncated,
-        }
-
-    def facts(self, options: Options) -> dict[str, object]:
-        """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
-        about_input = ("input", "column", "keep", "recursive", "limit")
-        limits = options.limits
-        return {
-            **{name: value for name, value in self.settings(options).items() if name not in about_input},
-            "limits": [limits.image_bytes, limits.image_pixels, limits.root],
-            "versions": _versions(),
-        }
-
-
-def _default_workers(on_cpu: bool) -> int:
-    """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would
-    leave them idle while it waits for a network."""
-    return max(2, cores() // 4 if on_cpu else cores() - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +136,7 @@ def score_batch(
 ) -> list[Record]:
     """One record for each reference: predictions for what was decoded or is known from earlier, the failure for what
     is neither. `scores`: float32 [images that were decoded, classes]."""
-    rows = iter(scores)
+    found = iter(best(scores, labels, options.top_k, options.threshold))
     places = count()
 
     def result(reference: Reference) -> list[Prediction] | Failure:
@@ -283,22 +145,26 @@ def score_batch(
             return settled
         if settled == "same" and reference.earlier:
             return reference.earlier.predictions
-        try:
-            return best(next(rows), labels, options.top_k, options.threshold)
-        except ScoreError as error:
-            return Failure.of(error)
+        return next(found)
 
     return [Record.of(reference, result(reference)) for reference in references]
 
 
-def best(scores: Tensor, labels: Sequence[str], top_k: int | None, threshold: float) -> list[Prediction]:
-    """The labels of one image, best first; equal scores in the order of the classes. `scores`: float32 [classes].
-    Raises ScoreError if one is not finite."""
-    if not scores.isfinite().all():
-        raise ScoreError("the model gave scores that are not finite; if --dtype is float16, try float32")
-    order = scores.argsort(descending=True, stable=True)[:top_k]
-    pairs = zip(order.tolist(), scores[order].tolist(), strict=True)
-    return [{"label": labels[number], "score": score} for number, score in pairs if score >= threshold]
+def best(
+    scores: Tensor, labels: Sequence[str], top_k: int | None, threshold: float
+) -> Iterator[list[Prediction] | Failure]:
+    """Of each image its labels, best first; equal scores in the order of the classes. `scores`: float32 [n, classes].
+    An image with a score that is not finite is a failure."""
+    finite = scores.isfinite().all(-1).tolist()
+    order = scores.argsort(descending=True, stable=True)[..., :top_k]
+    for well, numbers, values in zip(finite, order.tolist(), scores.gather(-1, order).tolist(), strict=True):
+        if well:
+            pairs = zip(numbers, values, strict=True)
+            yield [{"label": labels[number], "score": score} for number, score in pairs if score >= threshold]
+        else:
+            yield Failure.of(
+                ScoreError("the model gave scores that are not finite; if --dtype is float16, try float32")
+            )
 
 
 def run(
@@ -395,20 +261,11 @@ def _report(
         },
         "images_per_second": round(progress.images_per_second, 2),
         "seconds": stopwatch.report(),
-        "architecture": plan.checkpoint.architecture,
+        "architecture": plan.checkpoint.geometry.architecture,
+        "machine": machine.describe(),
         "workers": plan.workers,
-        "cores": cores(),
-        "pass_size": plan.pass_size,
+        "batch_size": plan.batch_size,
         "options": asdict(options),
         "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": _versions(),
+        "versions": plan.versions(),
     }
-
-
-def _versions() -> dict[str, str]:
-    """Of all that scores may depend on."""
-    found = {"python": platform.python_version()}
-    for library in ("deit-batch", "torch", "pillow", "onnxruntime"):
-        with suppress(PackageNotFoundError):
-            found[library] = version(library)
-    return found

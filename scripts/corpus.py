@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FLIPS, SWAPS = 110, 40
 BOMB_SIDE = 30_000
 
 SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif")
@@ -83,18 +82,18 @@ def valid() -> Iterator[Named]:
     yield "rgb.avif", encoded(rgb, "AVIF")
 
 
-def mutated(name: str, data: bytes, dice: random.Random) -> Iterator[Named]:
+def mutated(name: str, data: bytes, dice: random.Random, *, flips: int, swaps: int) -> Iterator[Named]:
     stem, suffix = os.path.splitext(name)
     for eighth in range(8):
         yield f"{stem}-cut{eighth}{suffix}", data[: len(data) * eighth // 8]
-    for number in range(FLIPS):
+    for number in range(flips):
         flipped = bytearray(data)
         for _ in range(dice.choice([1, 1, 2, 5, 20])):
             # The first hundred bytes are the header: half of the harm is done there.
             place = dice.randrange(min(100, len(data))) if dice.random() < 0.5 else dice.randrange(len(data))
             flipped[place] ^= 1 << dice.randrange(8)
         yield f"{stem}-flip{number}{suffix}", bytes(flipped)
-    for number in range(SWAPS):
+    for number in range(swaps):
         size = dice.randrange(1, max(2, len(data) // 4))
         a, b = sorted(dice.randrange(len(data) - size + 1) for _ in range(2))
         swapped = data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
@@ -160,12 +159,12 @@ def odd_files(folder: Path) -> None:
         file.write(picture)
 
 
-def make(folder: Path, seed: int = 0) -> None:
+def make(folder: Path, seed: int = 0, *, flips: int = 110, swaps: int = 40) -> None:
     dice = random.Random(seed)
     folder.mkdir(parents=True)
     for name, data in valid():
         (folder / name).write_bytes(data)
-        for mutant, changed in mutated(name, data, dice):
+        for mutant, changed in mutated(name, data, dice, flips=flips, swaps=swaps):
             (folder / mutant).write_bytes(changed)
     for name, data in (*no_pictures(), *bombs()):
         (folder / name).write_bytes(data)

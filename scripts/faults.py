@@ -31,6 +31,8 @@ import tables_of_bad_rows  # noqa: E402
 from misbehaving import FAULTS as MISBEHAVIOURS  # noqa: E402
 from misbehaving import serve  # noqa: E402
 
+from deit_batch import machine  # noqa: E402
+
 COMMAND = str(Path(sys.executable).parent / "deit-batch")
 INPUTS = 800
 SEED = 0
@@ -189,7 +191,7 @@ def killed_when_incremental(night: Night, row: Row) -> None:
     for _ in range(20):
         change(night, folder, night.dice.randrange(330))
     process = night.run("i.jsonl", "--incremental", input="growing")
-    time.sleep(night.dice.uniform(night.seconds / 3, night.seconds * 2 / 3))
+    time.sleep(night.dice.uniform(night.seconds / 4, night.seconds / 2))
     os.killpg(process.pid, signal.SIGKILL)
     row.tried += night.end(process, row) == -signal.SIGKILL
     night.end(night.run("i.jsonl", "--incremental", input="growing"), row)
@@ -491,7 +493,7 @@ def account(row: Row, records: list[Record], expected: int) -> None:
 FAULTS: list[tuple[str, Callable[[Night, Row], None], int]] = [
     ("SIGKILL of all its processes at a random moment, once or three times", killed, 16),
     ("SIGKILL just before or after a rename, sync or removal of a file", killed_in_a_state_change, 16),
-    ("SIGKILL of an `--incremental` run over a folder that changes", killed_when_incremental, 6),
+    ("SIGKILL of an `--incremental` run over a folder that changes", killed_when_incremental, 10),
     ("SIGINT at a random moment", stopped(signal.SIGINT), 6),
     ("SIGTERM at a random moment", stopped(signal.SIGTERM), 6),
     ("a second run on the same output", two_at_once, 3),
@@ -522,12 +524,6 @@ def measured(night: Night, quick: bool) -> Iterator[Row]:
         yield row
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unnamed machine")
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
-
-
 def main() -> None:
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as name:
@@ -542,7 +538,7 @@ def main() -> None:
         table.append(f"| {row.fault} | {row.tried:,} | {row.lost} | {row.wrong} | {slowest} | {row.peak:.0f} |")
     if not quick:
         page = REPOSITORY / "docs" / "faults.md"
-        figures = {"peak": night.peak, "seconds": night.seconds, "machine": machine()}
+        figures = {"peak": night.peak, "seconds": night.seconds, "machine": machine.describe()}
         text = PAGE.format(inputs=INPUTS, table="\n".join(table), **figures)
         page.write_text(text, encoding="utf-8")
     sys.exit(any(row.lost or row.wrong for row in rows))

@@ -22,6 +22,7 @@ from PIL import Image
 
 from deit_batch import runner
 from deit_batch.limits import Limits
+from deit_batch.plan import Options
 
 # A slow machine is no fault of the code.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -232,7 +233,7 @@ LOOPBACK = Limits(allow_private_hosts=True)
 def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **options: Any) -> Path:
     """Runs in this process, in small batches, and returns the output's path."""
     run_options = {key: options.pop(key) for key in ("format", "mode", "incremental", "stdin") if key in options}
-    chosen = runner.Options(
+    chosen = Options(
         **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}
     )
     runner.run(chosen, out=str(tmp_path / out), **run_options)

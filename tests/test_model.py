@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import LABELS, MakeCheckpoint, write_all_kinds
+from conftest import LABELS, MakeCheckpoint, scored, write_all_kinds
 from misbehaving import Server
 from transformers import pipeline
 
@@ -96,7 +97,7 @@ def test_weights_that_do_not_load_are_refused(
 ) -> None:
     folder = edit_config(make_checkpoint(saved), tmp_path / "edited", architectures=[loaded], model_type="deit")
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
-    with pytest.raises(CheckpointError, match="must not be scored with: it is no"):
+    with pytest.raises(CheckpointError, match=r"must not be scored with: it is no .* would be random"):
         load(folder)
 
 
@@ -123,7 +124,7 @@ def test_no_image_is_read_before_the_checkpoint_is_found_fit(
         ({"id2label": {"0": "can", "2": "jar"}}, "skips class 1"),
         ({"problem_type": "regression"}, "regression"),
         ({"num_channels": 1}, "only RGB"),
-        ({"image_size": 64}, "gives images of 32x32 pixels .* takes 64x64"),
+        ({"image_size": 64}, "the shape of its vit.embeddings.position_embeddings"),
         ({"id2label": {"0": "can", "1": "jar"}}, "the shape of its classifier.weight is"),  # a head of another size
         ({"patch_size": 16}, "the shape of its vit.embeddings.position_embeddings is"),
         ({"num_hidden_layers": 1}, "has no place for 16 of its weights"),
@@ -131,6 +132,8 @@ def test_no_image_is_read_before_the_checkpoint_is_found_fit(
         ({"id2label": {"0": None}}, "no text"),
         ({"image_size": "abc"}, "can't be understood"),
         ({"architectures": [1, 2]}, "can't be understood"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; a DeiT's is gelu"),
+        ({"num_attention_heads": 3}, "hidden_size 32 is no multiple"),
     ],
 )
 def test_a_checkpoint_with_something_amiss_is_refused(
@@ -138,6 +141,19 @@ def test_a_checkpoint_with_something_amiss_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(edit_config(vit, tmp_path / "edited", **changes))
+
+
+def test_a_recipe_for_images_of_another_size_is_refused(vit: Path, tmp_path: Path) -> None:
+    folder = edit_config(vit, tmp_path / "edited")
+    (folder / "preprocessor_config.json").write_text('{"size": 64}')
+    with pytest.raises(CheckpointError, match=r"gives images of 64x64 pixels .* takes 32x32"):
+        load(folder)
+
+
+def test_the_scores_of_an_image_do_not_depend_on_the_batch_it_comes_in(vit: Path, photos: Path, tmp_path: Path) -> None:
+    for size in (16, 23, 40):
+        scored(photos, vit, tmp_path, out=f"{size}.jsonl", batch_size=size)
+    assert len({(tmp_path / f"{size}.jsonl").read_bytes() for size in (16, 23, 40)}) == 1
 
 
 def test_damaged_weights_are_refused_in_one_line(vit: Path, tmp_path: Path) -> None:
@@ -200,7 +216,9 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
 
     def classifier(forward: Forward) -> Classifier:
-        return Classifier(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False, pass_size=9)
+        return Classifier(
+            forward, recipe, device=CPU, dtype=torch.float32, multi_label=False, pass_size=9, pool=ThreadPoolExecutor(1)
+        )
 
     pixels = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
     whole = classifier(forward)

@@ -28,7 +28,8 @@ from deit_batch.images import CARD_RECIPE
 from deit_batch.io import Tally
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
-from deit_batch.runner import ErrorThreshold, Options, run
+from deit_batch.plan import Options
+from deit_batch.runner import ErrorThreshold, run
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
@@ -292,7 +293,7 @@ def test_columns_that_a_format_has_already_are_refused(photos: Path, vit: Path, 
 
 def test_another_model_or_option_is_explained_and_nothing_overwritten(photos: Path, vit: Path, tmp_path: Path) -> None:
     good = scored(photos, vit, tmp_path).read_bytes()
-    with pytest.raises(UsageError, match=r"top_k was 5, is 3; batch_size was 4, is 8"):
+    with pytest.raises(UsageError, match=r"top_k was 5, is 3; pass_size was 4, is 8"):
         scored(photos, vit, tmp_path, top_k=3, batch_size=8)
     with pytest.raises(UsageError, match="checkpoint_sha256 was"):
         scored(photos, Path("demo"), tmp_path)

@@ -1,0 +1,162 @@
+"""What a run is asked for, and everything that is decided about it before its first image is read."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self
+
+from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
+from deit_batch.errors import UsageError
+from deit_batch.images import Recipe
+from deit_batch.io import Reference
+from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.machine import cores
+from deit_batch.sources import Source, open_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from deit_batch.model import Classifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to score with what; the command line's options of the same names, and their defaults."""
+
+    input: str
+    column: str | None = None
+    keep: tuple[str, ...] = ()
+    recursive: bool = True
+    limit: int | None = None
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    image_processor: str | None = None
+    decode: Literal["exact", "fast"] = "exact"
+    allow_pickle: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    top_k: int | None = 5
+    threshold: float = 0.0
+    batch_size: int | None = None
+    workers: int | None = None
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what the command line would refuse."""
+        if isinstance(self.keep, str):
+            raise UsageError("keep takes a sequence of names, not one")
+        if self.decode not in ("exact", "fast"):
+            raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
+
+    def open_source(self, stdin: BinaryIO | None = None) -> Source:
+        return open_source(
+            self.input,
+            column=self.column,
+            keep=self.keep,
+            recursive=self.recursive,
+            limit=self.limit,
+            stdin=stdin,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything decided about a run before its first image is read. Making one imports torch, but loads no weights."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    device: torch.device
+    dtype: str
+    batch_size: int
+    pass_size: int
+    workers: int
+
+    @classmethod
+    def of(cls, options: Options) -> Self:
+        checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+        recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
+
+        from deit_batch.model import choose_device, choose_dtype, choose_sizes
+
+        device = choose_device("cpu" if checkpoint.exported_dtype and options.device == "auto" else options.device)
+        dtype = choose_dtype(options.dtype, device, checkpoint)
+        if dtype == "int8" and not checkpoint.exported_dtype:
+            from deit_batch.exported import exported
+
+            checkpoint = exported(checkpoint, dtype)
+        batch_size, pass_size = choose_sizes(device, checkpoint, options.batch_size)
+        return cls(
+            checkpoint=checkpoint,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            pass_size=pass_size,
+            workers=_default_workers(device) if options.workers is None else options.workers,
+        )
+
+    def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
+        """Of `batch_size` references, but the first: that is one round of forward passes, so that its records come
+        soon."""
+        from deit_batch.loader import batched
+        from deit_batch.model import passes_at_once
+
+        first_size = min(self.batch_size, self.pass_size * passes_at_once(self.device))
+        return batched(references, self.batch_size, first_size=first_size)
+
+    def load(self) -> Classifier:
+        """Raises CheckpointError if the weights do not fit."""
+        from deit_batch.model import load_classifier
+
+        return load_classifier(
+            self.checkpoint, self.recipe, device=self.device, dtype=self.dtype, pass_size=self.pass_size
+        )
+
+    def settings(self, options: Options) -> dict[str, object]:
+        """What the results depend on: a run is continued only by one with the same settings."""
+        return {
+            "input": options.input,
+            "column": options.column,
+            "keep": list(options.keep),
+            "recursive": options.recursive,
+            "limit": options.limit,
+            "model": self.checkpoint.name,
+            "commit": self.checkpoint.commit,
+            "checkpoint_sha256": self.checkpoint.digest,
+            "recipe": self.recipe.as_dict(),
+            "device": self.device.type,
+            "dtype": self.dtype,
+            "top_k": options.top_k,
+            "threshold": options.threshold,
+            "pass_size": self.pass_size,
+            "allow_truncated": options.limits.allow_truncated,
+        }
+
+    def facts(self, options: Options) -> dict[str, object]:
+        """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
+        about_input = ("input", "column", "keep", "recursive", "limit")
+        limits = options.limits
+        return {
+            **{name: value for name, value in self.settings(options).items() if name not in about_input},
+            "limits": [limits.image_bytes, limits.image_pixels, limits.root],
+            "versions": self.versions(),
+        }
+
+    def versions(self) -> dict[str, str]:
+        """Of all that scores depend on."""
+        runtime = "onnxruntime" if self.checkpoint.exported_dtype else "torch"
+        libraries = {name: version(name) for name in ("deit-batch", "pillow", runtime)}
+        return {"python": platform.python_version(), **libraries}
+
+
+def _default_workers(device: torch.device) -> int:
+    """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would
+    leave them idle while it waits for a network."""
+    return max(2, cores() // 4 if device.type == "cpu" else cores() - 1)
