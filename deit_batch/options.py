@@ -1,48 +1,72 @@
-"""How commands look and what their options take: help with an example, the kinds of values, the file of defaults."""
+"""What commands have in common: how their help looks, the kinds of values, the file of defaults, and the options that
+several of them take, each declared once."""
 
 from __future__ import annotations
 
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import click
+
+from deit_batch.checkpoints import DEFAULT_MODEL
+from deit_batch.limits import DEFAULT_LIMITS, Limits
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator: TypeAlias = Callable[[Command], Command]
 
 AT_LEAST_ONE = click.IntRange(min=1)
 SECONDS = click.FloatRange(min=0, min_open=True)
 
-REVISION = click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
-ALLOW_PICKLE = click.option(
-    "--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them."
-)
-VERBOSE = click.option("--verbose", is_flag=True, help="Say more, and show tracebacks.")
-"""Options that several commands have."""
+
+class Option(click.Option):
+    """One that knows under which heading of the help it stands."""
+
+    section = "Options"
+
+
+def option(*names: str, **settings: Any) -> Decorator[Any]:
+    return click.option(*names, cls=Option, **settings)
+
+
+def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
+    """These options, under a heading of their own in the help."""
+
+    def decorate(command: Any) -> Any:
+        for one in reversed(options):
+            command = one(command)
+        for param in command.__click_params__[-len(options) :]:
+            param.section = title
+        return command
+
+    return decorate
 
 
 class ExampleCommand(click.Command):
-    """Prints an example first, and the options under headings if `sections` has them."""
+    """Prints an example first, and the options under the headings of their sections."""
 
-    def __init__(
-        self, *args: Any, example: str, sections: Mapping[str, Sequence[str]] | None = None, **more: Any
-    ) -> None:
+    def __init__(self, *args: Any, example: str, **more: Any) -> None:
         super().__init__(*args, **more)
         self._example = example
-        self._sections = sections
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write(f"Example:\n\n{textwrap.indent(self._example, '  ')}\n\n")
         super().format_usage(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self._sections is None:
-            super().format_options(ctx, formatter)
-            return
-        helps = {str(param.name): param.get_help_record(ctx) for param in self.get_params(ctx)}
-        for title, names in self._sections.items():
+        sections: dict[str, list[tuple[str, str]]] = {}
+        title = Option.section
+        for param in self.get_params(ctx):
+            title = getattr(param, "section", title)  # --help, which is Click's own, has none
+            record = param.get_help_record(ctx)
+            if record:  # an argument has none
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
             with formatter.section(title):
-                formatter.write_dl([record for name in names if (record := helps.get(name))])
+                formatter.write_dl(records)
 
 
 class TopK(click.ParamType[int | None]):
@@ -76,17 +100,20 @@ class Threshold(click.ParamType[str]):
 
 
 def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    """Values of a TOML file become the defaults of the options; variables and the command line outrank them."""
+    """Values of a TOML file become the defaults of the options; variables and the command line outrank them. A table
+    that has a command's name is for that command alone."""
     if value is None:
         return
     try:
         config = tomllib.loads(value.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{value}: {error}") from error
-    section = config.pop("score", {})
-    if not isinstance(section, dict):
-        raise click.BadParameter(f"{value}: score must be a table, [score]")
-    config.update(section)
+    command = str(ctx.command.name)
+    own = config.pop(command, {})
+    if not isinstance(own, dict):
+        raise click.BadParameter(f"{value}: {command} must be a table, [{command}]")
+    others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
+    config = {name: setting for name, setting in config.items() if name not in others} | own
     values = {name.replace("-", "_"): setting for name, setting in config.items()}
     options = {str(option.name): option for option in ctx.command.params}
     unknown = sorted(set(values) - set(options))
@@ -98,3 +125,175 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
         elif isinstance(setting, float):
             values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
     ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+INPUT = (
+    option(
+        "--input",
+        required=True,
+        metavar="WHAT",
+        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, "
+        "hf://DATASET?split=…, or - for stdin.",
+    ),
+    option(
+        "--column",
+        metavar="NAME",
+        help="The column that holds the image (path, URL, data: URI or base64). [default: by its usual names: image, "
+        "url, path, …]",
+    ),
+    option("--recursive/--no-recursive", default=True, show_default=True, help="Look into folders in the folder."),
+    option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs."),
+)
+
+REVISION = option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+ALLOW_PICKLE = option(
+    "--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them."
+)
+
+MODEL = (
+    option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="CHECKPOINT",
+        help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
+    ),
+    REVISION,
+    option(
+        "--image-processor",
+        metavar="WHICH",
+        help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
+        " the model card's text.",
+    ),
+    option(
+        "--decode",
+        default="exact",
+        show_default=True,
+        type=click.Choice(["exact", "fast"]),
+        help="fast: short cuts with large images; scores change a little.",
+    ),
+    ALLOW_PICKLE,
+    option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where the model runs; auto is the GPU if there is one.",
+    ),
+    option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
+        help="auto: float16 on a GPU, float32 on a CPU. int8: on a CPU, faster and less exact; needs the extra onnx.",
+    ),
+)
+
+PREDICTIONS = (
+    option("--top-k", default=5, show_default=True, type=TopK(), help="How many labels an image."),
+    option(
+        "--threshold",
+        default=0.0,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Leave out labels with a lower score.",
+    ),
+)
+
+SPEED = (
+    option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Images that are scored and written together. [default: from the cores, the model and the GPU]",
+    ),
+    option(
+        "--workers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]",
+    ),
+)
+
+LIMITS = (
+    option(
+        "--image-bytes", default=DEFAULT_LIMITS.image_bytes, show_default=True, type=AT_LEAST_ONE, help="Encoded size."
+    ),
+    option(
+        "--image-pixels",
+        default=DEFAULT_LIMITS.image_pixels,
+        show_default=True,
+        type=AT_LEAST_ONE,
+        help="Width times height; checked before decoding.",
+    ),
+    option(
+        "--fetch-seconds",
+        default=DEFAULT_LIMITS.fetch_seconds,
+        show_default=True,
+        type=SECONDS,
+        help="For one try to fetch a URL.",
+    ),
+    option(
+        "--decode-seconds",
+        default=DEFAULT_LIMITS.decode_seconds,
+        show_default=True,
+        type=SECONDS,
+        help="For decoding. Not with --workers 0.",
+    ),
+    option(
+        "--redirects",
+        default=DEFAULT_LIMITS.redirects,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Of one URL.",
+    ),
+    option(
+        "--retries",
+        default=DEFAULT_LIMITS.retries,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Further tries of a URL after a passing fault.",
+    ),
+    option(
+        "--connections",
+        default=DEFAULT_LIMITS.connections,
+        show_default=True,
+        type=AT_LEAST_ONE,
+        help="To one host, a worker.",
+    ),
+    option(
+        "--allow-private-hosts", is_flag=True, help="Fetch from addresses that are not of the public internet, too."
+    ),
+    option("--allow-truncated", is_flag=True, help="Score files that end early; what is missing is grey."),
+    option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False),
+        metavar="DIR",
+        help="Local files must be in this folder, links resolved.",
+    ),
+)
+
+
+def limits_from(chosen: dict[str, Any]) -> Limits:
+    """Takes the values of LIMITS out of a command's."""
+    return Limits(**{limit.name: chosen.pop(limit.name) for limit in fields(Limits)})
+
+
+CONFIG = option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    metavar="TOML",
+    help="A file of these options; DEIT_BATCH_… variables and the command line outrank it.",
+)
+QUIET = option("--quiet", is_flag=True, help="No progress; only errors.")
+VERBOSE = option("--verbose", is_flag=True, help="Say more, and show tracebacks.")
+LOG_FORMAT = option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="How messages on stderr are written.",
+)

@@ -1,0 +1,45 @@
+"""deit-batch export."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from deit_batch.checkpoints import find_checkpoint
+from deit_batch.exits import told
+from deit_batch.options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
+
+logger = logging.getLogger("deit_batch")
+
+
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch export facebook/deit-base-patch16-224 --dtype int8 --out deit-int8\n"
+    "deit-batch score --model deit-int8 --input imgs/ --out preds.jsonl",
+)
+@click.argument("model", metavar="CHECKPOINT")
+@option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "int8"]),
+    help="int8: several times faster, a little less exact.",
+)
+@REVISION
+@ALLOW_PICKLE
+@VERBOSE
+def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
+    """Write a checkpoint as ONNX, a folder for score --model: it starts sooner, and runs on a CPU only. Needs the extra
+    onnx."""
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    with told(verbose):
+        checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+        from deit_batch.exported import export as write
+
+        write(checkpoint, out, dtype)
+        logger.info("%s, %s: %s", checkpoint.name, dtype, out)

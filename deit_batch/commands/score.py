@@ -1,0 +1,204 @@
+"""deit-batch score."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deit_batch.errors import UsageError
+from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.options import (
+    CONFIG,
+    INPUT,
+    LIMITS,
+    LOG_FORMAT,
+    MODEL,
+    PREDICTIONS,
+    QUIET,
+    SPEED,
+    VERBOSE,
+    ExampleCommand,
+    Threshold,
+    limits_from,
+    option,
+    section,
+)
+from deit_batch.sinks import FORMATS, choose_format
+
+if TYPE_CHECKING:
+    from deit_batch.output import Mode
+
+logger = logging.getLogger("deit_batch")
+
+FIRST_SHOWN = 5
+
+
+@click.command(cls=ExampleCommand, example="deit-batch score --input imgs/ --out preds.jsonl")
+@section(
+    "Input",
+    *INPUT,
+    option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable."),
+)
+@section("Model", *MODEL)
+@section(
+    "Output",
+    option(
+        "--out",
+        metavar="FILE",
+        help="Where the predictions go: .jsonl, .json, .csv or .parquet; - streams JSONL to stdout. Appears when it is "
+        "whole.",
+    ),
+    option(
+        "--format",
+        type=click.Choice(FORMATS),
+        help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.",
+    ),
+    *PREDICTIONS,
+    option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done."),
+    option(
+        "--incremental",
+        is_flag=True,
+        help="For runs over a growing input under one FILE: images that have not changed since they were last scored "
+        "keep their predictions.",
+    ),
+    option("--retry-failed", is_flag=True, help="Of a finished FILE (.jsonl), score again only what failed."),
+    option(
+        "--error-threshold",
+        type=Threshold(),
+        help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have. "
+        "[default: never give up; exit with 3 if any failed]",
+    ),
+)
+@section("Speed", *SPEED)
+@section("Limits of one image", *LIMITS)
+@section(
+    "Run",
+    option("--dry-run", is_flag=True, help="Say what would be scored, and stop."),
+    CONFIG,
+    QUIET,
+    VERBOSE,
+    LOG_FORMAT,
+)
+@click.help_option("-h", "--help")
+def score(
+    *,
+    out: str | None,
+    format: str | None,
+    fresh: bool,
+    incremental: bool,
+    retry_failed: bool,
+    error_threshold: str | None,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **chosen: Any,
+) -> None:
+    """Score images and write one record of predictions for each, in input order.
+
+    Run the same command again to continue a run that died. Exit status: 0 all scored, 1 the run failed, 2 wrong usage,
+    3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
+    variable: --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    chosen["limits"] = limits_from(chosen)
+    with told(verbose):
+        if dry_run:
+            sys.exit(_dry_run(chosen, out, format))
+        mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
+        sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold))
+
+
+def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool) -> Mode:
+    if retry_failed and (fresh or incremental):
+        raise UsageError(
+            "--retry-failed goes neither with --fresh nor with --incremental; both score what failed anyway"
+        )
+    if out == "-" and (incremental or retry_failed):
+        raise UsageError("--out -: stdout keeps nothing that --incremental or --retry-failed could go on from")
+    return "fresh" if fresh else "incremental" if incremental else "retry-failed" if retry_failed else "continue"
+
+
+def _score(
+    chosen: dict[str, Any],
+    out: str | None,
+    format: str | None,
+    mode: Mode,
+    incremental: bool,
+    quiet: bool,
+    error_threshold: str | None,
+) -> int:
+    if out is None:
+        raise UsageError("Missing option '--out'. Use - for stdout.")
+    from deit_batch.plan import Options
+    from deit_batch.runner import ErrorThreshold, counts, run
+
+    threshold = None
+    if error_threshold is not None:
+        threshold = ErrorThreshold(float(error_threshold.removesuffix("%")), percent=error_threshold.endswith("%"))
+    outcome = run(
+        Options(**chosen),
+        out=out,
+        format=format,
+        mode=mode,
+        incremental=incremental,
+        error_threshold=threshold,
+        quiet=quiet,
+    )
+    tally = outcome.tally
+    speed = outcome.report.get("images_per_second")
+    kept = outcome.kept
+    passed_over = counts(outcome.passed_over)
+    logger.info(
+        "%s of %s images scored%s%s%s%s%s",
+        f"{tally.scored:,}",
+        f"{tally.inputs:,}",
+        f" ({kept:,} of them before)" if kept else "",
+        f", {tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
+        f", {passed_over} passed over" if passed_over else "",
+        f", {speed} images/s" if speed else "",
+        "" if out == "-" else f": {out}",
+    )
+    return SOME_FAILED if tally.failed and not (threshold and threshold.allows(tally.failed, tally.inputs)) else DONE
+
+
+def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
+    from deit_batch.io import Failure
+    from deit_batch.plan import Options
+    from deit_batch.runner import counts
+
+    options = Options(**chosen)
+    if out is not None:
+        choose_format(out, format, options.keep)
+    source = options.open_source()
+    kinds: Counter[str] = Counter()
+    first: list[str] = []
+    for reference in source.references:
+        location = reference.location
+        kind = f"{location.type}s" if isinstance(location, Failure) else _KINDS[type(location).__name__]
+        kinds[kind] += 1
+        if len(first) < FIRST_SHOWN:
+            first.append(reference.image or f"({kind.removesuffix('s')})")
+    click.echo(f"{kinds.total():,} inputs: {counts(kinds) or 'none'}")
+    if source.passed_over:
+        click.echo(f"passed over: {counts(source.passed_over)}")
+    for image in first:
+        click.echo(f"  {image}".encode("utf-8", "replace").decode())
+    if kinds.total() > len(first):
+        click.echo("  …")
+    click.echo("options:")
+    context = click.get_current_context()
+    for name, value in sorted(context.params.items()):
+        shown = "all" if name == "top_k" and value is None else value
+        click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown)}")
+    return DONE
+
+
+_KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
