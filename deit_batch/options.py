@@ -202,6 +202,11 @@ PREDICTIONS = (
 
 SPEED = (
     option(
+        "--compile",
+        is_flag=True,
+        help="On a GPU: fuse the model's kernels first, by torch.compile. Takes a minute, so for long runs.",
+    ),
+    option(
         "--batch-size",
         type=click.IntRange(min=1),
         metavar="N",
