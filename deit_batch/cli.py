@@ -7,6 +7,7 @@ import click
 from deit_batch import __version__
 from deit_batch.commands.export import export
 from deit_batch.commands.score import score
+from deit_batch.commands.serve import serve
 
 
 @click.group(context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
@@ -19,5 +20,5 @@ def main() -> None:
     """
 
 
-for command in (score, export):
+for command in (score, serve, export):
     main.add_command(command)

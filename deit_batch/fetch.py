@@ -9,11 +9,11 @@ import random
 import stat
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import httpcore2
 import httpx2
@@ -62,12 +62,23 @@ class Fetcher:
         return ThreadPoolExecutor(64, thread_name_prefix="fetch")
 
     @cached_property
-    def _turns(self) -> defaultdict[str, threading.Semaphore]:
-        return defaultdict(lambda: threading.Semaphore(self._limits.connections))
+    def _turns(self) -> WeakValueDictionary[str, threading.Semaphore]:
+        """Of each host that is being fetched from: a server that runs for months must not remember all it ever saw."""
+        return WeakValueDictionary()
+
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    def start(self, url: Url) -> Future[bytes | Failure]:
+        """Fetches it in another thread; up to 64 at the same time."""
+        for _ in (self._pool, self._turns, self._lock):
+            pass  # made here, or several threads would each make their own
+        return self._threads.submit(self.fetch, url)
 
     def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
         """The bytes at each location, in order, or why they can't be had. URLs are fetched at the same time."""
-        urls = [(i, self._threads.submit(self.fetch, at)) for i, at in enumerate(locations) if isinstance(at, Url)]
+        urls = [(i, self.start(at)) for i, at in enumerate(locations) if isinstance(at, Url)]
         results = [b"" if isinstance(at, Url) else self.fetch(at) for at in locations]
         for i, future in urls:
             results[i] = future.result()
@@ -141,7 +152,7 @@ class Fetcher:
             here = httpx2.URL(url)
             seconds = self._limits.fetch_seconds
             for _ in range(self._limits.redirects + 1):
-                with self._turns[here.host]:
+                with self._turn(here.host):
                     start = time.monotonic()
                     with self._network.deadline(seconds):
                         answer = self._get(here)
@@ -156,6 +167,10 @@ class Fetcher:
         except (httpx2.InvalidURL, httpcore2.UnsupportedProtocol, UnicodeError) as error:
             raise FetchError(str(error) or type(error).__name__) from error
         raise FetchError(f"more than {self._limits.redirects} redirects")
+
+    def _turn(self, host: str) -> threading.Semaphore:
+        with self._lock:
+            return self._turns.setdefault(host, threading.Semaphore(self._limits.connections))
 
     def _get(self, url: httpx2.URL) -> bytes | httpx2.URL:
         """The body, or where it is to be looked for."""

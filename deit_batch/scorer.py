@@ -1,0 +1,113 @@
+"""One image of one client to its predictions: fetched, decoded, and scored in a batch with those of others."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deit_batch.batcher import Batcher
+from deit_batch.decoders import Decoders, Pixels
+from deit_batch.errors import RowError
+from deit_batch.fetch import Fetcher
+from deit_batch.io import Base64, Failure, LocalFile, Prediction, Url
+from deit_batch.plan import Options, Plan
+from deit_batch.runner import best
+from deit_batch.sources import locate
+
+BATCHES_AT_ONCE = 2
+"""So that the next is there when one is done: a core or a card that waits for Python scores nothing."""
+
+Result: TypeAlias = list[Prediction] | Failure
+
+
+class Scorer:
+    """`await scorer(image)`; `run` must be running in the same event loop. `batched(n)` is told the size of each batch.
+
+    The event loop waits for nothing here: URLs are fetched in threads, images decoded in processes, and the model has a
+    thread that loads it and starts every batch (what torch compiles for one thread another can't use)."""
+
+    def __init__(self, plan: Plan, options: Options, *, window: float, batched: Callable[[int], None]) -> None:
+        """Begins to load the model."""
+        self._plan, self._options = plan, options
+        self._batched = batched
+        self._fetcher = Fetcher(options.limits)
+        self._decoders = Decoders(plan.recipe, options.limits, workers=plan.workers)
+        self._batcher: Batcher[Pixels, Result] = Batcher(
+            self._score, size=plan.round_size, window=window, at_once=BATCHES_AT_ONCE
+        )
+        self._model_thread = ThreadPoolExecutor(1, "model")
+        self._waiting_threads = ThreadPoolExecutor(BATCHES_AT_ONCE, "wait for scores")
+        self._classifier = asyncio.get_running_loop().run_in_executor(self._model_thread, plan.load)
+        self.is_ready = False
+
+    async def run(self) -> NoReturn:
+        """Warms all up, then works for ever. Raises CheckpointError if the weights do not fit."""
+        await asyncio.gather(self._classifier, self._decoders.warm_up(_black_png()))
+        height, width = self._plan.recipe.size
+        await self._score([np.zeros((height, width, 3), np.uint8)] * self._plan.round_size)
+        self.is_ready = True
+        await self._batcher.run()
+
+    async def __call__(self, image: object) -> Result:
+        """`image`: base64 text, a data: URI or an http(s) URL; what is none of them is a failure, as is one whose bytes
+        can't be had or decoded."""
+        location = place(image)
+        if isinstance(location, Failure):
+            return location
+        data: Base64 | bytes | Failure
+        if isinstance(location, Url):
+            data = await asyncio.wrap_future(self._fetcher.start(location))
+        else:
+            data = location
+        pixels = data if isinstance(data, Failure) else await self._decoders(data)
+        return pixels if isinstance(pixels, Failure) else await self._batcher(pixels)
+
+    async def _score(self, images: list[Pixels]) -> Sequence[Result]:
+        classifier = await self._classifier
+        labels, options = self._plan.checkpoint.labels, self._options
+
+        def start() -> Callable[[], Tensor]:
+            return classifier.submit(torch.from_numpy(np.stack(images)))
+
+        def finish(scores: Callable[[], Tensor]) -> Sequence[Result]:
+            return list(best(scores(), labels, options.top_k, options.threshold))
+
+        if self.is_ready:
+            self._batched(len(images))
+        loop = asyncio.get_running_loop()
+        under_way = await loop.run_in_executor(self._model_thread, start)
+        return await loop.run_in_executor(self._waiting_threads, finish, under_way)
+
+    def close(self) -> None:
+        self._decoders.close()
+        for threads in (self._model_thread, self._waiting_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+        if self.is_ready:
+            self._classifier.result().close()
+
+
+def place(image: object) -> Url | Base64 | Failure:
+    """Where an image is, as a client gives it. Never a file of this machine."""
+    if not isinstance(image, str) or not image.strip():
+        return Failure.of(RowError("the image is empty" if image in (None, "") else "the image is no text"))
+    try:
+        location = locate(image)
+    except RowError as error:
+        return Failure.of(error)
+    if isinstance(location, LocalFile):
+        return Failure.of(RowError("neither an http(s) URL nor the base64 of an image; paths are not read"))
+    return location
+
+
+def _black_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
