@@ -103,7 +103,7 @@ class Endpoint:
 
     def check_key(self, given: str | None) -> None:
         """Raises HTTPException, 401, for a key that is none of ours; in a time that tells nothing about ours."""
-        known = [hmac.compare_digest((given or "").encode(), key) for key in self._service.keys]
+        known = [hmac.compare_digest((given or "").encode("latin-1"), key) for key in self._service.keys]
         if self._service.keys and not any(known):
             message = "give the server's key as a header: Authorization: Bearer KEY"
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
@@ -245,6 +245,7 @@ def application(
         work.add_done_callback(ended)
         yield
         work.cancel()
+        await asyncio.wait([work])
         scorer.close()
 
     app = FastAPIOffline(
@@ -256,7 +257,7 @@ def application(
     )
     bearer = HTTPBearer(auto_error=False, description="One of the keys of --api-key-file.")
 
-    def key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    async def key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         endpoint.check_key(given.credentials if given else None)
 
     guarded = [Depends(key)] if service.keys else []

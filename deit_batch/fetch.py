@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from weakref import WeakValueDictionary
@@ -25,6 +25,9 @@ from deit_batch.network import Network
 
 LONGEST_WAIT = 30.0
 """Seconds between two tries, at most, whatever a server's Retry-After says."""
+
+MOST_AT_ONCE = 64
+"""URLs, of all hosts."""
 
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _NO_IMAGES = ("text/", "application/json", "application/xml", "application/xhtml")
@@ -58,10 +61,6 @@ class Fetcher:
         )
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(64, thread_name_prefix="fetch")
-
-    @cached_property
     def _turns(self) -> WeakValueDictionary[str, threading.Semaphore]:
         """Of each host that is being fetched from: a server that runs for months must not remember all it ever saw."""
         return WeakValueDictionary()
@@ -70,11 +69,26 @@ class Fetcher:
     def _lock(self) -> threading.Lock:
         return threading.Lock()
 
+    @cached_property
+    def _places(self) -> threading.Semaphore:
+        return threading.Semaphore(MOST_AT_ONCE)
+
     def start(self, url: Url) -> Future[bytes | Failure]:
-        """Fetches it in another thread; up to 64 at the same time."""
-        for _ in (self._pool, self._turns, self._lock):
+        """Fetches it in a thread, which keeps no program from ending."""
+        for _ in (self._pool, self._turns, self._lock, self._places):
             pass  # made here, or several threads would each make their own
-        return self._threads.submit(self.fetch, url)
+        future: Future[bytes | Failure] = Future()
+        threading.Thread(target=self._fetch_for, args=(future, url), name="fetch", daemon=True).start()
+        return future
+
+    def _fetch_for(self, future: Future[bytes | Failure], url: Url) -> None:
+        with self._places:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(self.fetch(url))
+            except BaseException as error:
+                future.set_exception(error)
 
     def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
         """The bytes at each location, in order, or why they can't be had. URLs are fetched at the same time."""

@@ -82,19 +82,20 @@ class Watched:
             await self._app(scope, receive, send)
             return
         start = time.monotonic()
-        status = 500
+        status, started = 500, False
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
         except asyncio.CancelledError:
             self.unanswered += 1
-            await JSONResponse({"detail": "the server is stopping"}, 503)(scope, receive, watched)
+            if not started:
+                await JSONResponse({"detail": "the server is stopping"}, 503)(scope, receive, watched)
         except Exception as error:  # a fault of ours; it has been answered with 500
             trace = error if logger.isEnabledFor(logging.DEBUG) else None
             logger.error("unexpected %s (--verbose shows where): %s", type(error).__name__, error, exc_info=trace)

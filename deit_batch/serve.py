@@ -109,7 +109,8 @@ class Connection(H11Protocol):
     def _watch(self) -> None:
         """Runs a timer while no request is being answered, from the first byte of the next (or of what is left of the
         last, if that was answered before it was whole)."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        # None before the first request, whatever uvicorn's annotation says.
+        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
             self._forget()
         elif self._patience is None:
             self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
