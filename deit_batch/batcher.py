@@ -55,16 +55,21 @@ class Batcher(Generic[Item, Result]):
         raise AssertionError
 
     async def _fill(self) -> list[_Waiting[Item, Result]]:
-        while True:
-            batch = [await self._waiting.get()]
+        batch: list[_Waiting[Item, Result]] = []
+        while not batch:
+            batch.append(await self._next())
             with suppress(TimeoutError):
                 # Even after that time it takes what is there: only a wait is cut short.
                 async with asyncio.timeout_at(batch[0].arrived + self._window):
                     while len(batch) < self._size:
-                        batch.append(await self._waiting.get())
+                        batch.append(await self._next())
             batch = [waiting for waiting in batch if not waiting.result.done()]
-            if batch:
-                return batch
+        return batch
+
+    async def _next(self) -> _Waiting[Item, Result]:
+        while (waiting := await self._waiting.get()).result.done():
+            pass  # nobody waits for it any more
+        return waiting
 
     async def _work_on(self, batch: list[_Waiting[Item, Result]]) -> None:
         try:
