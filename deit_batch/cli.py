@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from deit_batch import __version__
+from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.score import score
 
@@ -19,5 +20,5 @@ def main() -> None:
     """
 
 
-for command in (score, export):
+for command in (score, evaluate, export):
     main.add_command(command)

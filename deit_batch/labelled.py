@@ -75,8 +75,10 @@ def open_labelled(
     recursive: bool = True,
     limit: int | None = None,
     stdin: BinaryIO | None = None,
+    again: bool = False,
 ) -> LabelledSource:
-    """Opens what `spec` names, as `sources.open_source` does, with labels; says in one line where those come from.
+    """Opens what `spec` names, as `sources.open_source` does, with labels; says in one line where those come from, if
+    it is not opened `again`.
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
@@ -96,7 +98,8 @@ def open_labelled(
         folder=_images_folder(table) if table else None,
     )
     labelled = _by_folder(spec, source) if by_name else _by_column(table or spec, source, separated=table is not None)
-    logger.info("labels: %s", labelled.layout)
+    if not again:
+        logger.info("labels: %s", labelled.layout)
     return labelled
 
 
