@@ -1,4 +1,4 @@
-"""Inputs with labels, on real files: every layout that people have, every row accounted for, in the order of `score`."""
+"""Inputs with labels, on real files: every layout that people have, every row accounted for, in order."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.io import Failure, LocalFile, Reference
-from deit_batch.labelled import LabelledSource, open_labelled, parse_labels
+from deit_batch.io import Failure, LocalFile
+from deit_batch.labelled import Example, LabelledSource, open_labelled, parse_labels
 from deit_batch.sources import open_source
 
 
 def labels_of(source: LabelledSource) -> list[tuple[str, ...] | str]:
     """Of each input its labels, or why it has none."""
 
-    def told(reference: Reference) -> str | None:
-        return reference.location.message if isinstance(reference.location, Failure) else None
+    def told(example: Example) -> tuple[str, ...] | str:
+        location = example.reference.location
+        return location.message if isinstance(location, Failure) else example.labels
 
-    return [told(example.reference) or example.labels for example in source.examples]
+    return [told(example) for example in source.examples]
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -200,4 +201,4 @@ def test_whatever_stands_in_a_field_it_is_labels_or_a_row_error(value: object) -
         found = parse_labels(value)
     except RowError:
         return
-    assert all(isinstance(label, str) and label.strip() for label in ([found] if isinstance(found, str) else found))
+    assert all(label.strip() for label in ([found] if isinstance(found, str) else found))

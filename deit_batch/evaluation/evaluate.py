@@ -116,15 +116,7 @@ def evaluate(request: Request) -> Evaluation:
         "unavailable": found.unavailable,
         "gates": gates,
         "baseline": compared,
-        "mistakes": [
-            {
-                "image": clean(mistake.image),
-                "predicted": mistake.predicted,
-                "score": mistake.score,
-                "label": mistake.label,
-            }
-            for mistake in mistakes
-        ],
+        "mistakes": [{**asdict(mistake), "image": clean(mistake.image)} for mistake in mistakes],
         "calibration": found.bins,
         "per_class": found.per_class,
         "accuracy_table": found.accuracy_table,

@@ -15,8 +15,8 @@ _Row: TypeAlias = tuple[int, tuple[str, ...]]
 
 class Labels:
     """The labels of a whole input, by image. Found by the image's name as given (its digest, if it has none); or else
-    by the file's name alone, if no two images share that. An image that is there twice counts once; if its labels differ,
-    it has none. `inputs` counts images, `failures` those without labels, or without predictions, once all are joined;
+    by the file's name alone, if no two images share that. An image that is there twice counts once; if its labels
+    differ, it has none. `inputs` counts images, `failures` those without labels or, once all are joined, predictions;
     `without_label` counts records."""
 
     def __init__(self, source: LabelledSource) -> None:

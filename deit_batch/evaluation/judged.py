@@ -57,8 +57,8 @@ class MultiLabel:
 @dataclass(frozen=True, slots=True)
 class Judged:
     """`outcomes` of all images that have predictions and known labels. `images` and `places` say which: their names,
-    and which of the labelled input's rows they are. `scores`: float32 [n, classes], or None if not every class's is there.
-    `failures` of the others by type; `unknown_images`: how many have a label that the model does not know; which ones
+    and which of the labelled input's rows they are. `scores`: float32 [n, classes]; None if not every class's is there.
+    `failures` of the others by type; `unknown_images`: how many have a label that the model does not know; which labels
     those are, `matching` knows."""
 
     outcomes: SingleLabel | MultiLabel

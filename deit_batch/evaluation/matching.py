@@ -13,7 +13,7 @@ from deit_batch.errors import UsageError
 
 IMAGENET = "imagenet"
 """The label map that comes with us: the 1000 WordNet ids of ImageNet-1k, as its folders are called, to the names in
-the `id2label` of facebook/deit-*. From imagenet_synsets.txt and imagenet_synset_to_lemma.txt of timm 1.0.31 (Apache-2.0)."""
+the `id2label` of facebook/deit-*. From timm 1.0.31 (Apache-2.0): imagenet_synsets.txt, imagenet_synset_to_lemma.txt."""
 
 
 def read_label_map(name: str) -> dict[str, str]:

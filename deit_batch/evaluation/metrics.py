@@ -1,6 +1,6 @@
 """Arrays to numbers, by scikit-learn.
 
-What scikit-learn would only warn of is left out, and why is said: a metric that is not there is not taken for a bad one.
+What scikit-learn would only warn of is left out, and why is said: what is not there is not taken for bad.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def _unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:
             for row, numbers in zip(mark, packed[name], strict=True):
                 row[numbers] = True
         return MultiLabel(classes, keys, *marks)
-    integers = {name: np.array(packed[name], np.int64) for name in ("labels", "predicted", "rank")}
-    floats = {name: np.array(packed[name], np.float64) for name in ("confidence", "loss")}  # null becomes NaN
-    if any(column.shape != (len(keys),) for column in (*integers.values(), *floats.values())):
+    labels, predicted, rank = (np.array(packed[name], np.int64) for name in ("labels", "predicted", "rank"))
+    confidence, loss = (np.array(packed[name], np.float64) for name in ("confidence", "loss"))  # null becomes NaN
+    if any(column.shape != (len(keys),) for column in (labels, predicted, rank, confidence, loss)):
         raise ValueError("columns of different lengths")
-    return SingleLabel(classes=classes, keys=keys, **integers, **floats, depth=int(packed["depth"]))
+    return SingleLabel(classes, keys, labels, predicted, rank, confidence, loss, int(packed["depth"]))

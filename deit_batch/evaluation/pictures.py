@@ -107,7 +107,6 @@ def _reliability(metrics: Metrics) -> Figure:
     middles = [(bin_["from"] + bin_["to"]) / 2 for bin_ in bins]
     width = bins[0]["to"] - bins[0]["from"]
     upper.bar(middles, [bin_["accuracy"] for bin_ in bins], width * 0.92, color=_RIGHT, label="right")
-    upper.plot([bin_["confidence"] for bin_ in bins], [bin_["confidence"] for bin_ in bins], ".", color=_WRONG)
     upper.plot([0, 1], [0, 1], "--", color=_WRONG, linewidth=1, label="as confident as right")
     upper.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     error = metrics.values["expected_calibration_error"]
