@@ -23,7 +23,7 @@ from itertools import chain
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.io import Failure, Reference
+from deit_batch.io import Failure, Reference, clean
 from deit_batch.sources import Source, is_image_name, open_source
 
 logger = logging.getLogger("deit_batch")
@@ -116,7 +116,9 @@ def _by_folder(spec: str, source: Source) -> LabelledSource:
     layout = "the folder that an image lies in"
     if os.path.isdir(spec):
         root = spec
-        names = sorted(entry.name for entry in os.scandir(spec) if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            clean(entry.name) for entry in os.scandir(spec) if entry.is_dir() and not entry.name.startswith(".")
+        )
         if not names:
             raise UsageError(f"{spec} has no class folders and no {LABELS_FILE}: nothing says what its images show")
         layout = f"class folders, {_counted(names)}"
@@ -129,7 +131,7 @@ def _of_folder(reference: Reference, root: str | None) -> Example:
     name = os.path.basename(folder) if root is None else os.path.relpath(folder, root).split(os.sep)[0]
     if name in ("", os.curdir):
         return _unlabelled(reference, RowError("it lies in no class folder"))
-    return Example(reference, (name,))
+    return Example(reference, (clean(name),))
 
 
 def _unlabelled(reference: Reference, error: RowError) -> Example:
@@ -235,5 +237,5 @@ def _label(value: object, class_names: Sequence[str]) -> str:
             return class_names[value]
         raise RowError(f"the label is {value}, but the classes are 0 to {len(class_names) - 1}")
     if isinstance(value, str) and value.strip():
-        return value.strip()
+        return clean(value.strip())
     raise RowError("the label is empty" if value is None or isinstance(value, str) else f"the label is {value!r:.60}")

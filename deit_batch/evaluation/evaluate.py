@@ -20,10 +20,10 @@ from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails
 from deit_batch.evaluation.names import CARD_NAMES
 from deit_batch.evaluation.noise import compare, intervals
-from deit_batch.evaluation.outcomes import pack, read_baseline
+from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.pictures import PICTURES, draw
 from deit_batch.evaluation.report import as_markdown
-from deit_batch.io import clean, write_atomically
+from deit_batch.io import write_atomically
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.plan import Options
 from deit_batch.runner import ErrorThreshold, run
@@ -101,9 +101,10 @@ def evaluate(request: Request) -> Evaluation:
     material = _joined(request, request.predictions, label_map) if request.predictions else _scored(request, label_map)
     judged = material.judged
     found = compute(judged, material.inputs)
+    packed = pack(judged.outcomes)
     compared = None
     if baseline:
-        compared = {"file": str(request.baseline), **compare(baseline, judged.outcomes)}
+        compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
     gates, below = _check_gates(request.gates, found)
     mistakes = most_confident_mistakes(judged)
     document = {
@@ -116,11 +117,11 @@ def evaluate(request: Request) -> Evaluation:
         "unavailable": found.unavailable,
         "gates": gates,
         "baseline": compared,
-        "mistakes": [{**asdict(mistake), "image": clean(mistake.image)} for mistake in mistakes],
+        "mistakes": [asdict(mistake) for mistake in mistakes],
         "calibration": found.bins,
         "per_class": found.per_class,
         "accuracy_table": found.accuracy_table,
-        "outcomes": pack(judged.outcomes),
+        "outcomes": packed,
     }
     seen: list[Any] = []
     if mistakes and request.options.input != "-":
@@ -240,9 +241,7 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
         passed = value is not None and value >= least
         results[metric] = {"least": least, "value": value, "passed": passed}
         if value is None:
-            why = found.unavailable.get(
-                CARD_NAMES.get(metric, metric), "not of this kind of labels, or this many classes"
-            )
+            why = found.unavailable.get(CARD_NAMES.get(metric, metric), "it is not one of labels like these")
             below.append(f"{metric} can't be had: {why}")
         elif not passed:
             below.append(f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}")
@@ -258,7 +257,7 @@ def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]
         for name, data in pictures.items():
             write_atomically(out / name, data)
         write_atomically(out / "report.md", as_markdown(document, pictures).encode())
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        write_atomically(out / "metrics.json", text.replace(',"', ',\n"').encode() + b"\n")
+        lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items()]
+        write_atomically(out / "metrics.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     except OSError as error:
         raise OutputError(f"{out}: can't be written: {error.strerror}") from error

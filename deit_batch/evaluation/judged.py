@@ -142,7 +142,7 @@ def judge(
             unknown_images += 1
             continue
         known = sorted({label for label in labels if label is not None})
-        kept.append(_keep(pair, known, numbers, full))
+        kept.append(_keep(pair, known, numbers, classes, full))
     if not kept:
         raise InputError(_why_nothing(failures, matching, classes))
     scores = None
@@ -166,7 +166,7 @@ class _Kept:
     scores: NDArray[np.float32] | None
 
 
-def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], full: int) -> _Kept:
+def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Sequence[str], full: int) -> _Kept:
     predictions = pair.record["predictions"]
     predicted = np.array([numbers.get(prediction["label"], -1) for prediction in predictions], np.int64)
     values = np.array([prediction["score"] for prediction in predictions], np.float32)
@@ -177,7 +177,8 @@ def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], full: int) 
         # What is best is all that is still needed: the rest is in `scores`.
         ranked = np.argsort(-scores, kind="stable")
         predicted, values = ranked[:1], scores[ranked[:1]]
-    identity = [pair.record["image"], pair.record.get("image_sha256"), labels]
+    names = sorted(classes[label] for label in labels)
+    identity = [pair.record["image"], pair.record.get("image_sha256"), names]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
     return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores)
 

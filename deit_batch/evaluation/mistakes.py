@@ -12,7 +12,7 @@ from deit_batch.errors import DecodeError
 from deit_batch.evaluation.judged import Judged, SingleLabel
 from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
-from deit_batch.io import Failure, Reference
+from deit_batch.io import Failure, Reference, clean
 from deit_batch.limits import Limits
 
 MOST = 24
@@ -52,7 +52,9 @@ def most_confident_mistakes(judged: Judged) -> list[Mistake]:
             row: " ".join(outcomes.classes[n] for n in np.flatnonzero(outcomes.truth[row])) or "(none)" for row in order
         }
     return [
-        Mistake(judged.images[row] or "(inline)", judged.places[row], outcomes.classes[predicted], labels[row], score)
+        Mistake(
+            clean(judged.images[row] or "(inline)"), judged.places[row], outcomes.classes[predicted], labels[row], score
+        )
         for row, predicted, score in found
     ]
 

@@ -32,14 +32,14 @@ def read_baseline(path: Path) -> SingleLabel | MultiLabel:
     """The outcomes in the metrics.json of an earlier evaluation. Raises UsageError if it is none."""
     try:
         packed = json.loads(path.read_bytes())["outcomes"]
-        return _unpack(packed)
+        return unpack(packed)
     except OSError as error:
         raise UsageError(f"--baseline {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UsageError(f"--baseline {path}: not the metrics.json of an evaluation: {error!r}") from error
 
 
-def _unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:
+def unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:
     classes, keys = list(packed["classes"]), list(packed["keys"])
     if "truth" in packed:
         marks = np.zeros((2, len(keys), len(classes)), np.bool_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ def draw(
     yield matrix, _png(_confusion(outcomes) if isinstance(outcomes, SingleLabel) else _counts(outcomes))
     if metrics.bins:
         yield reliability, _png(_reliability(metrics))
-    if judged.scores is not None:
+    if judged.scores is not None and "average_precision_micro" in metrics.values:
         yield precision_recall, _png(_precision_recall(outcomes, judged.scores, metrics))
     if mistakes:
         yield contact_sheet, _png(_contact_sheet(mistakes))
@@ -39,13 +40,16 @@ def draw(
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name that the font can't write
+        figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _short(name: str, longest: int = 22) -> str:
+    """The first of its synonyms, cut; a dollar sign would start a formula."""
     name = name.split(",")[0]
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
 
 
 def _confusion(outcomes: SingleLabel) -> Figure:
@@ -131,9 +135,9 @@ def _precision_recall(outcomes: SingleLabel | MultiLabel, scores: NDArray[np.flo
         (row["average_precision"], number) for number, row in enumerate(metrics.per_class) if "average_precision" in row
     )
     curves = [(f"{_short(outcomes.classes[n])} {value:.3f}", truth[:, n], scores[:, n], 1.0) for value, n in ranked]
-    micro = metrics.values.get("average_precision_micro")
-    together = [] if micro is None else [(f"all together {micro:.3f}", truth.ravel(), scores.ravel(), 2.5)]
-    for name, there, score, width in [*together, *curves[:MOST_CURVES]]:
+    micro = metrics.values["average_precision_micro"]
+    together = (f"all together {micro:.3f}", truth.ravel(), scores.ravel(), 2.5)
+    for name, there, score, width in [together, *curves[:MOST_CURVES]]:
         precision, recall, _ = precision_recall_curve(there, score, drop_intermediate=True)
         axes.step(recall, precision, where="post", linewidth=width, label=name, color="k" if width > 1 else None)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))

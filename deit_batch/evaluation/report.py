@@ -139,12 +139,8 @@ def _classes(document: Mapping[str, Any], single: bool) -> Iterator[str]:
     rows.sort(key=lambda row: row["f1"])
     if len(rows) > _MOST_ROWS:
         yield f"The {_MOST_ROWS} of {len(rows):,} with the lowest F1; all are in metrics.json."
-    numbers = [
-        "precision",
-        "recall",
-        "f1",
-        *(["roc_auc", "average_precision"] if "log_loss" in document["metrics"] or not single else []),
-    ]
+    numbers = ["precision", "recall", "f1"]
+    numbers += [name for name in ("roc_auc", "average_precision") if any(name in row for row in rows)]
     last = ["most often taken for"] if single else []
     yield _table(
         ["class", "images", *numbers, *last],
