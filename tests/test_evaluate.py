@@ -339,7 +339,7 @@ def document(folder: Path) -> dict[str, Any]:
     return found
 
 
-def evaluated(*args: str | Path) -> Result:
+def evaluated(*args: object) -> Result:
     return CliRunner().invoke(main, ["evaluate", "--workers", "0", *map(str, args)])
 
 
