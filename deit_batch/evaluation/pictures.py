@@ -75,7 +75,7 @@ def _confusion(outcomes: SingleLabel) -> Figure:
     axes.set(xlabel="predicted", ylabel="label (images)")
     axes.set_title(title, loc="left", fontsize=10)
     for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:
+        if share > 0.5:
             axes.text(
                 column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color="w" if share > 55 else "k"
             )
