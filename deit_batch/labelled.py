@@ -180,9 +180,9 @@ def _by_column(spec: str, source: Source, *, separated: bool) -> LabelledSource:
     column, form = (next(iter(start[-1][0].keep), ""), start[-1][1]) if start else ("", "")
     several = isinstance(form, tuple)
     layout = f"column {column!r} of {spec}, {'any number' if several else 'one'} an image"
-    names = source.class_names.get(column)
+    names = list(source.class_names.get(column, ())) or None
     examples = (_example(reference, form, several) for reference, form in chain(start, rows))
-    return LabelledSource(examples, layout, several, names and list(names), source.total, source.passed_over)
+    return LabelledSource(examples, layout, several, names, source.total, source.passed_over)
 
 
 def _form(reference: Reference, class_names: Mapping[str, Sequence[str]], separated: bool) -> Form:
