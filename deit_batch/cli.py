@@ -6,6 +6,7 @@ import click
 
 from deit_batch import __version__
 from deit_batch.commands.export import export
+from deit_batch.commands.finetune import finetune
 from deit_batch.commands.score import score
 
 
@@ -19,5 +20,5 @@ def main() -> None:
     """
 
 
-for command in (score, export):
+for command in (score, finetune, export):
     main.add_command(command)
