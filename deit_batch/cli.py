@@ -7,6 +7,7 @@ import click
 from deit_batch import __version__
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
+from deit_batch.commands.finetune import finetune
 from deit_batch.commands.score import score
 
 
@@ -20,5 +21,5 @@ def main() -> None:
     """
 
 
-for command in (score, evaluate, export):
+for command in (score, evaluate, finetune, export):
     main.add_command(command)

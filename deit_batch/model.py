@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from deit_batch.checkpoints import Checkpoint
+from deit_batch.engines import Engine, Result, Scores, Streams, Threads
 from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.geometry import Geometry
 from deit_batch.images import Recipe
 from deit_batch.machine import cores
 
@@ -29,7 +29,10 @@ MOST_A_PASS = 16
 PASSES_A_BATCH = 4
 """For each that runs at once: with more, less time is lost at the batch's end; with fewer, records come sooner."""
 SMALLEST_BATCH = 16
-GPU_BATCH = 64
+GPU_BATCH = 128
+"""At most: a larger one is hardly faster, and a few of them lie decoded in the host's memory for each worker."""
+GPU_SHARE = 0.5
+"""Of the card's memory for what a pass computes; the rest is for weights, libraries and other programs."""
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """Pixel values, [n, 3, height, width], to logits, [n, classes]; on the classifier's device and in its dtype."""
@@ -73,20 +76,40 @@ def passes_at_once(device: torch.device) -> int:
     return min(cores(), MOST_PASSES) if device.type == "cpu" else 1
 
 
-def choose_sizes(device: torch.device, checkpoint: Checkpoint, batch_size: int | None) -> tuple[int, int]:
+def choose_sizes(
+    device: torch.device, checkpoint: Checkpoint, dtype: str, batch_size: int | None = None
+) -> tuple[int, int]:
     """How many images a batch, if that is not given, and how many a forward pass: on a GPU they are the same."""
     if device.type != "cpu":
-        batch_size = batch_size or GPU_BATCH
+        batch_size = batch_size or fitting(checkpoint.geometry, DTYPES[dtype].itemsize, _memory(device))
         return batch_size, batch_size
     best = 1 if checkpoint.exported_dtype == "int8" else TOKENS_A_PASS // checkpoint.geometry.tokens
     pass_size = max(1, min(best, MOST_A_PASS, batch_size or MOST_A_PASS))
     return batch_size or max(SMALLEST_BATCH, PASSES_A_BATCH * passes_at_once(device) * pass_size), pass_size
 
 
+def fitting(geometry: Geometry, itemsize: int, memory: int) -> int:
+    """The largest power of two, up to GPU_BATCH, of images whose pass takes less than GPU_SHARE of `memory` bytes, by a
+    generous count of what is alive at a time. It depends on the card alone, not on what else runs on it, so that a run
+    can be continued; where it is too many after all, the classifier halves it."""
+    height, width = geometry.image_size
+    pixels = height * width * 3 * (1 + 4 + itemsize)
+    hidden = geometry.tokens * (8 * geometry.hidden_size + 2 * geometry.intermediate_size) * itemsize
+    attention = geometry.num_attention_heads * geometry.tokens**2 * 2 * itemsize  # without a fused kernel
+    images = int(memory * GPU_SHARE / (pixels + hidden + attention))
+    return min(GPU_BATCH, 1 << max(0, images.bit_length() - 1))
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def load_classifier(
-    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: str, pass_size: int
+    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: str, pass_size: int, compile: bool = False
 ) -> Classifier:
-    """Raises CheckpointError for a checkpoint that must not be scored with."""
+    """Raises CheckpointError for a checkpoint that must not be scored with, DeitBatchError if it can't be compiled."""
     passes = passes_at_once(device)
     threads = cores() // passes
     forward: Forward
@@ -98,62 +121,80 @@ def load_classifier(
         from deit_batch.pytorch import load_weights
 
         forward = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
-    return Classifier(
-        forward,
-        recipe,
-        device=device,
-        dtype=DTYPES.get(dtype, torch.float32),
-        multi_label=checkpoint.multi_label,
-        pass_size=pass_size,
-        pool=ThreadPoolExecutor(passes, "forward", torch.set_num_threads, (threads,)),
+    scores = scores_of(
+        forward, recipe, device=device, dtype=DTYPES.get(dtype, torch.float32), multi_label=checkpoint.multi_label
     )
+    if compile:
+        height, width = recipe.size
+        scores = compiled(scores, torch.zeros(pass_size, height, width, 3, dtype=torch.uint8, device=device))
+    if device.type == "cuda":
+        return Classifier(Streams(scores, device), pass_size)
+    return Classifier(Threads(scores, device, passes=passes, threads=threads), pass_size)
+
+
+def scores_of(
+    forward: Forward, recipe: Recipe, *, device: torch.device, dtype: torch.dtype, multi_label: bool
+) -> Scores:
+    """All that is done with pixels, as one function of tensors: so a compiler sees the normalising, too."""
+    shape = (1, 3, 1, 1)
+    rescale = recipe.rescale_factor
+    mean = torch.tensor(recipe.mean, device=device).view(shape)
+    std = torch.tensor(recipe.std, device=device).view(shape)
+
+    def scores(pixels: Tensor) -> Tensor:
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        values = values.mul_(rescale).sub_(mean).div_(std)
+        logits = forward(values.to(dtype)).float()
+        return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+    return scores
+
+
+def compiled(scores: Scores, pixels: Tensor) -> Scores:
+    """The same function as kernels fused by torch.compile, on a GPU replayed as one CUDA graph; compiled at once, for
+    the shape of `pixels`. torch keeps what it compiled for the next run (TORCHINDUCTOR_CACHE_DIR)."""
+    fast: Scores = torch.compile(scores, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    try:
+        with torch.inference_mode():
+            for _ in range(3):  # a CUDA graph is warmed up, then recorded, then replayed
+                fast(pixels)
+    except torch.OutOfMemoryError:
+        logger.warning("%s images do not fit into the memory of %s when compiled", len(pixels), pixels.device)
+    except Exception as error:  # of Triton's, of a C++ compiler's
+        reason = " ".join(str(error).split())
+        raise DeitBatchError(f"the model can't be compiled here; leave out --compile ({reason:.200})") from error
+    return fast
 
 
 class Classifier:
     """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1.
 
     Every forward pass is of `pass_size` images, which black ones fill up. So its matrix products have one shape, and an
-    image's scores are the same to the last bit whichever images come with it. On a CPU the passes are small and run
-    side by side, one a core, in the threads of `pool`: with all cores in one pass, each would wait for the slowest
-    after every operation, and a core that also decodes would hold up the others."""
+    image's scores are the same to the last bit whichever images come with it."""
 
-    def __init__(
-        self,
-        forward: Forward,
-        recipe: Recipe,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        multi_label: bool,
-        pass_size: int,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self._forward = forward
-        self._device, self._dtype = device, dtype
-        self._multi_label = multi_label
+    def __init__(self, engine: Engine, pass_size: int) -> None:
+        self._engine = engine
         self._pass_size = pass_size
-        self._pool = pool
-        # Called by the user, or else when the program ends: later, what it needs may be gone.
-        self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        shape = (1, 3, 1, 1)
-        self._rescale = recipe.rescale_factor
-        self._mean = torch.tensor(recipe.mean, device=device).view(shape)
-        self._std = torch.tensor(recipe.std, device=device).view(shape)
+        self.close = engine.close
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raises DeitBatchError if not even one image fits into the device's memory."""
         return self.submit(pixels)()
 
-    def submit(self, pixels: Tensor) -> Callable[[], Tensor]:
+    def submit(self, pixels: Tensor) -> Result:
         """Starts scoring; what it returns waits for the end, and returns or raises what calling this object would."""
         if not len(pixels):
             return lambda: torch.empty(0, 1)
         size = self._pass_size
-        passes = [self._pool.submit(self._scores, part, size) for part in pixels.split(size)]
+        try:
+            passes = [self._engine.start(part, size) for part in pixels.split(size)]
+        except torch.OutOfMemoryError as error:
+            self._shrink(size, error)
+            return self.submit(pixels)
 
         def scores() -> Tensor:
             try:
-                return torch.cat([one.result() for one in passes])
+                return torch.cat([result() for result in passes])
             except torch.OutOfMemoryError as error:
                 self._shrink(size, error)
             return self(pixels)
@@ -162,19 +203,8 @@ class Classifier:
 
     def _shrink(self, size: int, error: Exception) -> None:
         if size == 1:
-            raise DeitBatchError(f"one image alone does not fit into the memory of {self._device}") from error
+            raise DeitBatchError("one image alone does not fit into the memory of the device") from error
         if self._pass_size == size:  # else it was done for a batch before
             self._pass_size = size // 2
-            message = "%s images do not fit into the memory of %s: going on by %s"
-            logger.warning(message, size, self._device, self._pass_size)
-
-    @torch.inference_mode()
-    def _scores(self, pixels: Tensor, pass_size: int) -> Tensor:
-        count = len(pixels)
-        if count < pass_size:
-            pixels = torch.cat([pixels, pixels.new_zeros(pass_size - count, *pixels.shape[1:])])
-        values = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
-        values = values.mul_(self._rescale).sub_(self._mean).div_(self._std)
-        logits = self._forward(values.to(self._dtype))[:count].float()
-        scores = logits.sigmoid() if self._multi_label else logits.softmax(-1)
-        return scores.cpu()
+            message = "%s images do not fit into the memory of the device: going on by %s"
+            logger.warning(message, size, self._pass_size)

@@ -40,6 +40,7 @@ class Options:
     dtype: str = "auto"
     top_k: int | None = 5
     threshold: float = 0.0
+    compile: bool = False
     batch_size: int | None = None
     workers: int | None = None
     limits: Limits = DEFAULT_LIMITS
@@ -77,6 +78,7 @@ class Plan:
     batch_size: int
     pass_size: int
     workers: int
+    compile: bool
 
     @classmethod
     def of(cls, options: Options) -> Self:
@@ -91,7 +93,9 @@ class Plan:
             from deit_batch.exported import exported
 
             checkpoint = exported(checkpoint, dtype)
-        batch_size, pass_size = choose_sizes(device, checkpoint, options.batch_size)
+        if options.compile and device.type != "cuda":
+            raise UsageError("--compile is for NVIDIA GPUs: on a CPU it gains nothing (docs/decisions.md)")
+        batch_size, pass_size = choose_sizes(device, checkpoint, dtype, options.batch_size)
         return cls(
             checkpoint=checkpoint,
             recipe=recipe,
@@ -99,7 +103,8 @@ class Plan:
             dtype=dtype,
             batch_size=batch_size,
             pass_size=pass_size,
-            workers=_default_workers(device) if options.workers is None else options.workers,
+            workers=default_workers(device) if options.workers is None else options.workers,
+            compile=options.compile,
         )
 
     def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
@@ -116,7 +121,12 @@ class Plan:
         from deit_batch.model import load_classifier
 
         return load_classifier(
-            self.checkpoint, self.recipe, device=self.device, dtype=self.dtype, pass_size=self.pass_size
+            self.checkpoint,
+            self.recipe,
+            device=self.device,
+            dtype=self.dtype,
+            pass_size=self.pass_size,
+            compile=self.compile,
         )
 
     def settings(self, options: Options) -> dict[str, object]:
@@ -133,6 +143,7 @@ class Plan:
             "recipe": self.recipe.as_dict(),
             "device": self.device.type,
             "dtype": self.dtype,
+            "compile": self.compile,
             "top_k": options.top_k,
             "threshold": options.threshold,
             "pass_size": self.pass_size,
@@ -156,7 +167,7 @@ class Plan:
         return {"python": platform.python_version(), **libraries}
 
 
-def _default_workers(device: torch.device) -> int:
+def default_workers(device: torch.device) -> int:
     """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would
     leave them idle while it waits for a network."""
     return max(2, cores() // 4 if device.type == "cpu" else cores() - 1)

@@ -278,15 +278,15 @@ def decoder(harm: str) -> Callable[[Night, Row], None]:
 
 OUT_OF_MEMORY = """
 import torch
-from deit_batch.model import Classifier
-original = Classifier._scores
+from deit_batch.engines import Threads
+original = Threads._pass
 
-def scores(self, pixels, pass_size):
+def one_pass(self, pixels, pass_size):
     if pass_size > {images}:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return original(self, pixels, pass_size)
 
-Classifier._scores = scores
+Threads._pass = one_pass
 from deit_batch.cli import main
 main()
 """

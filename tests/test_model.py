@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,22 @@ from transformers import pipeline
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
+from deit_batch.engines import Threads
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
+from deit_batch.geometry import Geometry
 from deit_batch.limits import Limits
-from deit_batch.model import Classifier, Forward, choose_device, choose_dtype, load_classifier
+from deit_batch.model import (
+    GPU_BATCH,
+    GPU_SHARE,
+    Classifier,
+    Forward,
+    choose_device,
+    choose_dtype,
+    compiled,
+    fitting,
+    load_classifier,
+    scores_of,
+)
 from deit_batch.pytorch import load_weights
 
 CPU = torch.device("cpu")
@@ -216,9 +228,8 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
 
     def classifier(forward: Forward) -> Classifier:
-        return Classifier(
-            forward, recipe, device=CPU, dtype=torch.float32, multi_label=False, pass_size=9, pool=ThreadPoolExecutor(1)
-        )
+        scores = scores_of(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
+        return Classifier(Threads(scores, CPU, passes=1, threads=1), pass_size=9)
 
     pixels = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
     whole = classifier(forward)
@@ -227,6 +238,63 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     for _ in range(2):
         assert torch.allclose(split(pixels), whole(pixels), atol=1e-6)
     assert small.seen == [4, 4, 4] * 2  # the last one filled up
-    assert messages == ["9 images do not fit into the memory of cpu: going on by 4"]
+    assert messages == ["9 images do not fit into the memory of the device: going on by 4"]
     with pytest.raises(DeitBatchError, match="one image alone does not fit"):
         classifier(Small(forward, room=0))(pixels)
+
+
+@pytest.mark.parametrize("gib", [1, 4, 8, 24, 80])
+@pytest.mark.parametrize("size", [224, 384])
+def test_a_batch_is_as_large_as_half_the_cards_memory_holds(gib: int, size: int) -> None:
+    base = Geometry(
+        architecture="ViTForImageClassification",
+        classes=1000,
+        image_size=(size, size),
+        layer_norm_eps=1e-12,
+        qkv_bias=True,
+    )
+    images = fitting(base, 2, gib * 2**30)
+    tokens = (size // 16) ** 2 + 1
+    at_least = tokens * 4 * 768 * 2  # the activations between two layers, and queries, keys and values
+    assert images * at_least < gib * 2**30 * GPU_SHARE
+    assert images in (8, 16, 32, 64, 128)
+    assert images == GPU_BATCH or gib < 8
+    assert fitting(base, 2, 2**20) == 1
+
+
+def test_a_compiled_model_is_one_graph_with_the_same_scores(vit: Path) -> None:
+    checkpoint = find_checkpoint(str(vit))
+    recipe = find_recipe(checkpoint, None)
+    forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
+    scores = scores_of(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.allclose(compiled(scores, pixels)(pixels), scores(pixels), atol=1e-6)
+
+
+def test_what_can_not_be_compiled_is_said_in_one_line() -> None:
+    def scores(pixels: torch.Tensor) -> torch.Tensor:
+        print(float(pixels.sum()))  # no graph can hold it
+        return pixels.float()
+
+    with pytest.raises(DeitBatchError, match="can't be compiled here; leave out --compile") as caught:
+        compiled(scores, torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    assert "\n" not in str(caught.value)
+
+
+def test_compiling_is_for_gpus(vit: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match="--compile is for NVIDIA GPUs"):
+        list(score(photos, model=str(vit), device="cpu", compile=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, True])
+def test_on_a_gpu_batches_overlap_and_scores_stay_in_order(vit: Path, compile: bool) -> None:
+    checkpoint, gpu = find_checkpoint(str(vit)), torch.device("cuda")
+    recipe = find_recipe(checkpoint, None)
+    there = load_classifier(checkpoint, recipe, device=gpu, dtype="float32", pass_size=8, compile=compile)
+    here = load_classifier(checkpoint, recipe, device=CPU, dtype="float32", pass_size=8)
+    batches = [torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8).pin_memory() for count in (8, 8, 5, 16, 1)]
+    results = [there.submit(batch) for batch in batches]
+    for batch, result in zip(batches, results, strict=True):
+        assert torch.allclose(result(), here(batch), atol=1e-3)

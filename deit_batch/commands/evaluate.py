@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 
-from deit_batch.errors import UsageError
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.exits import BELOW, DONE, SOME_FAILED, told
+from deit_batch.extras import needing
 from deit_batch.options import (
     CONFIG,
     INPUT,
+    LABEL_COLUMN,
     LIMITS,
     LOG_FORMAT,
     MODEL,
@@ -60,11 +61,7 @@ class Gate(click.ParamType[tuple[str, float]]):
 @section(
     "Input",
     *INPUT,
-    option(
-        "--label-column",
-        metavar="NAME",
-        help="The column that holds the label. [default: by its usual names: label, labels, class, …]",
-    ),
+    LABEL_COLUMN,
     option(
         "--label-map",
         metavar="FILE|imagenet",
@@ -154,12 +151,7 @@ def evaluate(
 
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
     chosen["limits"] = limits_from(chosen)
-    with told(verbose):
-        try:
-            import matplotlib  # noqa: F401
-            import sklearn  # noqa: F401
-        except ImportError as error:
-            raise UsageError(f"this needs {error.name}: pip install 'deit-batch[eval]'") from error
+    with told(verbose), needing("eval"):
         from deit_batch.evaluation.evaluate import Request
         from deit_batch.evaluation.evaluate import evaluate as run
         from deit_batch.plan import Options
