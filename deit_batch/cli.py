@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from deit_batch import __version__
+from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
+from deit_batch.commands.finetune import finetune
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
 
@@ -20,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (score, serve, export):
+for command in (score, evaluate, finetune, serve, export):
     main.add_command(command)

@@ -14,7 +14,7 @@ from deit_batch.errors import DeitBatchError, Interrupted
 
 logger = logging.getLogger("deit_batch")
 
-DONE, FAILED, SOME_FAILED = 0, 1, 3
+DONE, FAILED, SOME_FAILED, BELOW = 0, 1, 3, 4
 """Beside those that the errors know (errors.py): 2 for wrong usage, 130 and 143 for a signal."""
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from deit_batch.checkpoints import Checkpoint, find_checkpoint
 from deit_batch.errors import CheckpointError, OutputError, UsageError
+from deit_batch.extras import needing
 from deit_batch.io import rename_durably
 from deit_batch.pytorch import load_weights
 
@@ -114,10 +115,8 @@ def exported(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
 
 
 def _library(name: str) -> ModuleType:
-    try:
+    with needing("onnx"):
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"this needs {error.name}: pip install 'deit-batch[onnx]'") from error
 
 
 @contextmanager

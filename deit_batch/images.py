@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,37 @@ class Recipe:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+    def as_config(self) -> dict[str, object]:
+        """A preprocessor_config.json that says the same, for `recipe_from_config` and for `transformers`."""
+        size = {"shortest_edge": self.resize} if isinstance(self.resize, int) else _sides(self.resize)
+        return {
+            "image_processor_type": "DeiTImageProcessor",
+            "do_resize": self.resize is not None,
+            **({"size": size} if size else {}),
+            "resample": self.resample,
+            "do_center_crop": self.crop is not None,
+            **({"crop_size": _sides(self.crop)} if self.crop else {}),
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    def scaled(self, image_size: int) -> Recipe:
+        """The same for a model that takes squares of `image_size` pixels: sizes in proportion."""
+        factor = image_size / self.size[0]
+
+        def sides(old: tuple[int, int] | None) -> tuple[int, int] | None:
+            return old and (round(old[0] * factor), round(old[1] * factor))
+
+        resize = round(self.resize * factor) if isinstance(self.resize, int) else sides(self.resize)
+        return replace(self, resize=resize, crop=sides(self.crop))
+
+
+def _sides(size: tuple[int, int] | None) -> dict[str, int] | None:
+    return {"height": size[0], "width": size[1]} if size else None
 
 
 def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:

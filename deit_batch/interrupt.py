@@ -17,14 +17,19 @@ SECONDS_TO_FINISH = 3.0
 class Stop:
     """Whether a signal has asked to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._signum: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self._signum is not None
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
             raise Interrupted(signum)  # asked twice: now
         self._signum = signum
-        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_FINISH)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
     def _now(self, signum: int, frame: FrameType | None) -> None:
         raise Interrupted(self._signum or signal.SIGTERM)
@@ -36,8 +41,8 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    stop = Stop()
+def stop_on_signals(seconds: float = SECONDS_TO_FINISH) -> Iterator[Stop]:
+    stop = Stop(seconds)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread, and to the program that runs us in another
         return

@@ -145,26 +145,38 @@ INPUT = (
     option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs."),
 )
 
+LABEL_COLUMN = option(
+    "--label-column", metavar="NAME", help="The column that holds the label. [default: by its usual names: label, …]"
+)
+MODEL_NAME = option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="CHECKPOINT",
+    help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
+)
 REVISION = option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
 ALLOW_PICKLE = option(
     "--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them."
 )
 
+IMAGE_PROCESSOR = option(
+    "--image-processor",
+    metavar="WHICH",
+    help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
+    " the model card's text.",
+)
+DEVICE = option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where the model runs; auto is the GPU if there is one.",
+)
 MODEL = (
-    option(
-        "--model",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        metavar="CHECKPOINT",
-        help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
-    ),
+    MODEL_NAME,
     REVISION,
-    option(
-        "--image-processor",
-        metavar="WHICH",
-        help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
-        " the model card's text.",
-    ),
+    IMAGE_PROCESSOR,
     option(
         "--decode",
         default="exact",
@@ -173,13 +185,7 @@ MODEL = (
         help="fast: short cuts with large images; scores change a little.",
     ),
     ALLOW_PICKLE,
-    option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where the model runs; auto is the GPU if there is one.",
-    ),
+    DEVICE,
     option(
         "--dtype",
         default="auto",
@@ -200,6 +206,12 @@ PREDICTIONS = (
     ),
 )
 
+WORKERS = option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]",
+)
 SPEED = (
     option(
         "--compile",
@@ -212,12 +224,7 @@ SPEED = (
         metavar="N",
         help="Images that are scored and written together. [default: from the cores, the model and the GPU]",
     ),
-    option(
-        "--workers",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]",
-    ),
+    WORKERS,
 )
 
 IMAGE_LIMITS = (

@@ -103,7 +103,7 @@ class Plan:
             dtype=dtype,
             batch_size=batch_size,
             pass_size=pass_size,
-            workers=_default_workers(device) if options.workers is None else options.workers,
+            workers=default_workers(device) if options.workers is None else options.workers,
             compile=options.compile,
         )
 
@@ -171,7 +171,7 @@ class Plan:
         return {"python": platform.python_version(), **libraries}
 
 
-def _default_workers(device: torch.device) -> int:
+def default_workers(device: torch.device) -> int:
     """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would
     leave them idle while it waits for a network."""
     return max(2, cores() // 4 if device.type == "cpu" else cores() - 1)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from deit_batch import machine
 from deit_batch.checkpoints import DEFAULT_MODEL
@@ -41,6 +41,11 @@ class ErrorThreshold:
 
     amount: float
     percent: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of "3" or "1%"; as options.Threshold has checked it."""
+        return cls(float(text.removesuffix("%")), percent=text.endswith("%"))
 
     def allows(self, failed: int, inputs: int) -> bool:
         return failed <= (self.amount / 100 * inputs if self.percent else self.amount)
@@ -177,9 +182,11 @@ def run(
     error_threshold: ErrorThreshold | None = None,
     quiet: bool = False,
     stdin: BinaryIO | None = None,
+    source: Source | None = None,
 ) -> Outcome:
     """Scores `options.input` into the file `out` ("-" for stdout) and leaves a report beside it. With `incremental`,
-    what is found in each image is kept for the next run, which uses it unless its mode is "fresh".
+    what is found in each image is kept for the next run, which uses it unless its mode is "fresh". `source` is the
+    input, if the caller has opened it already.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -190,7 +197,7 @@ def run(
         format = choose_format(out, format, options.keep)
         if os.path.exists(out) and os.path.exists(options.input) and os.path.samefile(out, options.input):
             raise UsageError(f"--out {out} is the input")
-        source = options.open_source(stdin)
+        source = source or options.open_source(stdin)
         plan = Plan.of(options)
         settings = {**plan.settings(options), "incremental": incremental}
         output = stack.enter_context(closing(open_output(out, format, settings=settings, keep=options.keep, mode=mode)))

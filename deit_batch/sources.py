@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from deit_batch import tables
 from deit_batch.errors import InputError, RowError, UsageError
@@ -40,15 +40,20 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
 _LONGEST_PATH = 4096  # PATH_MAX on Linux
 
+ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
+"""Raises UsageError if there is no such column."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
-    gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs."""
+    gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
+    tables.Table."""
 
     references: Iterator[Reference]
     total: Callable[[int], int | None] = lambda read: None
     passed_over: Counter[str] = field(default_factory=Counter)
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def open_source(
@@ -59,8 +64,13 @@ def open_source(
     recursive: bool = True,
     limit: int | None = None,
     stdin: BinaryIO | None = None,
+    label: ChooseColumn | None = None,
+    folder: str | None = None,
 ) -> Source:
     """Opens what `spec` names: a folder, image, glob, table or list file, `hf://…` data set, or `-` for stdin.
+
+    `label` picks, from the names of a table's columns, one more column that is kept, by its own name. A relative path
+    in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
     """
@@ -70,7 +80,7 @@ def open_source(
     source = _open_paths(spec, recursive)
     if (source or spec.lower().endswith((".txt", ".txt.gz"))) and (column or keep):
         raise UsageError(f"{spec} has no columns; --column and --keep are for tables")
-    source = source or _open_rows(spec, column, keep, stdin)
+    source = source or _open_rows(spec, column, keep, stdin, label, folder)
     if limit is None:
         return source
 
@@ -78,7 +88,7 @@ def open_source(
         known = source.total(read)
         return limit if known is None else min(limit, known)
 
-    return Source(islice(source.references, limit), total, source.passed_over)
+    return Source(islice(source.references, limit), total, source.passed_over, source.class_names)
 
 
 # --- folders, files and globs -------------------------------------------------------------------------------------
@@ -159,22 +169,31 @@ def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
 # --- tables and lists ---------------------------------------------------------------------------------------------
 
 
-def _open_rows(spec: str, column: str | None, keep: Sequence[str], stdin: BinaryIO | None) -> Source:
-    def wanted(columns: list[str]) -> list[str]:
-        return [_image_column(columns, column), *_present(columns, keep)]
+def _open_rows(
+    spec: str,
+    column: str | None,
+    keep: Sequence[str],
+    stdin: BinaryIO | None,
+    label: ChooseColumn | None,
+    folder: str | None,
+) -> Source:
+    def wanted(columns: Sequence[str]) -> list[str]:
+        names = [_image_column(columns, column), *_present(columns, keep), *([label(columns)] if label else [])]
+        return list(dict.fromkeys(names))
 
     table = _open_table(spec, wanted, stdin)
     rows = table.rows
     if table.columns is not None:
         column = wanted(table.columns)[0]
     else:
-        rows = _check_first_object(rows, column, keep)
-    folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
-    references = (_reference(index, row, column, keep, folder) for index, row in enumerate(rows))
-    return Source(references, table.total)
+        rows = _check_first_object(rows, column, keep, label)
+    if folder is None:
+        folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
+    references = (_reference(index, row, column, keep, label, folder) for index, row in enumerate(rows))
+    return Source(references, table.total, class_names=table.class_names)
 
 
-def _open_table(spec: str, wanted: Callable[[list[str]], list[str]], stdin: BinaryIO | None) -> Table:
+def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: BinaryIO | None) -> Table:
     if spec == "-":
         return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
     if spec.startswith("hf://"):
@@ -224,7 +243,9 @@ def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _check_first_object(rows: Iterator[Row], column: str | None, keep: Sequence[str]) -> Iterator[Row]:
+def _check_first_object(
+    rows: Iterator[Row], column: str | None, keep: Sequence[str], label: ChooseColumn | None
+) -> Iterator[Row]:
     """Rows without common columns: a wrong column is found out at the first row that has any. One to keep may be
     missing there and come later."""
     seen = []
@@ -232,6 +253,8 @@ def _check_first_object(rows: Iterator[Row], column: str | None, keep: Sequence[
         seen.append(row)
         if isinstance(row.value, Mapping):
             _image_column(list(row.value), column)
+            if label:
+                label(list(row.value))
             for name in set(keep) - set(row.value):
                 logger.warning("--keep %s: the first row has no such column, only %s", name, ", ".join(row.value))
         if not isinstance(row.value, Failure) or len(seen) == 1000:
@@ -239,7 +262,9 @@ def _check_first_object(rows: Iterator[Row], column: str | None, keep: Sequence[
     return chain(seen, rows)
 
 
-def _reference(index: int, row: Row, column: str | None, keep: Sequence[str], folder: str) -> Reference:
+def _reference(
+    index: int, row: Row, column: str | None, keep: Sequence[str], label: ChooseColumn | None, folder: str
+) -> Reference:
     kept: dict[str, object] = {}
     value: object = row.value
     if isinstance(value, Failure):
@@ -248,6 +273,9 @@ def _reference(index: int, row: Row, column: str | None, keep: Sequence[str], fo
         kept = {name: value.get(name) for name in keep}
         try:
             column = _image_column(list(value), column)
+            if label:
+                name = label(list(value))
+                kept[name] = value[name]
         except UsageError as error:
             return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
         value = value[column]

@@ -12,14 +12,17 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import parse_qs, urlsplit
 
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.io import Failure
+
+if TYPE_CHECKING:
+    import pyarrow
 
 MAX_ROW_CHARS = 128 * 2**20
 """A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
@@ -40,11 +43,13 @@ class Table:
     """An opened table. `columns` is None where rows have no common ones (JSONL, plain lists).
 
     `total(n)` says how many rows there are, exactly or judged from how far n rows went into the file; None if unknown.
+    `class_names`: of the columns that hold numbers of classes, the names of those, from 0.
     """
 
     rows: Iterator[Row]
     columns: list[str] | None = None
     total: Callable[[int], int | None] = lambda read: None
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def row_failure(message: str) -> Failure:
@@ -263,7 +268,7 @@ def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
 # --- Arrow ------------------------------------------------------------------------------------------------------------
 
 
-def open_parquet(path: Path, wanted: Callable[[list[str]], list[str]]) -> Table:
+def open_parquet(path: Path, wanted: Callable[[Sequence[str]], list[str]]) -> Table:
     """Reads only the columns that `wanted` picks from all the names, through a small buffer: a column of images can
     be larger than memory."""
     import pyarrow
@@ -285,7 +290,22 @@ def open_parquet(path: Path, wanted: Callable[[list[str]], list[str]]) -> Table:
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path}: can't be read past row {line}: {error}") from error
 
-    return Table(rows(), columns, lambda read: int(file.metadata.num_rows))
+    return Table(rows(), columns, lambda read: int(file.metadata.num_rows), _class_names_of_schema(file.schema_arrow))
+
+
+def _class_names_of_schema(schema: pyarrow.Schema) -> Mapping[str, Sequence[str]]:
+    """What `datasets` has written into a Parquet file beside the numbers of its classes."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    import datasets
+
+    return _class_names(datasets.Features.from_arrow_schema(schema))
+
+
+def _class_names(features: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Of each column of class numbers, or of lists of them, the names."""
+    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    return {column: feature.names for column, feature in inner.items() if getattr(feature, "names", None)}
 
 
 def open_dataset(address: str) -> Table:
@@ -325,7 +345,7 @@ def open_dataset(address: str) -> Table:
         except Exception as error:  # as above
             raise InputError(f"{address}: can't be read past row {line}: {error}") from error
 
-    return Table(rows(), columns, lambda read: info.num_examples if info else None)
+    return Table(rows(), columns, lambda read: info.num_examples if info else None, _class_names(features))
 
 
 def _choose_split(splits: list[str], wanted: str | None, address: str) -> str:

@@ -140,9 +140,7 @@ def _score(
     from deit_batch.plan import Options
     from deit_batch.runner import ErrorThreshold, counts, run
 
-    threshold = None
-    if error_threshold is not None:
-        threshold = ErrorThreshold(float(error_threshold.removesuffix("%")), percent=error_threshold.endswith("%"))
+    threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
     outcome = run(
         Options(**chosen),
         out=out,

@@ -1,0 +1,182 @@
+"""deit-batch evaluate."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.exits import BELOW, DONE, SOME_FAILED, told
+from deit_batch.extras import needing
+from deit_batch.options import (
+    CONFIG,
+    INPUT,
+    LABEL_COLUMN,
+    LIMITS,
+    LOG_FORMAT,
+    MODEL,
+    QUIET,
+    SPEED,
+    VERBOSE,
+    ExampleCommand,
+    Threshold,
+    TopK,
+    limits_from,
+    option,
+    section,
+)
+
+logger = logging.getLogger("deit_batch")
+
+
+class Gate(click.ParamType[tuple[str, float]]):
+    name = "METRIC=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        metric, _, least = str(value).partition("=")
+        if CARD_NAMES.get(metric, metric) not in NAMES:
+            self.fail(f"{metric!r} is no metric; there are {', '.join(sorted(NAMES))}", param, ctx)
+        if metric in LOWER_IS_BETTER:
+            self.fail(f"{metric} is the better the lower: nothing is under it", param, ctx)
+        try:
+            number = float(least)
+        except ValueError:
+            number = math.nan
+        if not -1 <= number <= 1:
+            self.fail(f"{least!r} is no number in -1..1, as in accuracy=0.8", param, ctx)
+        return metric, number
+
+
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch evaluate --input val/ --model ./fridge-deit --out evaluation --fail-under accuracy=0.9",
+)
+@section(
+    "Input",
+    *INPUT,
+    LABEL_COLUMN,
+    option(
+        "--label-map",
+        metavar="FILE|imagenet",
+        help="The data set's names to the model's: .json, or .csv of two columns; imagenet: n01440764, … to the names "
+        "of DeiT.",
+    ),
+    option(
+        "--predictions",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+        help="Take these (.jsonl of score), joined to the labels by the images' names, instead of scoring.",
+    ),
+)
+@section("Model", *MODEL)
+@section(
+    "Evaluation",
+    option(
+        "--top-k",
+        default="all",
+        show_default=True,
+        type=TopK(),
+        help="How many labels an image are kept. Fewer than all: smaller files, but no log loss, ROC AUC and average "
+        "precision.",
+    ),
+    option(
+        "--threshold",
+        default=0.5,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Where images have several labels: the score from which one counts as predicted.",
+    ),
+    option(
+        "--fail-under",
+        multiple=True,
+        type=Gate(),
+        help="Exit with 4 if this metric is lower. Repeatable.",
+    ),
+    option(
+        "--baseline",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="JSON",
+        help="The metrics.json of an earlier evaluation: what has changed, and whether it is more than noise.",
+    ),
+    option(
+        "--error-threshold",
+        type=Threshold(),
+        help="Let no more images than this fail, or have unknown labels. [default: none, or exit with 3]",
+    ),
+)
+@section(
+    "Output",
+    option(
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="The folder for metrics.json, report.md, pictures and predictions.jsonl.",
+    ),
+    option("--fresh", is_flag=True, help="Score again what an earlier evaluation has left in DIR."),
+)
+@section("Speed", *SPEED)
+@section("Limits of one image", *LIMITS)
+@section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
+@click.help_option("-h", "--help")
+def evaluate(
+    *,
+    out: Path,
+    label_column: str | None,
+    label_map: str | None,
+    predictions: Path | None,
+    threshold: float,
+    fail_under: tuple[tuple[str, float], ...],
+    baseline: Path | None,
+    error_threshold: str | None,
+    fresh: bool,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **chosen: Any,
+) -> None:
+    """Score images whose labels are known, and say how good the model is. Needs the extra eval.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but some images have no prediction or an unknown label, 4 done
+    but a metric is lower than --fail-under, 130 interrupted: the same command continues.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    chosen["limits"] = limits_from(chosen)
+    with told(verbose), needing("eval"):
+        from deit_batch.evaluation.evaluate import Request
+        from deit_batch.evaluation.evaluate import evaluate as run
+        from deit_batch.plan import Options
+        from deit_batch.runner import ErrorThreshold
+
+        allowed = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
+        evaluation = run(
+            Request(
+                options=Options(**chosen),
+                out=out,
+                label_column=label_column,
+                label_map=label_map,
+                predictions=predictions,
+                threshold=threshold,
+                gates=dict(sorted(fail_under)),  # of two for one metric, the higher
+                baseline=baseline,
+                fresh=fresh,
+                error_threshold=allowed,
+                quiet=quiet,
+            )
+        )
+        logger.info("%s", evaluation.summary())
+        for message in evaluation.below:
+            logger.error("--fail-under: %s", message)
+        if evaluation.below:
+            sys.exit(BELOW)
+        fine = (allowed or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
+        sys.exit(DONE if fine else SOME_FAILED)

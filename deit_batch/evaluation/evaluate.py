@@ -1,0 +1,263 @@
+"""From labelled images, or predictions and labels, to an evaluation: a document in JSON's types, a report, pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_batch import __version__
+from deit_batch.checkpoints import find_checkpoint
+from deit_batch.errors import OutputError
+from deit_batch.evaluation.joining import Labels
+from deit_batch.evaluation.judged import Judged, Pair, judge, read_records, survey
+from deit_batch.evaluation.matching import Matching, read_label_map
+from deit_batch.evaluation.metrics import Metrics, compute
+from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails
+from deit_batch.evaluation.names import CARD_NAMES
+from deit_batch.evaluation.noise import compare, intervals
+from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
+from deit_batch.evaluation.pictures import PICTURES, draw
+from deit_batch.evaluation.report import as_markdown
+from deit_batch.io import write_atomically
+from deit_batch.labelled import LabelledSource, open_labelled
+from deit_batch.plan import Options
+from deit_batch.runner import ErrorThreshold, run
+
+logger = logging.getLogger("deit_batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `deit-batch evaluate` is asked for; `options` are those of a run of `score`. `predictions`: made before, to
+    be joined to the labels; without it the images are scored. `gates`: metrics and what they must at least be."""
+
+    options: Options
+    out: Path
+    label_column: str | None = None
+    label_map: str | None = None
+    predictions: Path | None = None
+    threshold: float = 0.5
+    gates: Mapping[str, float]
+    baseline: Path | None = None
+    fresh: bool = False
+    error_threshold: ErrorThreshold | None = None
+    quiet: bool = False
+
+    def open_input(self, *, again: bool = False) -> LabelledSource:
+        options = self.options
+        return open_labelled(
+            options.input,
+            column=options.column,
+            label_column=self.label_column,
+            recursive=options.recursive,
+            limit=options.limit,
+            again=again,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`below`: of each metric that is not as high as its gate, how far it is from it. `unjudged`: how many images have
+    no prediction or no label that the model knows."""
+
+    document: dict[str, Any]
+    below: list[str]
+    inputs: int
+    unjudged: int
+
+    def summary(self) -> str:
+        values = self.document["metrics"]
+        shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
+        missing = f", {self.unjudged:,} not judged" if self.unjudged else ""
+        return f"{', '.join(shown)} on {self.document['judged']:,} of {self.inputs:,} images{missing}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """Labels beside predictions; `about` says where they are from, `classes_seen` which labels there could be."""
+
+    judged: Judged
+    inputs: int
+    about: dict[str, Any]
+    class_names: list[str] | None
+
+
+def evaluate(request: Request) -> Evaluation:
+    """Writes metrics.json, report.md and pictures into `request.out`, and predictions.jsonl unless it was given some.
+
+    Raises DeitBatchError if there is nothing to evaluate, or the run of `score` fails; then the same call continues it.
+    """
+    label_map = read_label_map(request.label_map) if request.label_map else {}
+    baseline = read_baseline(request.baseline) if request.baseline else None
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{request.out}: no folder can be made: {error.strerror}") from error
+    material = _joined(request, request.predictions, label_map) if request.predictions else _scored(request, label_map)
+    judged = material.judged
+    found = compute(judged, material.inputs)
+    packed = pack(judged.outcomes)
+    compared = None
+    if baseline:
+        compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
+    gates, below = _check_gates(request.gates, found)
+    mistakes = most_confident_mistakes(judged)
+    document = {
+        "deit_batch": __version__,
+        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **material.about,
+        **_counts(material, found),
+        "metrics": dict(sorted(found.values.items())),
+        "intervals": {name: list(reach) for name, reach in intervals(judged.outcomes).items()},
+        "unavailable": found.unavailable,
+        "gates": gates,
+        "baseline": compared,
+        "mistakes": [asdict(mistake) for mistake in mistakes],
+        "calibration": found.bins,
+        "per_class": found.per_class,
+        "accuracy_table": found.accuracy_table,
+        "outcomes": packed,
+    }
+    seen: list[Any] = []
+    if mistakes and request.options.input != "-":
+        references = (example.reference for example in request.open_input(again=True).examples)
+        seen = thumbnails(mistakes, references, request.options.limits)
+    pictures = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
+    _write(request.out, document, pictures)
+    return Evaluation(document, below, material.inputs, material.inputs - len(judged.images))
+
+
+# --- predictions and labels -----------------------------------------------------------------------------------------
+
+
+def _scored(request: Request, label_map: Mapping[str, str]) -> _Material:
+    """Scores the images, as `score` does, into predictions.jsonl, which keeps the labels."""
+    options, path = request.options, request.out / "predictions.jsonl"
+    source = request.open_input()
+    outcome = run(
+        options,
+        out=str(path),
+        mode="fresh" if request.fresh else "continue",
+        error_threshold=request.error_threshold,
+        quiet=request.quiet,
+        source=source.as_source(),
+    )
+    checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+    classes = list(dict.fromkeys(checkpoint.labels))
+    multi_label = checkpoint.multi_label or source.multi_label
+    if source.multi_label and not checkpoint.multi_label:
+        logger.warning(
+            "images may have several labels, but the scores of %s are shares of one: hardly any label but the best "
+            "reaches --threshold",
+            checkpoint.name,
+        )
+    judged = judge(
+        (Pair(record, _kept_labels(record), record["index"]) for record in read_records(path)),
+        classes,
+        Matching(classes, label_map),
+        multi_label=multi_label,
+        full=len(checkpoint.labels),
+        threshold=request.threshold,
+    )
+    run_report = json.loads(path.with_name(path.name + ".run.json").read_bytes())
+    about = {
+        "input": options.input,
+        "labels": source.layout,
+        "multi_label": multi_label,
+        "predictions": path.name,
+        "model": run_report["settings"],
+    }
+    return _Material(judged, outcome.tally.inputs, about, source.class_names)
+
+
+def _kept_labels(record: Mapping[str, Any]) -> list[str] | None:
+    label = record.get("label")
+    return label if label is None or isinstance(label, list) else [label]
+
+
+def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Material:
+    """Predictions that were made before, joined to the labels by the images' names."""
+    source = request.open_input()
+    told = survey(read_records(path), multi_label=source.multi_label)
+    labels = Labels(source)
+    classes = told.classes
+    if not told.full:
+        # What the model knows can't be told from its best few: a label that it never predicts is a class, too.
+        is_class = Matching(classes, label_map)
+        others = {label_map.get(name, name) for name in labels.names if is_class(name) is None}
+        classes = sorted({*classes, *others})
+    judged = judge(
+        labels.join(read_records(path)),
+        classes,
+        Matching(classes, label_map),
+        multi_label=source.multi_label,
+        full=told.full,
+        threshold=request.threshold,
+    )
+    judged.failures.update(labels.failures)
+    about = {
+        "input": request.options.input,
+        "labels": source.layout,
+        "multi_label": source.multi_label,
+        "predictions": str(path),
+        "predictions_without_label": labels.without_label,
+        "never_predicted": [] if told.full else sorted(set(classes) - set(told.classes)),
+    }
+    return _Material(judged, labels.inputs, about, source.class_names)
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def _counts(material: _Material, found: Metrics) -> dict[str, Any]:
+    judged, matching = material.judged, material.judged.matching
+    empty = [row["class"] for row in found.per_class if not row["images"]]
+    known = {number for number in range(len(found.per_class)) if found.per_class[number]["images"]}
+    folders = [name for name in material.class_names or [] if matching.find(name) not in known]
+    return {
+        "inputs": material.inputs,
+        "judged": len(judged.images),
+        "failures": dict(judged.failures),
+        "images_with_unknown_labels": judged.unknown_images,
+        "unknown_labels": dict(matching.unknown.most_common()),
+        "matched": dict(sorted(matching.inexact.items())),
+        "classes": len(found.per_class),
+        "classes_without_images": empty,
+        "listed_without_images": folders,
+    }
+
+
+def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], list[str]]:
+    """A gate whose metric can't be had is not passed."""
+    results: dict[str, Any] = {}
+    below: list[str] = []
+    for metric, least in gates.items():
+        value = found.values.get(CARD_NAMES.get(metric, metric))
+        passed = value is not None and value >= least
+        results[metric] = {"least": least, "value": value, "passed": passed}
+        if value is None:
+            why = found.unavailable.get(CARD_NAMES.get(metric, metric), "it is not one of labels like these")
+            below.append(f"{metric} can't be had: {why}")
+        elif not passed:
+            below.append(f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}")
+    return results, below
+
+
+def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
+    """The document last: where it is, the rest is of the same evaluation."""
+    try:
+        for name in PICTURES:
+            if name not in pictures:
+                (out / name).unlink(missing_ok=True)  # of an evaluation before this one
+        for name, data in pictures.items():
+            write_atomically(out / name, data)
+        write_atomically(out / "report.md", as_markdown(document, pictures).encode())
+        lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items()]
+        write_atomically(out / "metrics.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    except OSError as error:
+        raise OutputError(f"{out}: can't be written: {error.strerror}") from error

@@ -1,0 +1,63 @@
+"""Labels to predictions that were made before, by the names of the images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from deit_batch.evaluation.judged import Pair
+from deit_batch.io import Failure, identity
+from deit_batch.labelled import LabelledSource
+
+_Row: TypeAlias = tuple[int, tuple[str, ...]]
+
+
+class Labels:
+    """The labels of a whole input, by image. Found by the image's name as given (its digest, if it has none); or else
+    by the file's name alone, if no two images share that. An image that is there twice counts once; if its labels
+    differ, it has none. `inputs` counts images, `failures` those without labels or, once all are joined, predictions;
+    `without_label` counts records."""
+
+    def __init__(self, source: LabelledSource) -> None:
+        self.inputs = self.without_label = 0
+        self.names: set[str] = set()
+        self.failures: Counter[str] = Counter()
+        self._by_key: dict[str, _Row | None] = {}
+        self._by_file: dict[str, _Row | None] = {}
+        for example in source.examples:
+            key, row = _key(identity(example.reference)), (example.reference.index, example.labels)
+            if isinstance(example.reference.location, Failure):
+                self.inputs += 1
+                self.failures[example.reference.location.type] += 1
+                continue
+            self.names.update(example.labels)
+            if key not in self._by_key:
+                self.inputs += 1
+                self._by_key[key] = row
+                file = _file_name(key)
+                self._by_file[file] = None if file in self._by_file else row
+            elif (other := self._by_key[key]) and other[1] != row[1]:
+                self._by_key[key] = None
+                self.failures["labelled twice, differently"] += 1
+
+    def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
+        joined: set[int] = set()
+        for record in records:
+            key = _key(record)
+            row = self._by_key[key] if key in self._by_key else self._by_file.get(_file_name(key))
+            if row is None or row[0] in joined:
+                self.without_label += row is None
+                continue
+            joined.add(row[0])
+            yield Pair(record, row[1], row[0])
+        if missing := self.inputs - self.failures.total() - len(joined):
+            self.failures["no prediction"] += missing
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return str(record.get("image") or record.get("image_sha256"))
+
+
+def _file_name(key: str) -> str:
+    return key.rsplit("/", 1)[-1]

@@ -1,0 +1,225 @@
+"""Predictions beside labels, as arrays: all that is to be known of a model on a data set.
+
+Records are read one by one. What stays in memory is a few numbers an image and, where the records hold every class's
+score, float32 [images, classes]: 200 MB for the 50,000 images and 1,000 classes of ImageNet's validation set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_batch.errors import InputError, UsageError
+from deit_batch.evaluation.matching import Matching
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+
+_KEY_CHARS = 12  # of SHA-256 in hexadecimal: of 50,000 images no two share theirs but once in 200,000 data sets
+
+
+@dataclass(frozen=True, slots=True)
+class SingleLabel:
+    """Of n images, one label each. `keys`: a digest of image and label, by which one evaluation finds the images of
+    another; `labels`, `predicted`: numbers of classes; `rank`: at which place of the predictions the label stands, from
+    1, or 0 if it is not among them; `depth`: how many there are at least; `confidence`: the best score; `loss`: minus
+    the logarithm of the label's score, NaN if that is not there. All [n]."""
+
+    classes: list[str]
+    keys: list[str]
+    labels: Ints
+    predicted: Ints
+    rank: Ints
+    confidence: Floats
+    loss: Floats
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class MultiLabel:
+    """Of n images, any number of labels each. `truth` and `predicted`: [n, classes]; `keys` as above."""
+
+    classes: list[str]
+    keys: list[str]
+    truth: Bools
+    predicted: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """`outcomes` of all images that have predictions and known labels. `images` and `places` say which: their names,
+    and which of the labelled input's rows they are. `scores`: float32 [n, classes]; None if not every class's is there.
+    `failures` of the others by type; `unknown_images`: how many have a label that the model does not know; which labels
+    those are, `matching` knows."""
+
+    outcomes: SingleLabel | MultiLabel
+    images: list[str | None]
+    places: list[int]
+    scores: NDArray[np.float32] | None
+    failures: Counter[str]
+    unknown_images: int
+    matching: Matching
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A record of predictions, the labels of its image (None if they could not be read), and its place in the input."""
+
+    record: dict[str, Any]
+    labels: Sequence[str] | None
+    place: int
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file of predictions. Raises UsageError if it is none."""
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                record = json.loads(line)
+                if not isinstance(record, dict) or not {"index", "image", "predictions"} <= record.keys():
+                    raise UsageError(f"{path}, line {number}: no record of predictions; only .jsonl files are read")
+                yield record
+    except ValueError as error:
+        raise UsageError(f"{path}: not a .jsonl file of predictions: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a file of predictions alone tells: the names of its classes, and how many predictions a record holds that
+    holds them all; 0 if that can't be told."""
+
+    classes: list[str]
+    full: int
+
+
+def survey(records: Iterable[dict[str, Any]], *, multi_label: bool) -> Survey:
+    """Records hold every class's score if all name equally many labels, as many as there are names at all, and (one
+    label an image) their scores add up to one."""
+    names: set[str] = set()
+    lengths: set[int] = set()
+    whole = True
+    for record in records:
+        if predictions := record["predictions"]:
+            names.update(prediction["label"] for prediction in predictions)
+            lengths.add(len(predictions))
+            whole &= multi_label or abs(sum(prediction["score"] for prediction in predictions) - 1) < 1e-3
+    full = max(lengths, default=0) if whole and len(lengths) == 1 and lengths >= {len(names)} else 0
+    return Survey(sorted(names), full)
+
+
+def judge(
+    pairs: Iterable[Pair], classes: Sequence[str], matching: Matching, *, multi_label: bool, full: int, threshold: float
+) -> Judged:
+    """`classes`: the model's, each name once. A model may have two classes of one name (ImageNet's "crane"): nothing in
+    the predictions tells them apart, and they count as one, with the sum of their scores. `full`: how many predictions
+    a record holds that holds all; `threshold`: from which score up a label counts as predicted, where an image may have
+    several. An image of which any label is unknown is not judged. Raises InputError if none is left."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    failures: Counter[str] = Counter()
+    unknown_images = 0
+    kept: list[_Kept] = []
+    for pair in pairs:
+        record = pair.record
+        if "error" in record or pair.labels is None:
+            failures[record["error"]["type"] if "error" in record else "RowError"] += 1
+            continue
+        if not (multi_label or record["predictions"]):  # all were below the --threshold of score
+            failures["no prediction"] += 1
+            continue
+        labels = [matching(label) for label in pair.labels]
+        if None in labels:
+            unknown_images += 1
+            continue
+        known = sorted({label for label in labels if label is not None})
+        kept.append(_keep(pair, known, numbers, classes, full))
+    if not kept:
+        raise InputError(_why_nothing(failures, matching, classes))
+    scores = None
+    if all(item.scores is not None for item in kept):
+        scores = np.stack([item.scores for item in kept if item.scores is not None])
+    outcomes = _multi(kept, classes, threshold) if multi_label else _single(kept, classes)
+    images, places = [item.image for item in kept], [item.place for item in kept]
+    return Judged(outcomes, images, places, scores, failures, unknown_images, matching)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Of one image what is kept until all are read. `predicted`, `values`: classes and scores of its predictions."""
+
+    image: str | None
+    place: int
+    key: str
+    labels: list[int]
+    predicted: Ints
+    values: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
+
+
+def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Sequence[str], full: int) -> _Kept:
+    predictions = pair.record["predictions"]
+    predicted = np.array([numbers.get(prediction["label"], -1) for prediction in predictions], np.int64)
+    values = np.array([prediction["score"] for prediction in predictions], np.float32)
+    scores = None
+    if len(predictions) == full and predicted.min(initial=0) >= 0:
+        scores = np.zeros(len(numbers), np.float32)
+        np.add.at(scores, predicted, values)
+        # What is best is all that is still needed: the rest is in `scores`.
+        ranked = np.argsort(-scores, kind="stable")
+        predicted, values = ranked[:1], scores[ranked[:1]]
+    names = sorted(classes[label] for label in labels)
+    identity = [pair.record["image"], pair.record.get("image_sha256"), names]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
+    return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores)
+
+
+def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
+    rank = np.zeros(len(kept), np.int64)
+    score = np.full(len(kept), np.nan)
+    for row, item in enumerate(kept):
+        label = item.labels[0]
+        if item.scores is not None:
+            score[row] = item.scores[label]
+            ahead = np.arange(len(classes)) < label  # equal scores stand in the order of the classes
+            rank[row] = 1 + (item.scores > score[row]).sum() + (ahead & (item.scores == score[row])).sum()
+        elif len(places := np.flatnonzero(item.predicted == label)):
+            rank[row], score[row] = places[0] + 1, item.values[places[0]]
+    smallest = np.finfo(np.float32).eps  # as sklearn.metrics.log_loss bounds it
+    return SingleLabel(
+        classes=list(classes),
+        keys=[item.key for item in kept],
+        labels=np.array([item.labels[0] for item in kept], np.int64),
+        predicted=np.array([item.predicted[0] for item in kept], np.int64),
+        rank=rank,
+        confidence=np.array([item.values[0] for item in kept], np.float64),
+        loss=-np.log(np.clip(score, smallest, 1)),
+        depth=min(len(classes) if item.scores is not None else len(item.predicted) for item in kept),
+    )
+
+
+def _multi(kept: list[_Kept], classes: Sequence[str], threshold: float) -> MultiLabel:
+    truth, predicted = (np.zeros((len(kept), len(classes)), np.bool_) for _ in range(2))
+    for row, item in enumerate(kept):
+        truth[row, item.labels] = True
+        if item.scores is not None:
+            predicted[row] = item.scores >= threshold
+        else:
+            predicted[row, item.predicted[(item.values >= threshold) & (item.predicted >= 0)]] = True
+    return MultiLabel(list(classes), [item.key for item in kept], truth, predicted)
+
+
+def _why_nothing(failures: Counter[str], matching: Matching, classes: Sequence[str]) -> str:
+    if matching.unknown:
+        seen, known = (", ".join(list(names)[:3]) for names in (matching.unknown, classes))
+        return f"the model knows none of the labels ({seen}, …), but {known}, …: say in a --label-map which is which"
+    return f"there is no image with both a label and predictions ({failures.total():,} failed)"

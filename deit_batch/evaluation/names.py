@@ -1,0 +1,26 @@
+"""What metrics are called.
+
+Names are those of scikit-learn's scorers (`sklearn.metrics.get_scorer_names()`), with `_micro`, `_macro`, `_weighted`
+or `_binary` for how classes are averaged, and without the `neg_` of `neg_log_loss`.
+"""
+
+AVERAGES = ("micro", "macro", "weighted")
+LOWER_IS_BETTER = ("log_loss", "expected_calibration_error")
+CARD_NAMES = {
+    "matthews_correlation": "matthews_corrcoef",
+    "norm_macro_recall": "balanced_accuracy_adjusted",
+    **{f"AUC_{average}": f"roc_auc_{average}" for average in (*AVERAGES, "binary")},
+    **{
+        f"{name}_score_{average}": f"{name}_{average}"
+        for name in ("average_precision", "f1", "precision", "recall")
+        for average in (*AVERAGES, "binary")
+    },
+    **{f"iou_{average}": f"jaccard_{average}" for average in AVERAGES},
+}
+"""What the card's evaluation sample calls a metric that has another name here."""
+
+NAMES = frozenset(
+    "accuracy accuracy_of_all_inputs top_5_accuracy balanced_accuracy weighted_accuracy log_loss "
+    "expected_calibration_error".split()
+) | frozenset(CARD_NAMES.values())
+"""Every metric that there can be."""

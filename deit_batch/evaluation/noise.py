@@ -1,0 +1,171 @@
+"""How far chance could have moved a metric: intervals, and whether a change from an earlier evaluation is more than it.
+
+Intervals are percentiles of 1,000 bootstrap resamples of the images (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993, chapter 13). Two models on the same images are compared by differences within the same resamples; for
+the share of right answers by McNemar's exact test of the images on which they differ (Dietterich, Approximate
+Statistical Tests, Neural Computation 10, 1998, section 3.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from deit_batch.evaluation.judged import Floats, MultiLabel, SingleLabel
+from deit_batch.evaluation.metrics import bin_numbers
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+Outcomes: TypeAlias = SingleLabel | MultiLabel
+Kind = TypeVar("Kind", SingleLabel, MultiLabel)
+
+_PER_MULTIPLICATION = 50  # resamples
+
+
+def intervals(outcomes: Outcomes) -> dict[str, tuple[float, float]]:
+    """Of the headline metrics, from where to where their LEVEL intervals reach."""
+    return {name: _interval(values) for name, values in resampled(outcomes).items()}
+
+
+def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
+    """The change of each headline metric on the images that both have seen, with the same labels. `within_noise`: the
+    LEVEL interval of the difference holds 0, or, where there is a `p_value`, that is not below 1 - LEVEL."""
+    if isinstance(before, SingleLabel) and isinstance(now, SingleLabel):
+        before, now = _paired(before, now)
+        right = [outcomes.labels == outcomes.predicted for outcomes in (before, now)]
+        tests = {"accuracy": _mcnemar(*right)}
+        if min(before.depth, now.depth) >= 5:
+            tests["top_5_accuracy"] = _mcnemar(_within_5(before.rank), _within_5(now.rank))
+    elif isinstance(before, MultiLabel) and isinstance(now, MultiLabel):
+        before, now = _paired(before, now)
+        right = [(outcomes.truth == outcomes.predicted).all(1) for outcomes in (before, now)]
+        tests = {"accuracy": _mcnemar(*right)}
+    else:
+        return {"images": 0, "metrics": {}}
+    changes: dict[str, Any] = {}
+    if now.keys:
+        old, new = resampled(before), resampled(now)
+        was, is_ = (statistics(outcomes, np.ones((1, len(outcomes.keys)))) for outcomes in (before, now))
+        for name in (name for name in new if name in old):
+            low, high = _interval(new[name] - old[name])
+            p_value = tests.get(name)
+            changes[name] = {
+                "before": float(was[name][0]),
+                "now": float(is_[name][0]),
+                "change": float(is_[name][0] - was[name][0]),
+                "interval": [low, high],
+                **({} if p_value is None else {"p_value": p_value}),
+                "within_noise": low <= 0 <= high if p_value is None else p_value >= 1 - LEVEL,
+            }
+    return {"images": len(now.keys), "metrics": changes}
+
+
+def resampled(outcomes: Outcomes) -> dict[str, Floats]:
+    """Each headline metric of RESAMPLES resamples; the same ones for as many images."""
+    n = len(outcomes.keys)
+    random = np.random.default_rng(0)
+    parts = []
+    for _ in range(RESAMPLES // _PER_MULTIPLICATION):
+        draws = random.integers(n, size=(_PER_MULTIPLICATION, n))
+        parts.append(statistics(outcomes, np.stack([np.bincount(draw, minlength=n) for draw in draws])))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def statistics(outcomes: Outcomes, weights: NDArray[Any]) -> dict[str, Floats]:
+    """The headline metrics of weighted images. `weights`: [resamples, n]; each metric: [resamples]."""
+    if isinstance(outcomes, MultiLabel):
+        truth, predicted = outcomes.truth, outcomes.predicted
+        weights = weights.astype(np.float32)
+        tp, said, there = (weights @ part.astype(np.float32) for part in (truth & predicted, predicted, truth))
+        sums = tp.sum(1), (said + there).sum(1)
+        return {
+            "accuracy": _mean((truth == predicted).all(1), weights),
+            "f1_micro": 2 * sums[0] / np.maximum(sums[1], 1),
+            "f1_macro": (2 * tp / np.maximum(said + there, 1)).mean(1),
+            "jaccard_macro": (tp / np.maximum(said + there - tp, 1)).mean(1),
+        }
+    found = {"accuracy": _mean(outcomes.labels == outcomes.predicted, weights)}
+    if outcomes.depth >= 5:
+        found["top_5_accuracy"] = _mean(_within_5(outcomes.rank), weights)
+    found |= _of_confusion(outcomes, weights)
+    if not np.isnan(outcomes.loss).any():
+        found["log_loss"] = _mean(outcomes.loss, weights)
+    found["expected_calibration_error"] = _calibration_errors(outcomes, weights)
+    return found
+
+
+def _of_confusion(outcomes: SingleLabel, weights: NDArray[Any]) -> dict[str, Floats]:
+    """Balanced accuracy and macro F1, over the classes that scikit-learn takes them over: those with a sample; those
+    with a sample or a prediction."""
+    classes = len(outcomes.classes)
+    right = outcomes.labels == outcomes.predicted
+    recalls, f1s = np.zeros((2, len(weights)))
+    for row, weight in enumerate(weights):
+        there = np.bincount(outcomes.labels, weight, minlength=classes)
+        said = np.bincount(outcomes.predicted, weight, minlength=classes)
+        tp = np.bincount(outcomes.labels, weight * right, minlength=classes)
+        recalls[row] = (tp[there > 0] / there[there > 0]).mean()
+        f1s[row] = (2 * tp[there + said > 0] / (there + said)[there + said > 0]).mean()
+    return {"balanced_accuracy": recalls, "f1_macro": f1s}
+
+
+def _calibration_errors(outcomes: SingleLabel, weights: NDArray[Any]) -> Floats:
+    """As metrics.calibration_error: the gaps of the bins, each weighted with its samples, are sums over those."""
+    number = bin_numbers(outcomes.confidence)
+    gap = (outcomes.labels == outcomes.predicted) - outcomes.confidence
+    gaps = [np.abs(np.bincount(number, weight * gap)).sum() / weight.sum() for weight in weights]
+    return np.array(gaps)
+
+
+def _mean(values: NDArray[Any], weights: NDArray[Any]) -> Floats:
+    return np.asarray(weights @ values.astype(np.float64) / weights.sum(1))
+
+
+def _within_5(rank: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return (rank > 0) & (rank <= 5)
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _mcnemar(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> float:
+    """The chance of differences as one-sided as these if neither were better; only images on which they differ tell."""
+    lost, won = int((before & ~now).sum()), int((now & ~before).sum())
+    return float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
+
+
+def _paired(before: Kind, now: Kind) -> tuple[Kind, Kind]:
+    """The images that both have, in one order, with one numbering of the classes."""
+    classes = list(dict.fromkeys([*now.classes, *before.classes]))
+    there = {key: row for row, key in enumerate(before.keys)}
+    rows = [row for row, key in enumerate(now.keys) if key in there]
+    return (
+        _chosen(before, [there[now.keys[row]] for row in rows], classes),
+        _chosen(now, rows, classes),
+    )
+
+
+def _chosen(outcomes: Kind, rows: list[int], classes: list[str]) -> Kind:
+    numbers = np.array([classes.index(name) for name in outcomes.classes])
+    keys = [outcomes.keys[row] for row in rows]
+    if isinstance(outcomes, MultiLabel):
+        wide = np.zeros((2, len(rows), len(classes)), np.bool_)
+        wide[:, :, numbers] = outcomes.truth[rows], outcomes.predicted[rows]
+        return replace(outcomes, classes=classes, keys=keys, truth=wide[0], predicted=wide[1])
+    return replace(
+        outcomes,
+        classes=classes,
+        keys=keys,
+        labels=numbers[outcomes.labels[rows]],
+        predicted=numbers[outcomes.predicted[rows]],
+        rank=outcomes.rank[rows],
+        confidence=outcomes.confidence[rows],
+        loss=outcomes.loss[rows],
+    )

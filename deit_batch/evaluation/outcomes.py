@@ -1,0 +1,54 @@
+"""The few numbers of each image that a later evaluation is compared by, in JSON: about 40 bytes an image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deit_batch.errors import UsageError
+from deit_batch.evaluation.judged import MultiLabel, SingleLabel
+
+
+def pack(outcomes: SingleLabel | MultiLabel) -> dict[str, Any]:
+    """Columns, a place for each image; classes by their number in `classes`."""
+    packed: dict[str, Any] = {"classes": outcomes.classes, "keys": outcomes.keys}
+    if isinstance(outcomes, MultiLabel):
+        columns = {"truth": outcomes.truth, "predicted": outcomes.predicted}
+        return packed | {name: [np.flatnonzero(row).tolist() for row in value] for name, value in columns.items()}
+    return packed | {
+        "labels": outcomes.labels.tolist(),
+        "predicted": outcomes.predicted.tolist(),
+        "rank": outcomes.rank.tolist(),
+        "confidence": [round(value, 6) for value in outcomes.confidence.tolist()],
+        "loss": [None if np.isnan(value) else round(value, 6) for value in outcomes.loss.tolist()],
+        "depth": outcomes.depth,
+    }
+
+
+def read_baseline(path: Path) -> SingleLabel | MultiLabel:
+    """The outcomes in the metrics.json of an earlier evaluation. Raises UsageError if it is none."""
+    try:
+        packed = json.loads(path.read_bytes())["outcomes"]
+        return unpack(packed)
+    except OSError as error:
+        raise UsageError(f"--baseline {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise UsageError(f"--baseline {path}: not the metrics.json of an evaluation: {error!r}") from error
+
+
+def unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:
+    classes, keys = list(packed["classes"]), list(packed["keys"])
+    if "truth" in packed:
+        marks = np.zeros((2, len(keys), len(classes)), np.bool_)
+        for mark, name in zip(marks, ("truth", "predicted"), strict=True):
+            for row, numbers in zip(mark, packed[name], strict=True):
+                row[numbers] = True
+        return MultiLabel(classes, keys, *marks)
+    labels, predicted, rank = (np.array(packed[name], np.int64) for name in ("labels", "predicted", "rank"))
+    confidence, loss = (np.array(packed[name], np.float64) for name in ("confidence", "loss"))  # null becomes NaN
+    if any(column.shape != (len(keys),) for column in (labels, predicted, rank, confidence, loss)):
+        raise ValueError("columns of different lengths")
+    return SingleLabel(classes, keys, labels, predicted, rank, confidence, loss, int(packed["depth"]))

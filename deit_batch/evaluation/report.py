@@ -1,0 +1,191 @@
+"""An evaluation's document as a page for people, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from deit_batch.evaluation.names import LOWER_IS_BETTER
+
+_HEADLINES = {
+    "accuracy": "accuracy (top-1)",
+    "top_5_accuracy": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "F1, macro",
+    "f1_micro": "F1, micro",
+    "jaccard_macro": "Jaccard (IoU), macro",
+    "roc_auc_macro": "ROC AUC, macro",
+    "average_precision_macro": "average precision, macro",
+    "log_loss": "log loss (lower is better)",
+    "expected_calibration_error": "expected calibration error (lower is better)",
+}
+_MOST_ROWS = 30  # of a table of classes, the worst first
+_MOST_NAMES = 10
+
+
+def as_markdown(document: Mapping[str, Any], pictures: Iterable[str]) -> str:
+    """`pictures`: the files that lie beside it."""
+    single = not document["multi_label"]
+    parts = [
+        "# Evaluation",
+        *_what(document),
+        "## Headline",
+        _table(["metric", "value", "95 % interval"], _headlines(document, single)),
+        *_gates(document),
+        *_baseline(document),
+        *_pictures(pictures),
+        "## Classes",
+        *_classes(document, single),
+        "## All metrics",
+        _table(["metric", "value"], [[name, _number(value)] for name, value in document["metrics"].items()]),
+        *_list("Not computed", [f"{name}: {why}" for name, why in document["unavailable"].items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(document: Mapping[str, Any]) -> Iterator[str]:
+    model = document.get("model")
+    lines = [f"`{document['input']}`, labels from {document['labels']}; predictions in `{document['predictions']}`."]
+    if model:
+        lines.append(f"Model `{model['model']}`, {model['dtype']} on {model['device']}.")
+    judged, inputs = document["judged"], document["inputs"]
+    lines.append(f"{judged:,} of {inputs:,} images are judged.")
+    if judged < inputs:
+        lines.append(
+            f"**{inputs - judged:,} are not**, and no metric knows of them but `accuracy_of_all_inputs`, which counts "
+            f"them as wrong: {document['metrics']['accuracy_of_all_inputs']:.4f}."
+        )
+    yield "\n".join(lines)
+    notes = [f"{number:,} failed: {kind}" for kind, number in document["failures"].items()]
+    if document["unknown_labels"]:
+        labels = _some([f"{_code(name)} ({number:,})" for name, number in document["unknown_labels"].items()])
+        notes.append(f"{document['images_with_unknown_labels']:,} have a label that the model does not know: {labels}")
+    if document["matched"]:
+        pairs = _some([f"{_code(label)} as {_code(name)}" for label, name in document["matched"].items()])
+        notes.append(f"labels taken for names that are not quite theirs: {pairs}")
+    if document.get("predictions_without_label"):
+        notes.append(f"{document['predictions_without_label']:,} predictions are of images without a label")
+    if document.get("never_predicted"):
+        notes.append(
+            "labels that no prediction names, which may be unknown to the model, or its name for them another: "
+            + _some(map(_code, document["never_predicted"]))
+        )
+    for key, what in (
+        ("classes_without_images", "of the model's classes have no image"),
+        ("listed_without_images", "of the data set's classes have no image that is judged"),
+    ):
+        if document[key]:
+            notes.append(f"{len(document[key]):,} {what}: {_some(map(_code, document[key]))}")
+    yield from _list("", notes)
+
+
+def _headlines(document: Mapping[str, Any], single: bool) -> Iterator[list[str]]:
+    for name, title in _HEADLINES.items():
+        if name in document["metrics"]:
+            reach = document["intervals"].get(name)
+            if name == "accuracy" and not single:
+                title = "accuracy (all labels of an image right)"
+            yield [title, _number(document["metrics"][name]), "–".join(map(_number, reach)) if reach else ""]
+
+
+def _gates(document: Mapping[str, Any]) -> Iterator[str]:
+    if document["gates"]:
+        yield "## Gates"
+        rows = (
+            [name, _number(gate["value"]), f"{gate['least']:g}", "passed" if gate["passed"] else "**not passed**"]
+            for name, gate in document["gates"].items()
+        )
+        yield _table(["metric", "value", "at least", ""], rows)
+
+
+def _baseline(document: Mapping[str, Any]) -> Iterator[str]:
+    baseline = document["baseline"]
+    if not baseline:
+        return
+    yield f"## Against {_code(baseline['file'])}"
+    yield f"On the {baseline['images']:,} images that both evaluations have judged, with the same labels."
+    if baseline["metrics"]:
+        yield _table(
+            ["metric", "before", "now", "change", "95 % interval", "p", ""],
+            (_change(name, change) for name, change in baseline["metrics"].items()),
+        )
+
+
+def _change(name: str, change: Mapping[str, Any]) -> list[str]:
+    verdict = "within noise"
+    if not change["within_noise"]:
+        better = (change["change"] > 0) != (name in LOWER_IS_BETTER)
+        verdict = "**better**" if better else "**worse**"
+    interval = " to ".join(f"{value:+.4f}" for value in change["interval"])
+    p_value = f"{change['p_value']:.3g}" if "p_value" in change else ""
+    return [
+        name,
+        _number(change["before"]),
+        _number(change["now"]),
+        f"{change['change']:+.4f}",
+        interval,
+        p_value,
+        verdict,
+    ]
+
+
+def _pictures(pictures: Iterable[str]) -> Iterator[str]:
+    for name in pictures:
+        yield f"![{name.removesuffix('.png').replace('_', ' ')}]({name})"
+
+
+def _classes(document: Mapping[str, Any], single: bool) -> Iterator[str]:
+    rows = [row for row in document["per_class"] if row["images"] or row.get("fp")]
+    rows.sort(key=lambda row: row["f1"])
+    if len(rows) > _MOST_ROWS:
+        yield f"The {_MOST_ROWS} of {len(rows):,} with the lowest F1; all are in metrics.json."
+    numbers = ["precision", "recall", "f1"]
+    numbers += [name for name in ("roc_auc", "average_precision") if any(name in row for row in rows)]
+    last = ["most often taken for"] if single else []
+    yield _table(
+        ["class", "images", *numbers, *last],
+        (
+            [
+                _cell(row["class"]),
+                f"{row['images']:,}",
+                *(_number(row.get(name)) for name in numbers),
+                *([_confused(row)] if single else []),
+            ]
+            for row in rows[:_MOST_ROWS]
+        ),
+    )
+
+
+def _confused(row: Mapping[str, Any]) -> str:
+    others = [(count, name) for name, count in row["predicted_as"].items() if name != row["class"]]
+    return _cell("{1} ({0:,})".format(*max(others))) if others else ""
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def _list(title: str, items: Sequence[str]) -> Iterator[str]:
+    if items:
+        if title:
+            yield f"{title}:"
+        yield "\n".join(f"- {item}" for item in items)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _code(name: str) -> str:
+    return f"`{name.replace('`', chr(39))}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

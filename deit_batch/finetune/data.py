@@ -1,0 +1,234 @@
+"""Labelled inputs to what training takes: pixels on disk, mapped into memory, and a vector of targets for each image.
+
+Every image is decoded once, before the first step, by the loader that `score` uses. So bad images are known (and
+reported) before the first step, and what remains is read at random as fast as the disk can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from deit_batch.errors import InputError, OutputError, UsageError
+from deit_batch.finetune.settings import Settings
+from deit_batch.images import Recipe
+from deit_batch.io import Failure, Reference, json_line, write_atomically
+from deit_batch.labelled import LabelledSource, open_labelled
+from deit_batch.limits import Limits
+from deit_batch.loader import Loader, batched
+
+logger = logging.getLogger("deit_batch")
+
+BATCH = 64
+FIRST_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    image: str | None
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The images that could be decoded. `pixels`: uint8 [n, height, width, 3], in a file; `labels`: of each, in the
+    data set's names; `class_names`: all of them, in the order of the model's outputs; `fingerprint`: SHA-256 over
+    every image's bytes and labels."""
+
+    pixels: NDArray[np.uint8]
+    labels: list[list[str]]
+    class_names: list[str]
+    multi_label: bool
+    layout: str
+    fingerprint: str
+    skipped: list[Skipped]
+
+    def targets(self, class_names: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [n, classes]: 1 for what an image shows, 0 for the rest. Raises UsageError for a class that is not
+        among `class_names`."""
+        numbers = {name: number for number, name in enumerate(class_names)}
+        unknown = sorted({label for labels in self.labels for label in labels} - set(numbers))
+        if unknown:
+            raise UsageError(f"the validation set has classes that the training set has not: {', '.join(unknown):.200}")
+        targets = np.zeros((len(self.labels), len(class_names)), np.float32)
+        for row, labels in zip(targets, self.labels, strict=True):
+            row[[numbers[label] for label in labels]] = 1
+        return targets
+
+
+class Examples(Dataset[dict[str, NDArray[Any]]]):
+    """Some of the prepared images, with their targets."""
+
+    def __init__(self, pixels: NDArray[np.uint8], targets: NDArray[np.float32], places: Sequence[int]) -> None:
+        self._pixels, self._targets = pixels, targets
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> dict[str, NDArray[Any]]:
+        place = self._places[number]
+        return {"pixels": self._pixels[place], "targets": self._targets[place]}
+
+
+def collate(rows: Sequence[dict[str, NDArray[Any]]]) -> dict[str, torch.Tensor]:
+    """`pixels`: uint8 [n, height, width, 3]; `targets`: float32 [n, classes]."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def prepare(
+    folder: Path, source: Callable[[], LabelledSource], recipe: Recipe, limits: Limits, *, workers: int
+) -> Prepared:
+    """Decodes what `source` gives into `folder`, or takes what an earlier run has left there whole. Raises InputError
+    if not one image is left, OutputError if the disk is full."""
+    if not (folder / "prepared.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            _decode_all(folder, source(), recipe, limits, workers)
+        except OSError as error:
+            raise OutputError(f"{folder}: {error.strerror}; the decoded images do not fit on this disk?") from error
+    return _prepared(folder, recipe)
+
+
+def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Limits, workers: int) -> None:
+    skipped: list[Skipped] = []
+    digest = hashlib.sha256()
+    references = source.as_source().references
+    loader = Loader(batched(references, BATCH), recipe, limits, workers=workers, pin_memory=False, digests=True)
+    with closing(loader), open(folder / "pixels", "wb") as pixels, open(folder / "labels.jsonl", "wb") as lines:
+        for batch, decoded in loader:
+            pixels.write(decoded.pixels.numpy().data)
+            for place, reference in enumerate(batch):
+                failure = decoded.settled.get(place)
+                if isinstance(failure, Failure):
+                    skipped.append(Skipped(reference.image, failure.type, failure.message))
+                    continue
+                line = json_line(_labels(reference))
+                digest.update(decoded.digests[place].encode() + line)
+                lines.write(line)
+    about = {
+        "class_names": source.class_names,
+        "multi_label": source.multi_label,
+        "layout": source.layout,
+        "fingerprint": digest.hexdigest(),
+        "skipped": [asdict(one) for one in skipped],
+    }
+    write_atomically(folder / "prepared.json", json_line(about))
+
+
+def _labels(reference: Reference) -> list[str]:
+    label = reference.keep["label"]
+    return [str(one) for one in label] if isinstance(label, list) else [str(label)]
+
+
+def _prepared(folder: Path, recipe: Recipe) -> Prepared:
+    about = json.loads((folder / "prepared.json").read_bytes())
+    skipped = [Skipped(**one) for one in about.pop("skipped")]
+    labels = [json.loads(line) for line in (folder / "labels.jsonl").read_bytes().splitlines()]
+    if not labels:
+        raise InputError(f"none of the {len(skipped)} images can be trained on; the first: {skipped[0].message}")
+    _report(skipped)
+    names = {label for row in labels for label in row}
+    about["class_names"] = [name for name in about["class_names"] or sorted(names) if name in names]
+    pixels = np.memmap(folder / "pixels", np.uint8, "r", shape=(len(labels), *recipe.size, 3))
+    return Prepared(pixels, labels, skipped=skipped, **about)
+
+
+def _report(skipped: Sequence[Skipped]) -> None:
+    for one in skipped[:FIRST_SHOWN]:
+        logger.warning("skipped: %s: %s", one.image or "an image in the table", one.message)
+    if len(skipped) > FIRST_SHOWN:
+        kinds = Counter(one.type for one in skipped)
+        logger.warning("skipped: %s in all (%s)", len(skipped), ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+
+
+def split(labels: Sequence[Sequence[str]], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Places to train on and to validate with: of each class (of each set of labels, where an image has several) the
+    same `share` goes to validation, as near as whole images allow; a class of one image is only trained on."""
+    dice = random.Random(seed)  # noqa: S311 - a split, no secret
+    groups = defaultdict(list)
+    for place, row in enumerate(labels):
+        groups[tuple(sorted(row))].append(place)
+    training, validation = [], []
+    owed = 0.0
+    for _, places in sorted(groups.items()):
+        dice.shuffle(places)
+        owed += share * len(places)
+        count = min(max(0, round(owed)), len(places) - 1)
+        owed -= count
+        validation += places[:count]
+        training += places[count:]
+    return sorted(training), sorted(validation)
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Everything to learn from. `fingerprint` is that of the training inputs, and of the validation inputs if they were
+    given apart."""
+
+    training: Examples
+    validation: Examples
+    class_names: list[str]
+    multi_label: bool
+    layouts: list[str]
+    fingerprints: list[str]
+    skipped: list[Skipped]
+
+
+def load_sets(settings: Settings, recipe: Recipe, folder: Path, *, workers: int) -> Sets:
+    """Decodes the inputs into `folder` and divides them. Raises DeitBatchError where there is too little to learn."""
+    inputs = [
+        _prepare(folder / name, spec, settings, recipe, workers)
+        for name, spec in (("inputs", settings.input), ("validation", settings.validation))
+        if spec is not None
+    ]
+    first, last = inputs[0], inputs[-1]
+    if first.multi_label != last.multi_label:
+        raise UsageError("of --input and --validation, one has several labels an image and the other has one")
+    names = first.class_names
+    if len(names) < 2:
+        raise InputError(f"all images show {names[0]}: there is nothing to tell apart")
+    if first is last:
+        training, validation = split(first.labels, settings.validation_share, settings.seed)
+    else:
+        training, validation = list(range(len(first.labels))), list(range(len(last.labels)))
+    if not validation:
+        raise InputError("no image can be spared for validation: no class has two; name others with --validation")
+    return Sets(
+        training=Examples(first.pixels, first.targets(names), training),
+        validation=Examples(last.pixels, last.targets(names), validation),
+        class_names=names,
+        multi_label=first.multi_label,
+        layouts=[one.layout for one in inputs],
+        fingerprints=[one.fingerprint for one in inputs],
+        skipped=[skipped for one in inputs for skipped in one.skipped],
+    )
+
+
+def _prepare(folder: Path, spec: str, settings: Settings, recipe: Recipe, workers: int) -> Prepared:
+    def source() -> LabelledSource:
+        return open_labelled(
+            spec,
+            column=settings.column,
+            label_column=settings.label_column,
+            recursive=settings.recursive,
+            limit=settings.limit,
+        )
+
+    return prepare(folder, source, recipe, settings.limits, workers=workers)

@@ -1,0 +1,86 @@
+"""The folders of a fine-tuning: OUT appears whole, when it is finished; OUT.partial grows beside it, and a dead run is
+gone on with from there; OUT.lock is held meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import UsageError
+from deit_batch.io import json_line, rename_durably, write_atomically
+from deit_batch.lock import Lock
+
+REPORT = "training.json"
+
+
+def beside(out: Path, ending: str) -> Path:
+    return out.with_name(out.name + ending)
+
+
+def lock(out: Path) -> Lock:
+    """Raises OutputError if another process is at it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return Lock(beside(out, ".lock"), str(out))
+
+
+def finished_report(out: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of a result that was made with the same settings. Raises UsageError for anything else that is there."""
+    if not out.exists():
+        return None
+    report = _read(out / REPORT)
+    if report is None:
+        raise UsageError(f"{out} exists and is no result of a fine-tuning; give another --out")
+    if report["settings"] != facts:
+        raise UsageError(
+            f"{out} was made with other settings ({_differences(report['settings'], facts)}); --fresh replaces it"
+        )
+    return report
+
+
+def open_partial(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> Path:
+    """The folder to work in. Raises UsageError if a dead run with other settings has left it."""
+    partial = beside(out, ".partial")
+    if fresh:
+        shutil.rmtree(partial, ignore_errors=True)
+    before = _read(partial / "settings.json")
+    if before not in (None, facts):
+        raise UsageError(
+            f"{partial} was left by a run with other settings ({_differences(before or {}, facts)}); give those to go "
+            "on with it, or --fresh to start over"
+        )
+    partial.mkdir(exist_ok=True)
+    write_atomically(partial / "settings.json", json_line(facts))
+    return partial
+
+
+def publish(result: Path, out: Path) -> None:
+    """Makes `result`, a folder in OUT.partial, appear as OUT, and takes the rest away."""
+    for path in result.iterdir():
+        path.chmod(0o644)  # safetensors makes its own private
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if out.exists():  # --fresh
+        old = beside(out, ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+        rename_durably(result, out)
+        shutil.rmtree(old)
+    else:
+        rename_durably(result, out)
+    shutil.rmtree(beside(out, ".partial"))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return ", ".join(name.replace("_", "-") for name in names)

@@ -1,0 +1,172 @@
+"""The whole of a fine-tuning: inputs and a checkpoint in, a folder with the new checkpoint out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from deit_batch import machine
+from deit_batch.checkpoints import Checkpoint, find_checkpoint, find_recipe
+from deit_batch.errors import UsageError
+from deit_batch.finetune import folders
+from deit_batch.finetune.augmentation import Augmentation
+from deit_batch.finetune.card import model_card
+from deit_batch.finetune.data import Sets, collate, load_sets
+from deit_batch.finetune.settings import Settings
+from deit_batch.finetune.students import finished, make_student
+from deit_batch.finetune.teacher import Teacher
+from deit_batch.finetune.training import (
+    HIGHER_IS_BETTER,
+    Learner,
+    Progress,
+    StopAndSave,
+    last_checkpoint,
+    loss_for,
+    metrics_for,
+)
+from deit_batch.images import Recipe
+from deit_batch.interrupt import Stop, stop_on_signals
+from deit_batch.model import choose_device
+from deit_batch.plan import default_workers
+
+logger = logging.getLogger("deit_batch")
+
+SECONDS_TO_FINISH = 60.0
+"""After a signal, for the step in hand and a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`metrics` are those of the best epoch, on the validation images; `skipped` is how many images could not be
+    used."""
+
+    metrics: dict[str, float]
+    skipped: int
+
+
+def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool = False) -> Outcome:
+    """Trains into the folder `out`: a checkpoint with its image processor, a model card and training.json, the report.
+
+    Raises DeitBatchError if it can't go on, Interrupted after a signal; then the same call continues it.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with ExitStack() as stack:
+        stack.callback(folders.lock(out).release)
+        stop = stack.enter_context(stop_on_signals(SECONDS_TO_FINISH))
+        checkpoint = find_checkpoint(settings.model, revision=settings.revision, allow_pickle=settings.allow_pickle)
+        recipe = _recipe(checkpoint, settings)
+        facts = _facts(settings, checkpoint, recipe)
+        report = None if fresh else folders.finished_report(out, facts)
+        if report:
+            logger.info("%s is finished already: nothing to do", out)
+        else:
+            partial = folders.open_partial(out, facts, fresh=fresh)
+            report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop, quiet)}
+            result = partial / "result"
+            (result / folders.REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            (result / "README.md").write_text(model_card(report), encoding="utf-8")
+            folders.publish(result, out)
+    return Outcome(report["metrics"], len(report["data"]["skipped"]))
+
+
+def _recipe(checkpoint: Checkpoint, settings: Settings) -> Recipe:
+    if checkpoint.exported_dtype:
+        raise UsageError(f"{checkpoint.name} is exported; fine-tune the checkpoint that it was made from")
+    recipe = find_recipe(checkpoint, settings.image_processor)
+    return recipe.scaled(settings.image_size) if settings.image_size else recipe
+
+
+def _facts(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
+    """All that the result depends on, beside what is in the inputs."""
+    facts = asdict(settings) | {"checkpoint_sha256": checkpoint.digest, "recipe": recipe.as_dict()}
+    del facts["workers"]
+    return dict(json.loads(json.dumps(facts)))
+
+
+def _train(
+    settings: Settings, checkpoint: Checkpoint, recipe: Recipe, partial: Path, stop: Stop, quiet: bool
+) -> dict[str, Any]:
+    """Leaves the checkpoint in `partial`/result, and returns what there is to report."""
+    start = time.monotonic()
+    device = choose_device(settings.device)
+    workers = default_workers(device) if settings.workers is None else settings.workers
+    sets = load_sets(settings, recipe, partial, workers=workers)
+    if settings.teacher and sets.multi_label:
+        raise UsageError("--teacher is for inputs of one label an image, for it names one")
+    teacher = Teacher(settings.teacher, sets.class_names, device) if settings.teacher else None
+    student = make_student(
+        checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size[0]
+    )
+    callbacks = [StopAndSave(stop), Progress()]
+    if settings.early_stopping_patience:
+        callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping_patience))
+    loss = loss_for(multi_label=sets.multi_label, label_smoothing=settings.label_smoothing_factor)
+    trainer = transformers.Trainer(
+        Learner(student, recipe, loss, Augmentation(settings, recipe.size), teacher),
+        _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu"),
+        collate,
+        sets.training,
+        sets.validation,
+        compute_metrics=metrics_for(multi_label=sets.multi_label),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(partial / "steps"))
+    metrics = trainer.evaluate()  # of the best epoch, whose weights have been loaded
+    finished(student).save_pretrained(partial / "result")
+    config = json.dumps(recipe.as_config(), indent=1) + "\n"
+    (partial / "result" / "preprocessor_config.json").write_text(config, encoding="utf-8")
+    return {
+        "metrics": {name.removeprefix("eval_"): value for name, value in metrics.items() if _is_metric(name)},
+        "history": trainer.state.log_history,
+        "steps": trainer.state.global_step,
+        "data": {
+            "images": {"training": len(sets.training), "validation": len(sets.validation)},
+            "class_names": sets.class_names,
+            "multi_label": sets.multi_label,
+            "layouts": sets.layouts,
+            "fingerprints": sets.fingerprints,
+            "skipped": [asdict(one) for one in sets.skipped],
+        },
+        "trained_from": {"name": checkpoint.name, "commit": checkpoint.commit, "sha256": checkpoint.digest},
+        "seconds": round(time.monotonic() - start, 1),
+        "machine": machine.describe(),
+        "versions": {name: version(name) for name in ("deit-batch", "torch", "transformers", "pillow")},
+    }
+
+
+def _is_metric(name: str) -> bool:
+    return name.startswith("eval_") and name.removeprefix("eval_") in HIGHER_IS_BETTER
+
+
+def _arguments(
+    settings: Settings, sets: Sets, folder: Path, *, quiet: bool, on_cpu: bool
+) -> transformers.TrainingArguments:
+    best = settings.metric_for_best_model or ("average_precision" if sets.multi_label else "accuracy")
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=best,
+        greater_is_better=HIGHER_IS_BETTER[best],
+        logging_steps=20,
+        disable_tqdm=quiet or not sys.stderr.isatty(),
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["targets"],
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        **settings.arguments(len(sets.training)),
+    )

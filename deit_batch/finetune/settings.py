@@ -1,0 +1,108 @@
+"""What a fine-tuning is asked for. The knobs of training have the names of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deit_batch.checkpoints import DEFAULT_MODEL
+from deit_batch.errors import UsageError
+from deit_batch.limits import DEFAULT_LIMITS, Limits
+
+STEPS_WANTED = 2000
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 50
+LARGEST_BATCH = 32
+BATCHES_AN_EPOCH = 8
+"""At least, as long as a batch has four images."""
+LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "head": 1e-3}
+"""For AdamW: what is trained anew bears larger steps than what is only refined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`validation_share` is of the inputs, where no `validation` is given; `warmup_steps` below 1 are a share of all
+    steps; None is a default that depends on the data."""
+
+    input: str
+    column: str | None = None
+    label_column: str | None = None
+    recursive: bool = True
+    limit: int | None = None
+    validation: str | None = None
+    validation_share: float = 0.2
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    image_processor: str | None = None
+    allow_pickle: bool = False
+    image_size: int | None = None
+    freeze_backbone: bool = False
+    lora_rank: int | None = None
+    teacher: str | None = None
+    device: str = "auto"
+    num_train_epochs: float | None = None
+    max_steps: int | None = None
+    per_device_train_batch_size: int | None = None
+    auto_find_batch_size: bool = False
+    learning_rate: float | None = None
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.05
+    weight_decay: float = 0.05
+    label_smoothing_factor: float = 0.1
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    fp16: bool = False
+    bf16: bool = False
+    early_stopping_patience: int | None = None
+    metric_for_best_model: str | None = None
+    seed: int = 0
+    crop: float = 0.6
+    flip: bool = True
+    randaugment: int = 9
+    random_erasing: float = 0.25
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    workers: int | None = None
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what contradicts itself."""
+        if self.freeze_backbone and self.lora_rank:
+            raise UsageError("--freeze-backbone and --lora-rank exclude each other: the one trains the head alone")
+        if self.fp16 and self.bf16:
+            raise UsageError("--fp16 and --bf16 exclude each other")
+
+    @property
+    def way(self) -> str:
+        return "head" if self.freeze_backbone else "lora" if self.lora_rank else "full"
+
+    def batch_size(self, images: int) -> int:
+        if self.per_device_train_batch_size:
+            return self.per_device_train_batch_size
+        return min(LARGEST_BATCH, max(4, images // BATCHES_AN_EPOCH))
+
+    def epochs(self, images: int) -> float:
+        """Enough for a certain number of steps, whether there are a hundred images or a hundred thousand."""
+        if self.num_train_epochs:
+            return self.num_train_epochs
+        steps = max(1, images // (self.batch_size(images) * self.gradient_accumulation_steps))
+        return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS_WANTED / steps)))
+
+    def arguments(self, images: int) -> dict[str, Any]:
+        """For TrainingArguments, with `images` to train on."""
+        size = self.batch_size(images)
+        return {
+            "num_train_epochs": self.epochs(images),
+            "max_steps": self.max_steps or -1,
+            "per_device_train_batch_size": size,
+            "per_device_eval_batch_size": size,
+            "auto_find_batch_size": self.auto_find_batch_size,
+            "learning_rate": self.learning_rate or LEARNING_RATES[self.way],
+            "lr_scheduler_type": self.lr_scheduler_type,
+            "warmup_steps": self.warmup_steps,
+            "weight_decay": self.weight_decay,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "max_grad_norm": self.max_grad_norm,
+            "fp16": self.fp16,
+            "bf16": self.bf16,
+            "seed": self.seed,
+        }

@@ -1,0 +1,316 @@
+"""Fine-tuning learns, is resumed to the same weights, and leaves checkpoints that score as the pipeline scores them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import COMMAND, LABELS, MakeCheckpoint, deit_batch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import ResNetConfig, ResNetForImageClassification, pipeline
+
+from deit_batch import score
+from deit_batch.checkpoints import find_checkpoint, find_recipe
+from deit_batch.errors import CheckpointError, InputError, UsageError
+from deit_batch.finetune.augmentation import Augmentation
+from deit_batch.finetune.data import split
+from deit_batch.finetune.run import Outcome, finetune
+from deit_batch.finetune.settings import Settings
+from deit_batch.finetune.students import interpolated
+
+COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
+EACH = 10
+
+
+def patch(colour: tuple[int, int, int], seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(-50, 50, (32, 32, 3))
+    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of noisy patches."""
+    folder = tmp_path_factory.mktemp("colours")
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for number in range(EACH):
+            patch(colour, number).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def canvases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ beside labels.csv: the upper half in one colour, the lower in another, or in the same."""
+    folder = tmp_path_factory.mktemp("canvases")
+    (folder / "images").mkdir()
+    lines = ["filename,labels"]
+    for number in range(36):
+        names = [list(COLOURS)[number % 3], list(COLOURS)[number // 3 % 3]]
+        image = patch(COLOURS[names[0]], number)
+        image.paste(patch(COLOURS[names[1]], number + 100).crop((0, 0, 32, 16)), (0, 16))
+        image.save(folder / "images" / f"{number}.png")
+        lines.append(f"{number}.png,{' '.join(dict.fromkeys(names))}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(make_checkpoint: MakeCheckpoint) -> Path:
+    """What is learned from: weights as small as real ones."""
+    return make_checkpoint(initializer_range=0.05)
+
+
+def settings(input: Path, model: Path, **more: Any) -> Settings:
+    quick: dict[str, Any] = {"num_train_epochs": 6, "learning_rate": 2e-3, "randaugment": 0, "workers": 0}
+    return Settings(input=str(input), model=str(model), **{**quick, **more})
+
+
+def losses(out: Path) -> list[float]:
+    history = json.loads((out / "training.json").read_bytes())["history"]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def assert_scores_as_the_pipeline(folder: Path, images: Path) -> None:
+    classify = pipeline("image-classification", model=str(folder), dtype=torch.float32)
+    records = list(score(str(images), model=str(folder), top_k=None, workers=0))
+    assert len(records) > 20
+    for record in records:
+        expected = classify(str(record.image), top_k=len(COLOURS))
+        assert [p["label"] for p in record.predictions] == [p["label"] for p in expected]
+        assert [p["score"] for p in record.predictions] == pytest.approx([p["score"] for p in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"],
+)
+def test_every_class_learns_and_scores_as_the_pipeline(
+    colours: Path, tmp_path: Path, make_checkpoint: MakeCheckpoint, architecture: str
+) -> None:
+    base = make_checkpoint(architecture, initializer_range=0.05)
+    outcome = finetune(settings(colours, base), tmp_path / "out")
+    assert outcome.metrics["accuracy"] > 0.8  # 0.33 by chance
+    assert min(losses(tmp_path / "out")) < np.log(3) - 0.3  # by chance
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    checkpoint = find_checkpoint(str(tmp_path / "out"))
+    assert checkpoint.labels == sorted(COLOURS)
+    assert find_recipe(checkpoint, None) == find_recipe(find_checkpoint(str(base)), None)
+
+
+def test_several_labels_an_image(canvases: Path, start: Path, tmp_path: Path) -> None:
+    outcome = finetune(settings(canvases, start, num_train_epochs=20), tmp_path / "out")
+    assert outcome.metrics["average_precision"] > 0.8  # 0.56 by chance
+    assert find_checkpoint(str(tmp_path / "out")).multi_label
+    assert_scores_as_the_pipeline(tmp_path / "out", canvases / "images")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "any number of labels an image" in card
+    assert json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]["fingerprints"][0] in card
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(one: Path, other: Path) -> set[str]:
+    before, after = weights(one), weights(other)
+    return {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+
+
+def test_a_frozen_backbone_stays_as_it_was(colours: Path, start: Path, tmp_path: Path) -> None:
+    finetune(settings(colours, start, freeze_backbone=True), tmp_path / "out")
+    assert changed(start, tmp_path / "out") == {"classifier.weight", "classifier.bias"}
+
+
+def test_lora_ends_in_a_plain_checkpoint(colours: Path, start: Path, tmp_path: Path) -> None:
+    outcome = finetune(settings(colours, start, lora_rank=4, learning_rate=1e-2), tmp_path / "out")
+    assert outcome.metrics["accuracy"] > 0.8
+    parts = {name.rsplit(".", 2)[-2] for name in changed(start, tmp_path / "out")}
+    assert parts == {"query", "value", "classifier"}
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+
+
+def test_a_larger_image_size(colours: Path, start: Path, tmp_path: Path) -> None:
+    finetune(settings(colours, start, image_size=48, num_train_epochs=1), tmp_path / "out")
+    checkpoint = find_checkpoint(str(tmp_path / "out"))
+    assert checkpoint.geometry.image_size == find_recipe(checkpoint, None).size == (48, 48)
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    with pytest.raises(UsageError, match="--image-size 50 is no multiple"):
+        finetune(settings(colours, start, image_size=50), tmp_path / "other")
+
+
+def test_positions_are_interpolated_in_their_place() -> None:
+    rows = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 2).reshape(1, 16, 2)
+    assert torch.equal(interpolated(rows, 4, 4), rows)
+    larger = interpolated(rows, 4, 8).view(8, 8, 2)
+    assert (larger.diff(dim=0) > -0.1).all()
+    assert torch.allclose(larger.diff(dim=1), torch.zeros(()), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CNN that says of everything that it is green."""
+    names = dict(enumerate(["blue", "green", "red", "grey"]))
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=names, label2id={}
+    )
+    model = ResNetForImageClassification(config)
+    linear: Any = model.classifier[-1]
+    torch.nn.init.zeros_(linear.weight)
+    linear.bias.data = torch.tensor([0.0, 9.0, 0.0, 10.0])  # grey is none of the student's classes
+    folder = tmp_path_factory.mktemp("teacher")
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 24}, "image_mean": [0.5, 0.4, 0.3]}')
+    return folder
+
+
+def test_a_teacher_trains_the_distillation_token(colours: Path, start: Path, teacher: Path, tmp_path: Path) -> None:
+    finetune(settings(colours, start, teacher=str(teacher)), tmp_path / "out")
+    assert find_checkpoint(str(tmp_path / "out")).geometry.architecture == "DeiTForImageClassificationWithTeacher"
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    pixels = torch.tensor(np.stack([np.asarray(patch(COLOURS["red"], n)) for n in range(20, 30)])).permute(0, 3, 1, 2)
+    from transformers import DeiTForImageClassificationWithTeacher
+
+    student = DeiTForImageClassificationWithTeacher.from_pretrained(tmp_path / "out")
+    outputs = student(pixel_values=pixels / 127.5 - 1)
+    assert outputs.distillation_logits.argmax(-1).tolist() == [1] * 10  # as it was taught
+    assert Counter(outputs.cls_logits.argmax(-1).tolist()).most_common(1)[0][0] == 2  # as it is
+
+
+def test_a_teacher_that_lacks_a_class_is_refused(colours: Path, start: Path, vit: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"does not know blue, green, red; its classes are {LABELS[0]}"):
+        finetune(settings(colours, start, teacher=str(vit)), tmp_path / "out")
+
+
+def test_bad_images_are_skipped_and_reported(colours: Path, start: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(path), "label": path.parent.name} for path in sorted(colours.glob("*/*.png"))]
+    rows += [{"image": "gone.png", "label": "red"}, {"image": str(colours / "red" / "1.png")}]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
+    done = deit_batch(
+        "finetune",
+        "--input",
+        table,
+        "--model",
+        start,
+        "--out",
+        "out",
+        "--max-steps",
+        "1",
+        "--workers",
+        "0",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "3 images skipped" in done.stderr
+    skipped = json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]["skipped"]
+    assert [one["type"] for one in skipped] == ["FetchError", "RowError", "RowError"]
+    assert os.stat(tmp_path / "out" / "model.safetensors").st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    colours: Path, start: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
+    options = ["--input", colours, "--model", start, "--workers", 0, "--num-train-epochs", 60]
+    options += ["--per-device-train-batch-size", 4, "--mixup", 0.5, "--cutmix", 1]
+    command = [COMMAND, "finetune", *map(str, options), "--out", "stopped", "--quiet"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    steps = tmp_path / "stopped.partial" / "steps"
+    while process.poll() is None and not list(steps.glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    process.send_signal(signum)
+    assert process.wait() == (-9 if signum == signal.SIGKILL else 143)
+    assert not (tmp_path / "stopped").exists()
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert not (tmp_path / "stopped.partial").exists()
+    whole = settings(
+        colours,
+        start,
+        num_train_epochs=60,
+        learning_rate=None,
+        randaugment=9,
+        per_device_train_batch_size=4,
+        mixup=0.5,
+        cutmix=1.0,
+    )
+    finetune(whole, tmp_path / "whole")
+    assert changed(tmp_path / "whole", tmp_path / "stopped") == set()
+
+
+def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
+    colours: Path, start: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    def once(epochs: int, **more: Any) -> Outcome:
+        return finetune(settings(colours, start, num_train_epochs=epochs), tmp_path / "out", **more)
+
+    first = once(1)
+    assert once(1) == first
+    assert f"{tmp_path / 'out'} is finished already: nothing to do" in messages
+    with pytest.raises(UsageError, match=r"made with other settings \(num-train-epochs\); --fresh replaces it"):
+        once(2)
+    once(2, fresh=True)
+    assert len(losses(tmp_path / "out")) == 3  # two epochs, and the best of them
+    (tmp_path / "out" / "training.json").unlink()
+    with pytest.raises(UsageError, match="no result of a fine-tuning"):
+        once(2)
+
+
+def test_too_little_to_learn_from_is_said(colours: Path, start: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="all images show"):
+        finetune(settings(colours, start, limit=3), tmp_path / "out")
+    with pytest.raises(UsageError, match="has no class folders"):
+        finetune(settings(colours / "red", start), tmp_path / "other")
+
+
+rows = st.lists(st.lists(st.sampled_from("abc"), max_size=2, unique=True), min_size=1, max_size=60)
+
+
+@given(rows, st.floats(0.05, 0.95), st.integers(0, 9))
+def test_a_split_takes_its_share_of_every_class(labels: list[list[str]], share: float, seed: int) -> None:
+    training, validation = split(labels, share, seed)
+    assert sorted(training + validation) == list(range(len(labels)))
+    assert split(labels, share, seed) == (training, validation)
+    everywhere = Counter(tuple(sorted(row)) for row in labels)
+    for group, count in everywhere.items():
+        spared = sum(tuple(sorted(labels[place])) == group for place in validation)
+        assert spared < count
+        assert spared <= share * count + 1.5
+
+
+def test_mixing_keeps_a_whole_of_labels_and_depends_on_the_seed_alone() -> None:
+    values, targets = torch.rand(6, 3, 32, 32), torch.eye(3).repeat(2, 1)
+    for mixup, cutmix in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0)):
+        augmentation = Augmentation(Settings(input="", mixup=mixup, cutmix=cutmix), (32, 32))
+        torch.manual_seed(1)
+        one, mixed = augmentation(values, targets)
+        torch.manual_seed(1)
+        other, _ = augmentation(values, targets)
+        assert torch.equal(one, other)
+        assert one.shape == values.shape
+        assert 0 <= one.min() <= one.max() <= 1
+        assert torch.allclose(mixed.sum(-1), torch.ones(6))
+    plain = Augmentation(Settings(input="", crop=1, flip=False, randaugment=0, random_erasing=0), (32, 32))
+    assert torch.equal(plain(values, targets)[0], values)
+
+
+def test_half_an_image_of_another_is_half_its_label() -> None:
+    values = torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)])
+    augmentation = Augmentation(
+        Settings(input="", crop=1, flip=False, randaugment=0, random_erasing=0, cutmix=1.0), (32, 32)
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = augmentation(values, torch.eye(2))
+        assert torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1], atol=1e-6)
