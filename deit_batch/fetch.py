@@ -73,20 +73,21 @@ class Fetcher:
     def _places(self) -> threading.Semaphore:
         return threading.Semaphore(MOST_AT_ONCE)
 
-    def start(self, url: Url) -> Future[bytes | Failure]:
-        """Fetches it in a thread, which keeps no program from ending."""
+    def start(self, url: Url, gone: threading.Event | None = None) -> Future[bytes | Failure]:
+        """Fetches it in a thread, which keeps no program from ending, and, once whoever waits for it has `gone`, makes
+        no other try."""
         for _ in (self._pool, self._turns, self._lock, self._places):
             pass  # made here, or several threads would each make their own
         future: Future[bytes | Failure] = Future()
-        threading.Thread(target=self._fetch_for, args=(future, url), name="fetch", daemon=True).start()
+        threading.Thread(target=self._fetch_for, args=(future, url, gone), name="fetch", daemon=True).start()
         return future
 
-    def _fetch_for(self, future: Future[bytes | Failure], url: Url) -> None:
+    def _fetch_for(self, future: Future[bytes | Failure], url: Url, gone: threading.Event | None) -> None:
         with self._places:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(self.fetch(url))
+                future.set_result(self.fetch(url, gone))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -98,7 +99,7 @@ class Fetcher:
             results[i] = future.result()
         return results
 
-    def fetch(self, location: Location) -> bytes | Failure:
+    def fetch(self, location: Location, gone: threading.Event | None = None) -> bytes | Failure:
         try:
             match location:
                 case Failure():
@@ -110,7 +111,7 @@ class Fetcher:
                 case LocalFile(path):
                     data = self._read_file(path)
                 case Url(url):
-                    data = self._download(url)
+                    data = self._download(url, gone or threading.Event())
             if not data:
                 raise FetchError("no bytes: the file or field is empty")
             if len(data) > self._limits.image_bytes:
@@ -148,25 +149,27 @@ class Fetcher:
 
     # --- URLs -------------------------------------------------------------------------------------------------------
 
-    def _download(self, url: str) -> bytes:
+    def _download(self, url: str, gone: threading.Event) -> bytes:
         for attempt in range(self._limits.retries + 1):
             try:
-                return self._follow(url)
+                return self._follow(url, gone)
             except _PassingError as error:
                 if attempt == self._limits.retries:
                     raise FetchError(str(error)) from error
                 # Full jitter: many workers that failed together must not come back together.
                 wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
-                time.sleep(min(wait, LONGEST_WAIT))
+                gone.wait(min(wait, LONGEST_WAIT))
         raise AssertionError  # the last attempt returns or raises
 
-    def _follow(self, url: str) -> bytes:
+    def _follow(self, url: str, gone: threading.Event) -> bytes:
         """One try: a request, and those to which it redirects. Credentials in the URL go to its own host only."""
         try:
             here = httpx2.URL(url)
             seconds = self._limits.fetch_seconds
             for _ in range(self._limits.redirects + 1):
                 with self._turn(here.host):
+                    if gone.is_set():
+                        raise FetchError("nobody waits for it any more")
                     start = time.monotonic()
                     with self._network.deadline(seconds):
                         answer = self._get(here)

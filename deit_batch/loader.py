@@ -28,12 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from deit_batch.decoders import end_process_after
 from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure, Location, Reference
-from deit_batch.limits import Limits
+from deit_batch.limits import Limits, end_process_after
 
 logger = logging.getLogger("deit_batch")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.batcher import Batcher
+from deit_batch.serving.batcher import Batcher
 
 LONG = 3600.0  # seconds: no window of a test ends by itself
 
@@ -67,7 +67,7 @@ def test_a_batch_that_is_not_full_leaves_when_its_window_ends() -> None:
     async def test(work: Work) -> None:
         one = batcher(work, size=100, window=0.001)
         work.go.set()
-        assert await asyncio.gather(one(1), one(2)) == [2, 4]
+        assert [*await asyncio.gather(one(1), one(2))] == [2, 4]
         assert work.batches == [[1, 2]]
 
     run(test)

@@ -26,8 +26,8 @@ from conftest import COMMAND, jpeg
 from misbehaving import Server, serve
 
 from deit_batch import score
-from deit_batch import serve as serving
 from deit_batch.errors import UsageError
+from deit_batch.serving import server as serving
 
 KEY = "the-key"
 QUEUE = 8
@@ -67,6 +67,10 @@ class Process:
         page = self.client.get("/metrics").text
         (value,) = re.findall(rf"^{re.escape(name)} (.*)$", page, re.MULTILINE)
         return float(value)
+
+    def decoders(self) -> list[int]:
+        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -173,6 +177,17 @@ def test_paths_are_never_read(server: Process, folder: Path, path: str) -> None:
     assert answer["error"]["type"] == "RowError"
 
 
+def test_a_decoder_that_was_killed_while_idle_costs_no_image(server: Process) -> None:
+    decoders = server.decoders()
+    for pid in decoders:
+        os.kill(pid, signal.SIGKILL)
+    while server.decoders():
+        time.sleep(0.01)
+    for number in range(2 * len(decoders)):
+        assert len(server.score(b64(jpeg(number)))[0]) == 5
+    assert not set(server.decoders()) & set(decoders)
+
+
 def test_an_image_that_crashes_or_hangs_its_decoder_fails_alone(server: Process) -> None:
     before = server.metric('deit_batch_images_total{result="DecodeError"}')
 
@@ -196,7 +211,7 @@ def test_an_image_that_crashes_or_hangs_its_decoder_fails_alone(server: Process)
         ("", 400, "Invalid JSON"),
         ("[]", 400, "object"),
         ("{}", 400, "input_data: Field required"),
-        ('{"input_data": "x"}', 400, "list"),
+        ('{"input_data": "x"}', 400, "input_data: Input should be a valid array"),
         ('{"input_data": [], "top_k": 3}', 400, "top_k"),
         (b'{"input_data": ["\xff"]}', 400, "Invalid JSON"),
         ("[" * 100_000, 400, "recursion"),

@@ -8,7 +8,8 @@ import os
 import signal
 from typing import Any
 
-from deit_batch import decoders, images
+from deit_batch import images
+from deit_batch.serving import decoders
 
 CRASH, HANG = b"crash", b"hang"
 

@@ -9,6 +9,7 @@ import click
 
 from deit_batch.errors import UsageError
 from deit_batch.exits import told
+from deit_batch.extras import needing
 from deit_batch.options import (
     AT_LEAST_ONE,
     CONFIG,
@@ -102,10 +103,8 @@ def serve(
             raise UsageError("--workers 0: a server decodes in processes of its own, or a bad image could end it")
         from deit_batch.plan import Options
 
-        try:
-            from deit_batch.serve import serve as run
-        except ModuleNotFoundError as error:
-            raise UsageError(f"this needs {error.name}: pip install 'deit-batch[serve]'") from error
+        with needing("serve"):
+            from deit_batch.serving.server import serve as run
         run(
             Options(input="", **chosen),
             host=host,

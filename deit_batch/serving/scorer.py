@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn, TypeAlias
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from deit_batch.batcher import Batcher
-from deit_batch.decoders import Decoders, Pixels
 from deit_batch.errors import RowError
-from deit_batch.fetch import Fetcher
-from deit_batch.io import Base64, Failure, LocalFile, Prediction, Url
+from deit_batch.fetch import MOST_AT_ONCE, Fetcher
+from deit_batch.io import Base64, Failure, Prediction, Url
 from deit_batch.plan import Options, Plan
 from deit_batch.runner import best
+from deit_batch.serving.batcher import Batcher
+from deit_batch.serving.decoders import Decoders, Pixels
 from deit_batch.sources import locate
 
 BATCHES_AT_ONCE = 2
@@ -39,6 +41,7 @@ class Scorer:
         self._plan, self._options = plan, options
         self._batched = batched
         self._fetcher = Fetcher(options.limits)
+        self._fetches = asyncio.Semaphore(MOST_AT_ONCE)
         self._decoders = Decoders(plan.recipe, options.limits, workers=plan.workers)
         self._batcher: Batcher[Pixels, Result] = Batcher(
             self._score, size=plan.round_size, window=window, at_once=BATCHES_AT_ONCE
@@ -48,7 +51,7 @@ class Scorer:
         self._classifier = asyncio.get_running_loop().run_in_executor(self._model_thread, plan.load)
         self.is_ready = False
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Warms all up, then works for ever. Raises CheckpointError if the weights do not fit."""
         await asyncio.gather(self._classifier, self._decoders.warm_up(_black_png()))
         height, width = self._plan.recipe.size
@@ -64,11 +67,27 @@ class Scorer:
             return location
         data: Base64 | bytes | Failure
         if isinstance(location, Url):
-            data = await asyncio.wrap_future(self._fetcher.start(location))
+            data = await self._fetch(location)
         else:
             data = location
         pixels = data if isinstance(data, Failure) else await self._decoders(data)
         return pixels if isinstance(pixels, Failure) else await self._batcher(pixels)
+
+    async def _fetch(self, url: Url) -> bytes | Failure:
+        """A thread that nobody waits for any more ends soon, but not at once: so many there may be, and no more."""
+        await self._fetches.acquire()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+
+        def ended(_: Future[bytes | Failure]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the program ends
+                loop.call_soon_threadsafe(self._fetches.release)
+
+        fetch = self._fetcher.start(url, gone)
+        fetch.add_done_callback(ended)
+        try:
+            return await asyncio.wrap_future(fetch)
+        finally:
+            gone.set()
 
     async def _score(self, images: list[Pixels]) -> Sequence[Result]:
         classifier = await self._classifier
@@ -95,16 +114,15 @@ class Scorer:
 
 
 def place(image: object) -> Url | Base64 | Failure:
-    """Where an image is, as a client gives it. Never a file of this machine."""
+    """Where an image is, as a client gives it. Never a file of this machine: what is no URL is taken for base64."""
     if not isinstance(image, str) or not image.strip():
-        return Failure.of(RowError("the image is empty" if image in (None, "") else "the image is no text"))
+        what = "is empty" if image is None or isinstance(image, str) else "is no text"
+        return Failure.of(RowError(f"the image {what}"))
     try:
-        location = locate(image)
+        location = locate(image, always_base64=True)
     except RowError as error:
         return Failure.of(error)
-    if isinstance(location, LocalFile):
-        return Failure.of(RowError("neither an http(s) URL nor the base64 of an image; paths are not read"))
-    return location
+    return location if isinstance(location, Url | Base64) else Failure.of(RowError("paths are not read"))
 
 
 def _black_png() -> bytes:

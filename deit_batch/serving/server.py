@@ -15,10 +15,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deit_batch.endpoint import Service, application
 from deit_batch.errors import DeitBatchError, UsageError
-from deit_batch.metrics import Metrics, Watched
 from deit_batch.plan import Options, Plan
+from deit_batch.serving.endpoint import Service, application
+from deit_batch.serving.metrics import Metrics, Watched
 
 logger = logging.getLogger("deit_batch")
 
@@ -82,6 +82,8 @@ def serve(
             server.run(sockets=[listener])
     if problems:
         raise problems[0]
+    if not server.started:
+        raise DeitBatchError("the server could not start; what kept it from that stands above")
     if app.unanswered:
         raise DeitBatchError(f"{app.unanswered} requests were not answered within --drain-seconds {drain_seconds}")
     logger.info("every request was answered")
@@ -128,7 +130,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
-        raise UsageError(f"--host {host} --port {port} can't be listened at: {error.strerror or error}") from error
+        reason = str(error.strerror or error).partition(" (while")[0]  # where, as Python adds it, is said already
+        raise UsageError(f"--host {host} --port {port} can't be listened at: {reason}") from error
     with listener:
         yield listener
 

@@ -4,17 +4,15 @@ Imports no torch: the processes are small, and quick to replace."""
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +22,7 @@ from deit_batch.errors import DecodeError
 from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure
-from deit_batch.limits import Limits
+from deit_batch.limits import Limits, end_process_after
 
 logger = logging.getLogger("deit_batch")
 
@@ -33,17 +31,6 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 TRIES = 2
 """Of an image whose worker died: the kernel may have chosen that worker for other reasons."""
-
-
-@contextmanager
-def end_process_after(seconds: float) -> Iterator[None]:
-    """What is done in here must be done in time, or this process ends: there is no other way out of a decoder that
-    hangs. For a worker, whose descriptor 2 leads nowhere: a traceback goes there."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 class Decoders:
@@ -64,11 +51,8 @@ class Decoders:
         for _ in range(TRIES):
             worker = await self._idle.get()
             start = time.monotonic()
-            future = worker.submit(_pixels, image, self._recipe, self._limits)
-            # It is idle again when it is done, not when whoever waits for the image has gone.
-            future.add_done_callback(lambda done, worker=worker: self._is_done(worker, done))  # type: ignore[misc]
             try:
-                return await asyncio.wrap_future(future)
+                return await asyncio.wrap_future(self._start(worker, image))
             except BrokenProcessPool:
                 logger.warning("a decode worker died; another takes its place")
                 if time.monotonic() - start >= self._limits.decode_seconds:
@@ -77,16 +61,20 @@ class Decoders:
             DecodeError(f"its decoder crashed or did not end in time; {self._limits.decode_seconds:g} s are allowed")
         )
 
-    def _is_done(self, worker: ProcessPoolExecutor, future: Future[Pixels | Failure]) -> None:
-        broken = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
+    def _start(self, worker: ProcessPoolExecutor, image: Base64 | bytes) -> Future[Pixels | Failure]:
+        """The worker is idle again when it is done, not when whoever waits for the image has gone."""
 
-        def back() -> None:
-            if broken:
-                worker.shutdown(wait=False)
-            self._idle.put_nowait(_new_worker() if broken else worker)
+        def back(future: Future[Pixels | Failure]) -> None:
+            broken = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
+            with suppress(RuntimeError):  # the loop is closed: the program ends
+                self._loop.call_soon_threadsafe(self._idle.put_nowait, _replaced(worker) if broken else worker)
 
-        with suppress(RuntimeError):  # the loop is closed: the program ends
-            self._loop.call_soon_threadsafe(back)
+        try:
+            future = worker.submit(_pixels, image, self._recipe, self._limits)
+        except BrokenProcessPool:  # it has died while it was idle, of nothing that the image did
+            return self._start(_replaced(worker), image)
+        future.add_done_callback(back)
+        return future
 
     async def warm_up(self, image: bytes) -> None:
         """Starts all processes, by giving each an image."""
@@ -101,6 +89,11 @@ class Decoders:
 
 def _new_worker() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start)
+
+
+def _replaced(worker: ProcessPoolExecutor) -> ProcessPoolExecutor:
+    worker.shutdown(wait=False)
+    return _new_worker()
 
 
 def _start() -> None:

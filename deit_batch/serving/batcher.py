@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,14 +45,13 @@ class Batcher(Generic[Item, Result]):
         self._waiting.put_nowait(waiting)
         return await waiting.result
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Works for ever."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._turns.acquire()
                 batch = await self._fill()
                 tasks.create_task(self._work_on(batch)).add_done_callback(lambda _: self._turns.release())
-        raise AssertionError
 
     async def _fill(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
