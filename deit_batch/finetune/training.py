@@ -67,10 +67,7 @@ class Learner(nn.Module):
             values, targets = self._augmentation(values, targets)
         taught = self._teacher(values) if self.training and self._teacher else None
         outputs = self.student(pixel_values=values.mul_(self._scale).sub_(self._mean).div_(self._std))
-        if taught is None:
-            loss = self._loss(outputs.logits, targets)
-        else:
-            loss = self._distilled(outputs, targets, taught)
+        loss = self._loss(outputs.logits, targets) if taught is None else self._distilled(outputs, targets, taught)
         return {"loss": loss, "logits": outputs.logits}
 
     def _distilled(self, outputs: Any, targets: Tensor, taught: Tensor) -> Tensor:
