@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,8 @@ from deit_batch.runner import best
 from deit_batch.serving.batcher import Batcher
 from deit_batch.serving.decoders import Decoders, Pixels
 from deit_batch.sources import locate
+
+logger = logging.getLogger("deit_batch")
 
 BATCHES_AT_ONCE = 2
 """So that the next is there when one is done: a core or a card that waits for Python scores nothing."""
@@ -57,6 +60,7 @@ class Scorer:
         height, width = self._plan.recipe.size
         await self._score([np.zeros((height, width, 3), np.uint8)] * self._plan.round_size)
         self.is_ready = True
+        logger.info("ready")
         await self._batcher.run()
 
     async def __call__(self, image: object) -> Result:
