@@ -132,7 +132,7 @@ INPUT = (
         "--input",
         required=True,
         metavar="WHAT",
-        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, "
+        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar, "
         "hf://DATASET?split=…, or - for stdin.",
     ),
     option(
