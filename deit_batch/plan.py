@@ -207,8 +207,8 @@ def _require_features(options: Options, checkpoint: Checkpoint) -> None:
         )
     if "distillation" in options.features and "distillation_classifier" not in geometry.parts.heads:
         logger.warning(
-            "the head of %s does not look at the distillation token: its features are worth what an earlier training, with "
-            "a teacher, has left in them",
+            "the head of %s does not look at the distillation token: its features are what an earlier training has "
+            "left",
             checkpoint.name,
         )
 
