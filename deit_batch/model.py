@@ -116,7 +116,7 @@ def load_classifier(
     dtype: str,
     pass_size: int,
     compile: bool = False,
-    features: Sequence[FeatureName] = (),
+    features: Sequence[FeatureName] | None = None,
 ) -> Classifier:
     """Its results are these `features`, if there are any, instead of scores. Raises CheckpointError for a checkpoint
     that must not be scored with, DeitBatchError if it can't be compiled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, BinaryIO, Literal, Self
@@ -45,7 +45,7 @@ class Options:
     dtype: str = "auto"
     top_k: int | None = 5
     threshold: float = 0.0
-    features: tuple[FeatureName, ...] = ()
+    features: tuple[FeatureName, ...] | None = None
     compile: bool = False
     batch_size: int | None = None
     workers: int | None = None
@@ -61,13 +61,13 @@ class Options:
             raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
-        if self.features:
-            self._check_features()
+        if self.features is not None:
+            self._check_features(self.features)
 
-    def _check_features(self) -> None:
-        if not set(self.features) <= set(FEATURES) or len(set(self.features)) < len(self.features):
-            raise UsageError(f"features are {self.features!r}; give some of {', '.join(FEATURES)}, each once")
-        clash = [name for name in self.keep if name in (*self.features, "features")]
+    def _check_features(self, names: tuple[FeatureName, ...]) -> None:
+        if not names or not set(names) <= set(FEATURES) or len(set(names)) < len(names):
+            raise UsageError(f"features are {names!r}; give some of {', '.join(FEATURES)}, each once")
+        clash = [name for name in self.keep if name in (*names, "features")]
         if clash:
             raise UsageError(f"--keep {clash[0]}: the features have a column of that name already")
 
@@ -94,13 +94,13 @@ class Plan:
     pass_size: int
     workers: int
     compile: bool
-    features: tuple[FeatureName, ...] = ()
+    features: tuple[FeatureName, ...] | None = None
 
     @classmethod
     def of(cls, options: Options) -> Self:
         checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
         if options.features:
-            _require_features(options, checkpoint)
+            _require_features(options.features, options, checkpoint)
         recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
 
         from deit_batch.model import choose_device, choose_dtype, choose_sizes
@@ -192,20 +192,20 @@ def _results(options: Options) -> dict[str, object]:
     return {"top_k": options.top_k, "threshold": options.threshold}
 
 
-def _require_features(options: Options, checkpoint: Checkpoint) -> None:
+def _require_features(names: Sequence[FeatureName], options: Options, checkpoint: Checkpoint) -> None:
     """Raises UsageError unless the checkpoint has them."""
     if checkpoint.exported_dtype:
         raise UsageError(f"{checkpoint.name} is exported: it gives scores alone; name the checkpoint it was made from")
     if options.dtype == "int8":
         raise UsageError("--dtype int8 is for scores alone: it runs an exported checkpoint, which has no features")
     geometry = checkpoint.geometry
-    missing = [name for name in options.features if name not in geometry.features]
+    missing = [name for name in names if name not in geometry.features]
     if missing:
         raise UsageError(
             f"--features {missing[0]}: {checkpoint.name} is a {geometry.architecture}, which has only "
             f"{' and '.join(geometry.features)}"
         )
-    if "distillation" in options.features and "distillation_classifier" not in geometry.parts.heads:
+    if "distillation" in names and "distillation_classifier" not in geometry.parts.heads:
         logger.warning(
             "the head of %s does not look at the distillation token: its features are what an earlier training has "
             "left",

@@ -253,7 +253,7 @@ def run(
         source = source or options.open_source(stdin)
         plan = Plan.of(options)
         settings = {**plan.settings(options), "incremental": incremental}
-        columns = Columns(options.keep, options.features, plan.checkpoint.geometry.hidden_size)
+        columns = Columns(options.keep, options.features or (), plan.checkpoint.geometry.hidden_size)
         output = stack.enter_context(closing(open_output(out, format, settings=settings, columns=columns, mode=mode)))
         known = stack.enter_context(closing(_known(out, plan, options, mode))) if incremental else None
         references = known.recall(source.references) if known else output.recall(source.references)

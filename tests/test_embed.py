@@ -13,16 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import COMMAND, EXAMPLES, MakeCheckpoint, deit_batch, interrupted_after, read_jsonl, scored
+from click.testing import CliRunner
+from conftest import COMMAND, EXAMPLES, MakeCheckpoint, interrupted_after, read_jsonl, scored
 from safetensors.torch import load_file, save_file
 from test_cli import wait_for_growth
 from transformers import AutoImageProcessor, AutoModel
 from transformers.image_utils import load_image
 
 from deit_batch import embed, score
-from deit_batch.checkpoints import find_checkpoint
-from deit_batch.errors import Interrupted, TooManyFailures, UsageError
-from deit_batch.exported import export
+from deit_batch.cli import main
+from deit_batch.errors import Interrupted, OutputError, TooManyFailures, UsageError
+from deit_batch.io import rename_durably
 from deit_batch.plan import Options
 from deit_batch.runner import ErrorThreshold, run
 
@@ -108,10 +109,10 @@ def test_parquet_has_a_column_for_each_feature(some_broken: Path, vit: Path, tmp
 
 
 def test_more_rows_than_are_written_at_once(photos: Path, vit: Path, tmp_path: Path) -> None:
-    (photos / "t.txt").write_text("".join(f"{number % 40:02}.jpg\n" for number in range(2010)))
+    (photos / "t.txt").write_text("".join(f"{number % 40:02}.jpg\n" for number in range(1010)))
     array = np.load(embedded(photos / "t.txt", vit, tmp_path, "f.npy", batch_size=64), mmap_mode="r")
-    assert len(array) == len(read_jsonl(tmp_path / "f.npy.rows.jsonl")) == 2010
-    assert np.array_equal(array[:10], array[2000:])
+    assert len(array) == len(read_jsonl(tmp_path / "f.npy.rows.jsonl")) == 1010
+    assert np.array_equal(array[:10], array[1000:])
     table = embedded(photos / "t.txt", vit, tmp_path, "f.parquet", batch_size=64)
     np.testing.assert_array_equal(read_parquet(table, "cls"), array)
 
@@ -147,12 +148,7 @@ def test_features_that_are_not_finite_are_failures(vit: Path, photos: Path, tmp_
 def test_a_run_that_died_is_continued_to_the_same_bytes(
     some_broken: Path, vit: Path, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was written of the partial file, even half a line; and when it was whole, but not yet the result."""
-
-    def results(folder: Path) -> list[bytes]:
-        paths = [folder / out] + [folder / "f.npy.rows.jsonl"] * (out == "f.npy")
-        return [path.read_bytes() for path in paths]
-
+    """Whatever was written of the partial file, even half a line."""
     (tmp_path / "whole").mkdir()
     embedded(some_broken, vit, tmp_path / "whole", out)
     with pytest.raises(Interrupted), interrupted_after(4, monkeypatch):
@@ -167,21 +163,53 @@ def test_a_run_that_died_is_continued_to_the_same_bytes(
         partial.write_bytes(cut)
         (tmp_path / f"{out}.run.json").write_bytes(report)
         embedded(some_broken, vit, tmp_path, out)
-        assert results(tmp_path) == results(tmp_path / "whole")
-    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob("*.tmp"))
+        assert_same_results(tmp_path, tmp_path / "whole", out)
+
+
+def assert_same_results(folder: Path, whole: Path, out: str) -> None:
+    names = [out] + ["f.npy.rows.jsonl"] * (out == "f.npy")
+    assert sorted(path.name for path in folder.glob("f.*")) == sorted([*names, f"{out}.run.json"])
+    for name in names:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_an_array_appears_after_its_rows_whenever_the_run_dies(
+    some_broken: Path, vit: Path, tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").mkdir()
+    embedded(some_broken, vit, tmp_path / "whole", "f.npy")
+    done = 0
+
+    def dies(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == renames:
+            raise OSError(5, "Input/output error")
+        done += 1
+        rename_durably(source, target)
+
+    monkeypatch.setattr("deit_batch.output.rename_durably", dies)
+    with pytest.raises(OutputError, match="run the same command again"):
+        embedded(some_broken, vit, tmp_path, "f.npy")
+    monkeypatch.undo()
+    assert not (tmp_path / "f.npy").exists()
+    assert (tmp_path / "f.npy.rows.jsonl").exists() == bool(renames)
+    embedded(some_broken, vit, tmp_path, "f.npy")
+    assert_same_results(tmp_path, tmp_path / "whole", "f.npy")
 
 
 def test_a_killed_command_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nnone.png\n{EXAMPLES}/coat/00006.png\n" * 300)
-    command = ["embed", "--input", "t.txt", "--model", "demo", "--out"]
-    assert deit_batch(*command, "whole.npy", cwd=tmp_path).returncode == 3
-    with subprocess.Popen([COMMAND, *command, "f.npy"], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nnone.png\n{EXAMPLES}/coat/00006.png\n" * 200)
+    command = ["embed", "--input", str(tmp_path / "t.txt"), "--model", "demo", "--out"]
+    assert CliRunner().invoke(main, [*command, str(tmp_path / "whole.npy")]).exit_code == 3
+    out = str(tmp_path / "f.npy")
+    with subprocess.Popen([COMMAND, *command, out], stderr=subprocess.DEVNULL) as process:
         wait_for_growth(tmp_path / "f.npy.partial")
         process.kill()
     assert not (tmp_path / "f.npy").exists()
-    done = deit_batch(*command, "f.npy", "--error-threshold", "40%", cwd=tmp_path)
-    assert (done.returncode, done.stdout, "going on after" in done.stderr) == (0, "", True)
-    assert "600 of 900 images embedded, 300 failed (300 FetchError), " in done.stderr
+    done = CliRunner().invoke(main, [*command, out, "--error-threshold", "40%"])
+    assert (done.exit_code, done.stdout, "going on after" in done.stderr) == (0, "", True)
+    assert "400 of 600 images embedded, 200 failed (200 FetchError), " in done.stderr
     for name in ("f.npy", "f.npy.rows.jsonl"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("f.", "whole.")).read_bytes()
 
@@ -250,6 +278,7 @@ def test_a_model_without_a_distillation_token_has_no_features_of_it(
         ({"out": "-"}, "--out -: features go to a file"),
         ({"dtype": "int8"}, "--dtype int8 is for scores alone"),
         ({"features": ("cls", "cls")}, "each once"),
+        ({"features": ()}, "give some of cls, distillation, mean"),
         ({"features": "cls"}, "give some of cls, distillation, mean"),
         ({"keep": ("mean",), "features": ("mean",)}, "--keep mean: the features have a column of that name"),
         ({"keep": ("features",)}, "--keep features"),
@@ -266,12 +295,10 @@ def test_wrong_usage_is_said_before_anything_is_done(
 
 
 def test_an_exported_checkpoint_has_no_features(vit: Path, photos: Path, tmp_path: Path) -> None:
-    export(find_checkpoint(str(vit)), tmp_path / "onnx", "float32")
-    done = deit_batch("embed", "--input", photos, "--model", "onnx", "--out", "f.npy", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "deit-batch: onnx is exported: it gives scores alone; name the checkpoint it was made from\n"
-    )
+    exported = shutil.copytree(vit, tmp_path / "onnx")
+    (exported / "model.safetensors").rename(exported / "model.onnx")
+    with pytest.raises(UsageError, match="onnx is exported: it gives scores alone; name the checkpoint it was made"):
+        next(embed(photos, model=str(exported)))
 
 
 def test_predictions_have_no_features(photos: Path, vit: Path) -> None:
