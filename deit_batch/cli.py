@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from deit_batch import __version__
+from deit_batch.commands.embed import embed
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (score, evaluate, finetune, serve, export):
+for command in (score, embed, evaluate, finetune, serve, export):
     main.add_command(command)

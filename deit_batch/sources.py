@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from deit_batch import tables
+from deit_batch import tables, tars
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url, redact
 from deit_batch.tables import Row, Table
@@ -67,7 +67,7 @@ def open_source(
     label: ChooseColumn | None = None,
     folder: str | None = None,
 ) -> Source:
-    """Opens what `spec` names: a folder, image, glob, table or list file, `hf://…` data set, or `-` for stdin.
+    """Opens what `spec` names: a folder, image, glob, table, list or tar, `hf://…` data set, or `-` for stdin.
 
     `label` picks, from the names of a table's columns, one more column that is kept, by its own name. A relative path
     in a table starts from `folder`, or else from the folder that the table is in.
@@ -100,7 +100,7 @@ def _open_paths(spec: str, recursive: bool) -> Source | None:
         return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
     if is_image_name(spec) and os.path.lexists(spec):
         return _files(lambda passed_over: iter([spec]), "")
-    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec:
+    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec and not tars.is_tars(spec):
         return _files(lambda passed_over: _glob(spec, passed_over), f"{spec} matches no image")
     return None
 
@@ -198,13 +198,15 @@ def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: 
         return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
     if spec.startswith("hf://"):
         return tables.open_dataset(spec)
+    if tars.is_tars(spec):
+        return tars.open_tars(spec, is_image_name)
     name = spec.lower()
     gzipped = name.endswith(".gz")
     suffix = os.path.splitext(name.removesuffix(".gz"))[1]
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet"):
         raise UsageError(
             f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
-            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json or .parquet file, hf://… or -"
+            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .tar, hf://… or -"
         )
     if suffix == ".parquet":
         return tables.open_parquet(Path(spec), wanted)
