@@ -195,11 +195,11 @@ def test_an_image_that_crashes_or_hangs_its_decoder_fails_alone(server: Process)
         return server.score("data:;base64," + b64(data))[0]
 
     with ThreadPoolExecutor() as clients:
-        bad = [clients.submit(alone, data) for data in (trapped.CRASH, trapped.HANG)]
+        bad = [clients.submit(alone, data) for data in (trapped.CRASH, trapped.HANG, trapped.HALF)]
         good = [clients.submit(alone, jpeg(number)) for number in range(5)]
-        assert [future.result()["error"]["type"] for future in bad] == ["DecodeError"] * 2
+        assert [future.result()["error"]["type"] for future in bad] == ["DecodeError"] * 3
         assert all(isinstance(future.result(), list) for future in good)
-    assert server.metric('deit_batch_images_total{result="DecodeError"}') == before + 2
+    assert server.metric('deit_batch_images_total{result="DecodeError"}') == before + 3
 
 
 # --- requests that are refused ----------------------------------------------------------------------------------------
@@ -368,6 +368,24 @@ def refused(server: Process) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def test_a_second_ctrl_c_ends_it_at_once(folder: Path, vit: Path) -> None:
+    with serve(folder) as web, running(folder, vit, "--allow-private-hosts") as server:
+        with server.connect() as client:
+            body = json.dumps({"input_data": [f"{web.address}/slow.jpg"]})
+            head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\n\r\n{body}".encode())
+            while server.metric("deit_batch_queue_images") < 1:
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGINT)
+            while not refused(server):
+                time.sleep(0.01)
+            decoders = server.decoders()
+            assert decoders
+            server.process.send_signal(signal.SIGINT)
+            server.ended()
+        assert not [pid for pid in decoders if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_drain_that_takes_too_long_is_answered_with_503_and_ends_with_1(folder: Path, vit: Path) -> None:

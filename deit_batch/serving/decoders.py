@@ -7,18 +7,17 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import queue
 import signal
-import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_batch.errors import DecodeError
+from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure
@@ -37,78 +36,96 @@ class Decoders:
     """`await decoders(image)` is its pixels, or why there are none. Each of `workers` processes has one image at a
     time, so it is known which one a process has died of; then another takes its place.
 
-    For one event loop. The processes are spawned, not forked: forking one that runs torch's threads is not safe."""
+    A ProcessPoolExecutor would do less: when a process of it is killed while it hands over its result, the executor
+    waits for the rest of that for ever, for it holds the other end of the pipe itself."""
 
     def __init__(self, recipe: Recipe, limits: Limits, *, workers: int) -> None:
         self._recipe, self._limits = recipe, limits
-        self._loop = asyncio.get_running_loop()
-        self._others = multiprocessing.active_children()
-        self._idle: asyncio.Queue[ProcessPoolExecutor] = asyncio.Queue()
-        for _ in range(workers):
-            self._idle.put_nowait(_new_worker())
+        self._workers = [_Worker(recipe, limits) for _ in range(workers)]
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(workers):
+            self._idle.put(number)
+        self._threads = ThreadPoolExecutor(workers, "decode")  # one for each, that waits for it
+        self._is_closed = False
 
     async def __call__(self, image: Base64 | bytes) -> Pixels | Failure:
-        for _ in range(TRIES):
-            worker = await self._idle.get()
-            start = time.monotonic()
-            try:
-                return await asyncio.wrap_future(self._start(worker, image))
-            except BrokenProcessPool:
-                logger.warning("a decode worker died; another takes its place")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, image)
+
+    async def warm_up(self, image: bytes) -> None:
+        """Waits until all processes run. Raises DeitBatchError if they do not."""
+        for result in await asyncio.gather(*[self(image) for _ in self._workers]):
+            if isinstance(result, Failure):
+                raise DeitBatchError(f"the decoders can't be started: {result.message}")
+
+    def close(self) -> None:
+        """Ends the processes at once, whatever they are in the middle of."""
+        self._is_closed = True
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _decode(self, image: Base64 | bytes) -> Pixels | Failure:
+        number = self._idle.get()
+        try:
+            if not self._workers[number].is_alive():
+                self._replace(number)  # it has died while it was idle, of nothing that this image did
+            for _ in range(TRIES):
+                start = time.monotonic()
+                try:
+                    return self._workers[number](image)
+                except (EOFError, OSError):
+                    self._replace(number)
                 if time.monotonic() - start >= self._limits.decode_seconds:
                     break
+        finally:
+            self._idle.put(number)
         return Failure.of(
             DecodeError(f"its decoder crashed or did not end in time; {self._limits.decode_seconds:g} s are allowed")
         )
 
-    def _start(self, worker: ProcessPoolExecutor, image: Base64 | bytes) -> Future[Pixels | Failure]:
-        """The worker is idle again when it is done, not when whoever waits for the image has gone."""
-
-        def back(future: Future[Pixels | Failure]) -> None:
-            broken = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
-            with suppress(RuntimeError):  # the loop is closed: the program ends
-                self._loop.call_soon_threadsafe(self._idle.put_nowait, _replaced(worker) if broken else worker)
-
-        try:
-            future = worker.submit(_pixels, image, self._recipe, self._limits)
-        except BrokenProcessPool:  # it has died while it was idle, of nothing that the image did
-            return self._start(_replaced(worker), image)
-        future.add_done_callback(back)
-        return future
-
-    async def warm_up(self, image: bytes) -> None:
-        """Starts all processes, by giving each an image."""
-        await asyncio.gather(*[self(image) for _ in range(self._idle.qsize())])
-
-    def close(self) -> None:
-        """Ends the processes at once, whatever they are in the middle of."""
-        for process in multiprocessing.active_children():
-            if process not in self._others:
-                process.kill()
+    def _replace(self, number: int) -> None:
+        self._workers[number].kill()
+        if not self._is_closed:
+            logger.warning("a decode worker died; another takes its place")
+            self._workers[number] = _Worker(self._recipe, self._limits)
+        if self._is_closed:  # meanwhile
+            self._workers[number].kill()
 
 
-def _new_worker() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start)
+class _Worker:
+    """One process. It is spawned, not forked: forking one that runs torch's threads is not safe. It ends when our end
+    of the connection is closed, however that comes."""
+
+    def __init__(self, recipe: Recipe, limits: Limits) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, recipe, limits), name="decode")
+        self._process.start()
+        theirs.close()  # or its death would not be the end of the connection
+        self.is_alive = self._process.is_alive
+
+    def __call__(self, image: Base64 | bytes) -> Pixels | Failure:
+        """Raises EOFError or OSError if the process has died."""
+        self._connection.send(image)
+        result: Pixels | Failure = self._connection.recv()
+        return result
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
-def _replaced(worker: ProcessPoolExecutor) -> ProcessPoolExecutor:
-    worker.shutdown(wait=False)
-    return _new_worker()
-
-
-def _start() -> None:
-    """Ctrl-C and SIGTERM often go to all processes of a service, but only the main one acts on them; if it is gone,
-    however that came, so is this one. And libtiff writes hundreds of lines about a broken file to descriptor 2."""
+def _work(connection: Connection, recipe: Recipe, limits: Limits) -> None:
+    """Ctrl-C and SIGTERM often go to all processes of a service, but only the main one acts on them. And libtiff writes
+    hundreds of lines about a broken file to descriptor 2."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _end_with_the_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(0)
+    try:
+        while True:
+            connection.send(_pixels(connection.recv(), recipe, limits))
+    except (EOFError, OSError):
+        pass  # the main process is gone
 
 
 def _pixels(image: Base64 | bytes, recipe: Recipe, limits: Limits) -> Pixels | Failure:

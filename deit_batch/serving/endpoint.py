@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -124,7 +124,7 @@ class Endpoint:
             with self._room() as take:
                 images = self._parse(await self._read(request, take))
                 with self._places(len(images)):
-                    results = await unless_gone(request, asyncio.gather(*map(scorer, images)))
+                    results = await unless_gone(request, each(scorer, images))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         self._metrics.count(results)
@@ -211,10 +211,16 @@ def answer(result: Result) -> object:
     return [{"label": clean(one["label"]), "score": one["score"]} for one in result]
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def each(scorer: Scorer, images: list[Any]) -> list[Result]:
+    """The results of all at a time. Cancelled, or where one raises, it cancels the others."""
+    async with asyncio.TaskGroup() as tasks:
+        under_way = [tasks.create_task(scorer(image)) for image in images]
+    return [task.result() for task in under_way]
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`. Raises ClientDisconnect, and cancels it, when the client goes away."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -248,10 +254,11 @@ def application(
         metrics.ready.set_function(lambda: endpoint.is_ready)
         work = asyncio.create_task(scorer.run())
         work.add_done_callback(ended)
-        yield
-        work.cancel()
-        await asyncio.wait([work])
-        scorer.close()
+        try:
+            yield
+        finally:  # by a second Ctrl-C, too
+            work.cancel()
+            scorer.close()
 
     app = FastAPIOffline(
         title="deit-batch",

@@ -55,7 +55,7 @@ class Scorer:
         self.is_ready = False
 
     async def run(self) -> None:
-        """Warms all up, then works for ever. Raises CheckpointError if the weights do not fit."""
+        """Warms all up, then works for ever. Raises DeitBatchError if that can't be done."""
         await asyncio.gather(self._classifier, self._decoders.warm_up(_black_png()))
         height, width = self._plan.recipe.size
         await self._score([np.zeros((height, width, 3), np.uint8)] * self._plan.round_size)
