@@ -3,7 +3,7 @@
     python benchmarks/scale.py [ROWS]
 
 ROWS references (ten million unless told otherwise), and a tenth of them, go through each step in a process of its own,
-with predictions that were made up. Writes scale.md. Needs two kilobytes of disk a row, and an hour or more for ten million.
+with predictions that were made up. Writes scale.md. Needs two kilobytes of disk a row; an hour or more for ten million.
 """
 
 from __future__ import annotations
@@ -139,8 +139,7 @@ def page(rows: int, few: dict[str, Any], many: dict[str, Any]) -> str:
             "# Ten times as many rows",
             "",
             f"Written by `python benchmarks/scale.py {rows}`, on {describe_machine()}.",
-            f"{rows // 10:,} references, then {rows:,}, with predictions made up, of {many['bytes']['record']:.0f} bytes a "
-            "record.",
+            f"{rows // 10:,} references, then {rows:,}; records, made up, of {many['bytes']['record']:.0f} bytes.",
             "Seconds are the processor's; linear cost is a ratio of 10.",
             "",
             f"| step | \u00b5s a row, of {rows:,} | seconds, ratio | MiB at most, of {rows // 10:,} | of {rows:,} |",
