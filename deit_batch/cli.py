@@ -9,6 +9,7 @@ from deit_batch.commands.embed import embed
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
+from deit_batch.commands.merge import merge
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
 
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (score, embed, evaluate, finetune, serve, export):
+for command in (score, merge, embed, evaluate, finetune, serve, export):
     main.add_command(command)

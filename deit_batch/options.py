@@ -84,6 +84,16 @@ class TopK(click.ParamType[int | None]):
         return number
 
 
+class ShardType(click.ParamType[tuple[int, int]]):
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        number, slash, of = str(value).partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            self.fail(f"{value!r} is not I/N with I from 0 to N-1", param, ctx)
+        return int(number), int(of)
+
+
 class Threshold(click.ParamType[str]):
     """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
 

@@ -191,7 +191,7 @@ class _File:
 
     def _require_own_result(self) -> None:
         for name, path in (("output", self._target), ("rows", self._rows)):
-            if path and not (path.exists() and self._earlier.get(name) == _digest_of(path)):
+            if path and not (path.exists() and self._earlier.get(name) == digest_of(path)):
                 raise UsageError(
                     f"{path} is not what its run has left there; give another --out, or replace it with --fresh"
                 )
@@ -332,11 +332,11 @@ class _File:
             if self._format != "jsonl":
                 result = self._beside("tmp")
                 sinks.convert(self._partial, result, self._format, self._columns)
-            digests = {"output": _digest_of(result), "references_sha256": self._digest.hexdigest()}
+            digests = {"output": digest_of(result), "references_sha256": self._digest.hexdigest()}
             if self._rows:
                 rows = self._beside("rows.tmp")
                 sinks.convert(self._partial, rows, "rows", self._columns)
-                digests["rows"] = _digest_of(rows)
+                digests["rows"] = digest_of(rows)
                 rename_durably(rows, self._rows)
             self._write_report("finished", {**report, **digests})
             rename_durably(result, self._target)
@@ -365,7 +365,7 @@ def _mark(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _digest_of(path: Path) -> dict[str, object]:
+def digest_of(path: Path) -> dict[str, object]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

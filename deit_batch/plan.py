@@ -16,7 +16,7 @@ from deit_batch.images import Recipe
 from deit_batch.io import Reference
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.machine import cores
-from deit_batch.sources import Source, open_source
+from deit_batch.sources import Shard, Source, open_source
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,7 @@ class Options:
     keep: tuple[str, ...] = ()
     recursive: bool = True
     limit: int | None = None
+    shard: Shard | None = None
     model: str = DEFAULT_MODEL
     revision: str | None = None
     image_processor: str | None = None
@@ -59,6 +60,8 @@ class Options:
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise UsageError(f"shard is {self.shard[0]} of {self.shard[1]}; they are counted from 0")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
         if self.features is not None:
@@ -78,6 +81,7 @@ class Options:
             keep=self.keep,
             recursive=self.recursive,
             limit=self.limit,
+            shard=self.shard,
             stdin=stdin,
         )
 
@@ -161,6 +165,7 @@ class Plan:
             "keep": list(options.keep),
             "recursive": options.recursive,
             "limit": options.limit,
+            "shard": options.shard,
             "model": self.checkpoint.name,
             "commit": self.checkpoint.commit,
             "checkpoint_sha256": self.checkpoint.digest,
@@ -175,7 +180,7 @@ class Plan:
 
     def facts(self, options: Options) -> dict[str, object]:
         """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
-        about_input = ("input", "column", "keep", "recursive", "limit")
+        about_input = ("input", "column", "keep", "recursive", "limit", "shard")
         limits = options.limits
         return {
             **{name: value for name, value in self.settings(options).items() if name not in about_input},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deit_batch.loader import Decoded
+    from deit_batch.model import Classifier
 
 logger = logging.getLogger("deit_batch")
 
@@ -131,10 +132,17 @@ def embed(
 
 
 def scored(
-    batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch, known: Known | None = None
+    batches: Iterable[list[Reference]],
+    plan: Plan,
+    options: Options,
+    stopwatch: Stopwatch,
+    *,
+    known: Known | None = None,
+    classifier: Classifier | None = None,
 ) -> Generator[list[Record], None, None]:
-    """The records of each batch, in order. The first images are decoded while the model loads, and the next batch is
-    being scored while the records of one are made and written."""
+    """The records of each batch, in order. The first images are decoded while the model loads, unless `classifier` is
+    one that the caller has and keeps; and the next batch is being scored while the records of one are made and
+    written."""
     from deit_batch.loader import Loader
 
     on_gpu = plan.device.type == "cuda"
@@ -143,8 +151,9 @@ def scored(
     )
     with ExitStack() as stack:
         stack.enter_context(closing(loader))
-        with stopwatch("load"):
-            classifier = stack.enter_context(closing(plan.load()))
+        if classifier is None:
+            with stopwatch("load"):
+                classifier = stack.enter_context(closing(plan.load()))
         under_way: deque[tuple[list[Reference], Decoded, Callable[[], Tensor]]] = deque()
 
         def finished() -> list[Record]:
@@ -266,7 +275,7 @@ def run(
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = Progress(source.total, output.tally, stopwatch, quiet=quiet)
-        work = scored(batches, plan, options, stopwatch, known)
+        work = scored(batches, plan, options, stopwatch, known=known)
         try:
             for records in work:
                 with stopwatch("write"):

@@ -44,6 +44,10 @@ ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 """Raises UsageError if there is no such column."""
 
 
+Shard: TypeAlias = tuple[int, int]
+"""Number, from 0, and count of all: every so-manieth reference, from the one of that index on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
@@ -63,14 +67,16 @@ def open_source(
     keep: Sequence[str] = (),
     recursive: bool = True,
     limit: int | None = None,
+    shard: Shard | None = None,
     stdin: BinaryIO | None = None,
     label: ChooseColumn | None = None,
     folder: str | None = None,
 ) -> Source:
     """Opens what `spec` names: a folder, image, glob, table, list or tar, `hf://…` data set, or `-` for stdin.
 
-    `label` picks, from the names of a table's columns, one more column that is kept, by its own name. A relative path
-    in a table starts from `folder`, or else from the folder that the table is in.
+    Of that the first `limit` are taken, and of those the `shard`; references keep the indices that they have in the
+    whole. `label` picks, from the names of a table's columns, one more column that is kept, by its own name. A relative
+    path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
     """
@@ -81,14 +87,20 @@ def open_source(
     if (source or spec.lower().endswith((".txt", ".txt.gz"))) and (column or keep):
         raise UsageError(f"{spec} has no columns; --column and --keep are for tables")
     source = source or _open_rows(spec, column, keep, stdin, label, folder)
-    if limit is None:
-        return source
+    return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
+
+
+def _part(source: Source, limit: int | None, shard: Shard) -> Source:
+    """The shard of the first `limit` references, which keep their indices."""
+    number, of = shard
 
     def total(read: int) -> int | None:
-        known = source.total(read)
-        return limit if known is None else min(limit, known)
+        known = source.total(read * of)
+        counted = limit if known is None else known if limit is None else min(limit, known)
+        return None if counted is None else len(range(number, counted, of))
 
-    return Source(islice(source.references, limit), total, source.passed_over, source.class_names)
+    references = islice(source.references, number, limit, of)
+    return Source(references, total, source.passed_over, source.class_names)
 
 
 # --- folders, files and globs -------------------------------------------------------------------------------------

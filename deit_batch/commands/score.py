@@ -26,6 +26,7 @@ from deit_batch.options import (
     SPEED,
     VERBOSE,
     ExampleCommand,
+    ShardType,
     limits_from,
     option,
     section,
@@ -41,7 +42,12 @@ FIRST_SHOWN = 5
 
 
 @click.command(cls=ExampleCommand, example="deit-batch score --input imgs/ --out preds.jsonl")
-@section("Input", *INPUT, KEEP)
+@section(
+    "Input",
+    *INPUT,
+    KEEP,
+    option("--shard", type=ShardType(), help="Score only every N-th input, from number I on; see deit-batch merge."),
+)
 @section("Model", *MODEL)
 @section(
     "Output",
