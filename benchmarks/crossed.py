@@ -36,7 +36,7 @@ from deit_batch.io import Prediction  # noqa: E402
 
 CLIENTS, PICTURES, QUEUE, BODY_BYTES = 32, 400, 48, 200_000
 KEY = "of-the-load-test"
-SECONDS_BETWEEN_KILLS = 3.0
+SECONDS_BETWEEN_KILLS = 10.0
 
 Predictions = list[Prediction]
 
@@ -235,7 +235,7 @@ def spend(night: Night, folder: Path, total: int) -> None:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(5)
-            print(f"{sum(night.sent.values()):,} requests, {night.busy:,} of them again, {night.problems}", flush=True)
+            print(f"{sum(night.sent.values()):,} requests, {night.busy:,} tried again, {night.problems}", flush=True)
         done.set()
         killer.join()
         left = until_empty(port)

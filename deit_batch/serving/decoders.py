@@ -30,6 +30,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 TRIES = 2
 """Of an image whose worker died: the kernel may have chosen that worker for other reasons."""
+STARTS = 10
+"""Of a worker that dies before it is given an image."""
 
 
 class Decoders:
@@ -53,9 +55,7 @@ class Decoders:
 
     async def warm_up(self, image: bytes) -> None:
         """Waits until all processes run. Raises DeitBatchError if they do not."""
-        for result in await asyncio.gather(*[self(image) for _ in self._workers]):
-            if isinstance(result, Failure):
-                raise DeitBatchError(f"the decoders can't be started: {result.message}")
+        await asyncio.gather(*[self(image) for _ in self._workers])
 
     def close(self) -> None:
         """Ends the processes at once, whatever they are in the middle of."""
@@ -67,29 +67,33 @@ class Decoders:
     def _decode(self, image: Base64 | bytes) -> Pixels | Failure:
         number = self._idle.get()
         try:
-            if not self._workers[number].is_alive():
-                self._replace(number)  # it has died while it was idle, of nothing that this image did
             for _ in range(TRIES):
+                worker = self._ready(number)
                 start = time.monotonic()
                 try:
-                    return self._workers[number](image)
+                    return worker(image)
                 except (EOFError, OSError):
-                    self._replace(number)
-                if time.monotonic() - start >= self._limits.decode_seconds:
-                    break
+                    worker.kill()  # its connection may end a moment before it does
+                    if time.monotonic() - start >= self._limits.decode_seconds:
+                        break
         finally:
             self._idle.put(number)
         return Failure.of(
             DecodeError(f"its decoder crashed or did not end in time; {self._limits.decode_seconds:g} s are allowed")
         )
 
-    def _replace(self, number: int) -> None:
-        self._workers[number].kill()
-        if not self._is_closed:
-            logger.warning("a decode worker died; another takes its place")
-            self._workers[number] = _Worker(self._recipe, self._limits)
-        if self._is_closed:  # meanwhile
+    def _ready(self, number: int) -> _Worker:
+        """A worker that lives; what it may have died of so far, this image has not done. Raises DeitBatchError."""
+        for _ in range(STARTS):
+            if self._workers[number].is_ready():
+                return self._workers[number]
             self._workers[number].kill()
+            if not self._is_closed:
+                logger.warning("a decode worker died; another takes its place")
+                self._workers[number] = _Worker(self._recipe, self._limits)
+            if self._is_closed:  # meanwhile
+                self._workers[number].kill()
+        raise DeitBatchError(f"the processes that decode do not live: {STARTS} have died before they had an image")
 
 
 class _Worker:
@@ -102,13 +106,21 @@ class _Worker:
         self._process = context.Process(target=_work, args=(theirs, recipe, limits), name="decode")
         self._process.start()
         theirs.close()  # or its death would not be the end of the connection
-        self.is_alive = self._process.is_alive
+        self._has_started = False
 
     def __call__(self, image: Base64 | bytes) -> Pixels | Failure:
         """Raises EOFError or OSError if the process has died."""
         self._connection.send(image)
         result: Pixels | Failure = self._connection.recv()
         return result
+
+    def is_ready(self) -> bool:
+        """Whether it lives; waits until it has started."""
+        try:
+            self._has_started = self._has_started or self._connection.recv()
+        except (EOFError, OSError):
+            return False
+        return self._process.is_alive()
 
     def kill(self) -> None:
         self._process.kill()
@@ -122,6 +134,7 @@ def _work(connection: Connection, recipe: Recipe, limits: Limits) -> None:
         signal.signal(signum, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
+        connection.send(True)
         while True:
             connection.send(_pixels(connection.recv(), recipe, limits))
     except (EOFError, OSError):
