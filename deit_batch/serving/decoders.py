@@ -10,7 +10,7 @@ import os
 import queue
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
@@ -83,7 +83,8 @@ class Decoders:
         )
 
     def _ready(self, number: int) -> _Worker:
-        """A worker that lives; what it may have died of so far, this image has not done. Raises DeitBatchError."""
+        """A worker that lives; what it may have died of so far, this image has not done. Raises CancelledError after
+        `close`, and DeitBatchError if none lives."""
         for _ in range(STARTS):
             if self._workers[number].is_ready():
                 return self._workers[number]
@@ -93,6 +94,7 @@ class Decoders:
                 self._workers[number] = _Worker(self._recipe, self._limits)
             if self._is_closed:  # meanwhile
                 self._workers[number].kill()
+                raise CancelledError
         raise DeitBatchError(f"the processes that decode do not live: {STARTS} have died before they had an image")
 
 
