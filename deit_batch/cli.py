@@ -11,6 +11,7 @@ from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
 from deit_batch.commands.merge import merge
 from deit_batch.commands.score import score
+from deit_batch.commands.serve import serve
 
 
 @click.group(context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (score, merge, embed, evaluate, finetune, export):
+for command in (score, merge, embed, evaluate, finetune, serve, export):
     main.add_command(command)

@@ -9,11 +9,11 @@ import random
 import stat
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import httpcore2
 import httpx2
@@ -25,6 +25,9 @@ from deit_batch.network import Network
 
 LONGEST_WAIT = 30.0
 """Seconds between two tries, at most, whatever a server's Retry-After says."""
+
+MOST_AT_ONCE = 64
+"""URLs, of all hosts."""
 
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _NO_IMAGES = ("text/", "application/json", "application/xml", "application/xhtml")
@@ -58,22 +61,45 @@ class Fetcher:
         )
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(64, thread_name_prefix="fetch")
+    def _turns(self) -> WeakValueDictionary[str, threading.Semaphore]:
+        """Of each host that is being fetched from: a server that runs for months must not remember all it ever saw."""
+        return WeakValueDictionary()
 
     @cached_property
-    def _turns(self) -> defaultdict[str, threading.Semaphore]:
-        return defaultdict(lambda: threading.Semaphore(self._limits.connections))
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    @cached_property
+    def _places(self) -> threading.Semaphore:
+        return threading.Semaphore(MOST_AT_ONCE)
+
+    def start(self, url: Url, gone: threading.Event | None = None) -> Future[bytes | Failure]:
+        """Fetches it in a thread, which keeps no program from ending, and, once whoever waits for it has `gone`, makes
+        no other try."""
+        for _ in (self._pool, self._turns, self._lock, self._places):
+            pass  # made here, or several threads would each make their own
+        future: Future[bytes | Failure] = Future()
+        threading.Thread(target=self._fetch_for, args=(future, url, gone), name="fetch", daemon=True).start()
+        return future
+
+    def _fetch_for(self, future: Future[bytes | Failure], url: Url, gone: threading.Event | None) -> None:
+        with self._places:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(self.fetch(url, gone))
+            except BaseException as error:
+                future.set_exception(error)
 
     def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
         """The bytes at each location, in order, or why they can't be had. URLs are fetched at the same time."""
-        urls = [(i, self._threads.submit(self.fetch, at)) for i, at in enumerate(locations) if isinstance(at, Url)]
+        urls = [(i, self.start(at)) for i, at in enumerate(locations) if isinstance(at, Url)]
         results = [b"" if isinstance(at, Url) else self.fetch(at) for at in locations]
         for i, future in urls:
             results[i] = future.result()
         return results
 
-    def fetch(self, location: Location) -> bytes | Failure:
+    def fetch(self, location: Location, gone: threading.Event | None = None) -> bytes | Failure:
         try:
             match location:
                 case Failure():
@@ -85,7 +111,7 @@ class Fetcher:
                 case LocalFile(path):
                     data = self._read_file(path)
                 case Url(url):
-                    data = self._download(url)
+                    data = self._download(url, gone or threading.Event())
             if not data:
                 raise FetchError("no bytes: the file or field is empty")
             if len(data) > self._limits.image_bytes:
@@ -123,25 +149,27 @@ class Fetcher:
 
     # --- URLs -------------------------------------------------------------------------------------------------------
 
-    def _download(self, url: str) -> bytes:
+    def _download(self, url: str, gone: threading.Event) -> bytes:
         for attempt in range(self._limits.retries + 1):
             try:
-                return self._follow(url)
+                return self._follow(url, gone)
             except _PassingError as error:
                 if attempt == self._limits.retries:
                     raise FetchError(str(error)) from error
                 # Full jitter: many workers that failed together must not come back together.
                 wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
-                time.sleep(min(wait, LONGEST_WAIT))
+                gone.wait(min(wait, LONGEST_WAIT))
         raise AssertionError  # the last attempt returns or raises
 
-    def _follow(self, url: str) -> bytes:
+    def _follow(self, url: str, gone: threading.Event) -> bytes:
         """One try: a request, and those to which it redirects. Credentials in the URL go to its own host only."""
         try:
             here = httpx2.URL(url)
             seconds = self._limits.fetch_seconds
             for _ in range(self._limits.redirects + 1):
-                with self._turns[here.host]:
+                with self._turn(here.host):
+                    if gone.is_set():
+                        raise FetchError("nobody waits for it any more")
                     start = time.monotonic()
                     with self._network.deadline(seconds):
                         answer = self._get(here)
@@ -156,6 +184,10 @@ class Fetcher:
         except (httpx2.InvalidURL, httpcore2.UnsupportedProtocol, UnicodeError) as error:
             raise FetchError(str(error) or type(error).__name__) from error
         raise FetchError(f"more than {self._limits.redirects} redirects")
+
+    def _turn(self, host: str) -> threading.Semaphore:
+        with self._lock:
+            return self._turns.setdefault(host, threading.Semaphore(self._limits.connections))
 
     def _get(self, url: httpx2.URL) -> bytes | httpx2.URL:
         """The body, or where it is to be looked for."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -24,3 +27,14 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@contextmanager
+def end_process_after(seconds: float) -> Iterator[None]:
+    """What is done in here must be done in time, or this process ends: there is no other way out of a decoder that
+    hangs. For a worker, whose descriptor 2 leads nowhere: a traceback goes there."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

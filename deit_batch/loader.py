@@ -7,7 +7,6 @@ come with it, and neither the input nor the results are ever held whole.
 
 from __future__ import annotations
 
-import faulthandler
 import hashlib
 import itertools
 import logging
@@ -33,7 +32,7 @@ from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure, Location, Reference
-from deit_batch.limits import Limits
+from deit_batch.limits import Limits, end_process_after
 
 logger = logging.getLogger("deit_batch")
 
@@ -156,15 +155,10 @@ class Decoder(Dataset[_Sent]):
         self.marks[worker.id] = _NOTHING
 
     def _decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Ends this process if it takes too long: there is no other way out of a decoder that hangs."""
         if not self._alone and get_worker_info() is None:
             return decode(data, self._recipe, self._limits)  # the main process itself, with --workers 0
-        # Its traceback goes to descriptor 2, which leads nowhere in a worker.
-        faulthandler.dump_traceback_later(self._limits.decode_seconds, exit=True, file=2)
-        try:
+        with end_process_after(self._limits.decode_seconds):
             return decode(data, self._recipe, self._limits)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
     def why_it_dies(self, location: Location) -> Failure | None:
         """Decodes one image in a process of its own: a failure, if it is the end of that process."""

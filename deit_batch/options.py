@@ -246,7 +246,7 @@ SPEED = (
     WORKERS,
 )
 
-LIMITS = (
+IMAGE_LIMITS = (
     option(
         "--image-bytes", default=DEFAULT_LIMITS.image_bytes, show_default=True, type=AT_LEAST_ONE, help="Encoded size."
     ),
@@ -296,18 +296,19 @@ LIMITS = (
         "--allow-private-hosts", is_flag=True, help="Fetch from addresses that are not of the public internet, too."
     ),
     option("--allow-truncated", is_flag=True, help="Score files that end early; what is missing is grey."),
-    option(
-        "--root",
-        type=click.Path(exists=True, file_okay=False),
-        metavar="DIR",
-        help="Local files must be in this folder, links resolved.",
-    ),
 )
+ROOT = option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Local files must be in this folder, links resolved.",
+)
+LIMITS = (*IMAGE_LIMITS, ROOT)
 
 
 def limits_from(chosen: dict[str, Any]) -> Limits:
-    """Takes the values of LIMITS out of a command's."""
-    return Limits(**{limit.name: chosen.pop(limit.name) for limit in fields(Limits)})
+    """Takes the values of LIMITS, or of those that it has, out of a command's."""
+    return Limits(**{limit.name: chosen.pop(limit.name) for limit in fields(Limits) if limit.name in chosen})
 
 
 CONFIG = option(

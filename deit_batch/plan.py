@@ -130,14 +130,18 @@ class Plan:
             features=options.features,
         )
 
-    def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
-        """Of `batch_size` references, but the first: that is one round of forward passes, so that its records come
-        soon."""
-        from deit_batch.loader import batched
+    @property
+    def round_size(self) -> int:
+        """Images in one round of forward passes, those that run at once."""
         from deit_batch.model import passes_at_once
 
-        first_size = min(self.batch_size, self.pass_size * passes_at_once(self.device))
-        return batched(references, self.batch_size, first_size=first_size)
+        return min(self.batch_size, self.pass_size * passes_at_once(self.device))
+
+    def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
+        """Of `batch_size` references, but the first: that is one round, so that its records come soon."""
+        from deit_batch.loader import batched
+
+        return batched(references, self.batch_size, first_size=self.round_size)
 
     def load(self) -> Classifier:
         """Raises CheckpointError if the weights do not fit."""

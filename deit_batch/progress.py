@@ -109,11 +109,14 @@ class _Handler(logging.Handler):
 
 
 class _Json(logging.Formatter):
+    """`fields` of a record (`extra={"fields": …}`) stand beside its message."""
+
     def format(self, record: logging.LogRecord) -> str:
         values = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)

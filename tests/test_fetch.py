@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_a_misbehaving_server_is_a_failure_in_time(server: str, path: str, expec
     start = time.monotonic()
     assert expected in message(Fetcher(LIMITS).fetch(Url(server + path)))
     assert time.monotonic() - start < 5
+
+
+def test_when_nobody_waits_any_more_there_is_no_other_try(web: Server) -> None:
+    gone = threading.Event()
+    patient = Limits(retries=100, allow_private_hosts=True)
+    gone.set()
+    assert "nobody waits" in message(Fetcher(patient).start(Url(f"{web.address}/busy.jpg"), gone).result())
+    assert web.busy == 0
 
 
 def test_a_passing_fault_is_tried_again(server: str) -> None:

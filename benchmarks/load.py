@@ -1,0 +1,117 @@
+"""How many requests a second `deit-batch serve` answers, beside a server that takes one at a time; and whether it loses
+or crosses any of 20,000 with faults mixed in: load.py [--quick]. On loopback. Writes load.md beside itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median, quantiles
+
+import material
+from clients import latencies, request, running
+from crossed import Night, spend
+from report import versions
+
+from deit_batch import machine
+
+HERE = Path(__file__).resolve().parent
+COMMAND = str(Path(sys.executable).parent / "deit-batch")
+CLIENTS, ROUNDS, SECONDS = 32, 5, 6.0
+TARGET = 1.3
+REQUESTS = 20_000
+
+SERVERS: dict[str, list[object]] = {
+    "one request at a time, all cores": [sys.executable, HERE / "one_at_a_time.py"],
+    "`deit-batch serve --batch-size 1 --batch-window 0`": [COMMAND, "serve", "--batch-size", 1, "--batch-window", 0],
+    "`deit-batch serve`": [COMMAND, "serve"],
+}
+BASELINE, UNBATCHED, OURS = SERVERS
+
+
+def measured(folder: Path, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Of each server its requests/s, one a round, and the latencies of all rounds. They take turns."""
+    checkpoint = material.checkpoint(folder / "ti", material.PLAIN, **material.TINY)
+    bodies = [request(Path(path).read_bytes()) for path in material.jpegs(folder / "small", 64, material.SMALL)]
+    results: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in SERVERS}
+    with ExitStack() as stack:
+        ports = {}
+        for number, (name, command) in enumerate(SERVERS.items()):
+            options: list[object] = [checkpoint] if name == BASELINE else ["--model", checkpoint, "--port", 0]
+            log = folder / f"{number}.log"
+            _, ports[name] = stack.enter_context(running([*command, *options], log))
+            latencies(ports[name], bodies, clients=CLIENTS, seconds=1)
+        for _ in range(rounds):
+            for name, port in ports.items():
+                found, seconds = latencies(port, bodies, clients=CLIENTS, seconds=SECONDS)
+                results[name][0].append(len(found) / seconds)
+                results[name][1].extend(found)
+                print(f"{name}: {len(found) / seconds:.1f} requests/s", flush=True)
+    return results
+
+
+def speed_table(results: dict[str, tuple[list[float], list[float]]]) -> Iterator[str]:
+    yield "| server | requests/s | over one at a time | p50, ms | p95, ms | p99, ms |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for name, (speeds, seconds) in results.items():
+        ratios = [one / other for one, other in zip(speeds, results[BASELINE][0], strict=True)]
+        cuts = quantiles(seconds, n=100)
+        latency = " | ".join(f"{1000 * cuts[percent - 1]:.0f}" for percent in (50, 95, 99))
+        yield f"| {name} | {spread(speeds, 1)} | {spread(ratios, 2)}× | {latency} |"
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    with tempfile.TemporaryDirectory() as name:
+        results = measured(Path(name), 1 if quick else ROUNDS)
+    night = Night()
+    with tempfile.TemporaryDirectory() as name:
+        spend(night, Path(name), 1000 if quick else REQUESTS)
+    gains = [one / other for one, other in zip(results[OURS][0], results[BASELINE][0], strict=True)]
+    text = PAGE.format(
+        machine=machine.describe(),
+        versions=", ".join(f"{library} {version}" for library, version in versions().items()),
+        clients=CLIENTS,
+        rounds=len(gains),
+        seconds=SECONDS,
+        speed="\n".join(speed_table(results)),
+        target=TARGET,
+        reached=median(gains),
+        verdict="holds" if median(gains) >= TARGET else "**is missed**",
+        faults=night.as_markdown(),
+    )
+    print(text)
+    if not quick:
+        (HERE / "load.md").write_text(text, encoding="utf-8")
+    sys.exit(bool(night.problems))
+
+
+PAGE = """# The server under load
+
+Written by `scripts/load`, on {machine}; {versions}. Server and clients share the machine, on loopback.
+
+## Speed
+
+{clients} clients, each sending its next request, one 500×375 JPEG in base64, as soon as it has its answer. DeiT-Ti's
+geometry with random weights. The servers take turns of {seconds:g} seconds, {rounds} times: the median, with the
+least and the greatest; a ratio is taken within each turn. The first server (`benchmarks/one_at_a_time.py`) decodes and
+scores with the same functions, behind the same HTTP; the second is ours without its batches. Only ratios travel.
+
+{speed}
+
+Micro-batching is to be {target:g} times as fast as one request at a time: it is {reached:.2f} times, which {verdict}.
+
+## Nothing lost, nothing crossed
+
+{faults}
+"""
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""The endpoint: images of many clients over HTTP, scored together. Needs the extra serve.
+
+server.py     the process: its socket, its connections, and its end
+endpoint.py   the HTTP: what a request must be, how much of them there may be, the shape of the answers
+scorer.py     one image → its predictions: fetched, decoded in a process of decoders.py, scored in a batch of batcher.py
+metrics.py    what the server tells of itself: counters, and a line for each request
+"""

@@ -1,0 +1,307 @@
+"""The HTTP of a server: what a request must be, how much of them there may be, and the shape of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+from deit_batch import __version__
+from deit_batch.io import Failure, clean
+from deit_batch.plan import Options, Plan
+from deit_batch.serving.metrics import CONTENT_TYPE, Metrics
+from deit_batch.serving.scorer import Result, Scorer
+
+T = TypeVar("T")
+
+BODY_SECONDS = 60.0
+"""For a request's body to come."""
+BODIES = 16
+"""How many bodies of the largest size are held at a time; of small ones as many more."""
+COMMAS_AN_IMAGE = 100
+"""An image has one in a list, and a URL may have some. Of millions, a JSON parser would make gigabytes of values, and
+nobody else would be answered meanwhile."""
+RETRY_AFTER = {"Retry-After": "1"}
+"""Seconds. Places get free one after the other, so there is one soon."""
+CLIENT_GONE = 499
+"""For the log alone, as nginx has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """How a server takes requests. `keys`: one of them must come with each, if there are any; `queue`: images that may
+    be in the server; `body_bytes`: of a request; `window`: seconds that an image waits for others to fill its batch."""
+
+    keys: tuple[bytes, ...]
+    queue: int
+    body_bytes: int
+    window: float
+
+
+class ScoreRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"input_data": ["https://example.org/a.jpg", "/9j/4AAQSkZJRg…"]}},
+    )
+    input_data: Annotated[list[Any], Field(description="Of each image its base64, data: URI or http(s) URL.")]
+
+
+class Prediction(BaseModel):
+    label: str
+    score: Annotated[float, Field(ge=0, le=1)]
+
+
+class Problem(BaseModel):
+    type: Annotated[str, Field(description="RowError, FetchError, DecodeError or ScoreError.")]
+    message: str
+
+
+class Unscored(BaseModel):
+    """In the place of an image that can't be scored."""
+
+    error: Problem
+
+
+class Refusal(BaseModel):
+    detail: Annotated[str, Field(description="One sentence: what is wrong with the request.")]
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "Not a request as described"},
+    401: {"description": "No key, or a wrong one"},
+    408: {"description": "The body took too long to come"},
+    413: {"description": "Too many bytes or images"},
+    415: {"description": "Not application/json"},
+    429: {"description": "As much is waiting as may; try again after the seconds of Retry-After"},
+    503: {"description": "The model is being loaded, or the server is stopping"},
+}
+
+
+BEARER = HTTPBearer(auto_error=False, description="One of the keys of --api-key-file.")
+
+
+class Endpoint:
+    """One server's requests to score. The scorer comes when the event loop runs."""
+
+    def __init__(self, service: Service, metrics: Metrics) -> None:
+        self.scorer: Scorer | None = None
+        self._service = service
+        self._metrics = metrics
+        self._images = self._bytes = 0
+        metrics.queue.set_function(lambda: self._images)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.scorer is not None and self.scorer.is_ready
+
+    def check_key(self, given: str | None) -> None:
+        """Raises HTTPException, 401, for a key that is none of ours; in a time that tells nothing about ours."""
+        digest = sha256((given or "").encode("latin-1")).digest()  # of digests not even the length tells
+        known = [hmac.compare_digest(digest, sha256(key).digest()) for key in self._service.keys]
+        if known and not any(known):
+            message = "give the server's key as a header: Authorization: Bearer KEY"
+            raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+
+    async def score(self, request: Request) -> Response:
+        scorer = self.scorer
+        if scorer is None or not scorer.is_ready:
+            raise HTTPException(503, "the model is being loaded; see /ready", RETRY_AFTER)
+        self._check_head(request)
+        if self._images >= self._service.queue:
+            raise self._full()  # before its body is read
+        try:
+            with self._room() as take:
+                images = self._parse(await self._read(request, take))
+                with self._places(len(images)):
+                    results = await unless_gone(request, each(scorer, images))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        self._metrics.count(results)
+        failed = sum(isinstance(result, Failure) for result in results)
+        request.state.log = {"images": len(results), "failed": failed}
+        return JSONResponse([answer(result) for result in results])
+
+    def _check_head(self, request: Request) -> None:
+        """What can be told before the body is read. Raises HTTPException."""
+        headers = request.headers
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            # Also keeps out pages that a browser shows: they may send this type only where a server lets them (CORS).
+            raise HTTPException(415, "send the request as Content-Type: application/json")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise HTTPException(415, "send the request without Content-Encoding; bodies are not decompressed")
+        if int(headers.get("content-length", 0)) > self._service.body_bytes:  # h11 has seen to it that it is a number
+            raise self._too_large()
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the request is larger than {self._service.body_bytes:,} bytes")
+
+    def _full(self) -> HTTPException:
+        return HTTPException(429, "the server has as many images as it may have; try again in a second", RETRY_AFTER)
+
+    async def _read(self, request: Request, take: Callable[[int], None]) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    take(len(chunk))
+                    body += chunk
+                    if len(body) > self._service.body_bytes:  # it need not have said how many will come
+                        raise self._too_large()
+        except TimeoutError:
+            raise HTTPException(408, f"the request was not complete within {BODY_SECONDS:g} s") from None
+        return bytes(body)
+
+    def _parse(self, body: bytes) -> list[Any]:
+        most = self._service.queue
+        if body.count(b",") > COMMAS_AN_IMAGE * most:
+            raise HTTPException(413, f"the request holds more than {most:,} images")
+        try:
+            images = ScoreRequest.model_validate_json(body).input_data
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            what = f"{where}: {first['msg']}" if where else first["msg"]
+            raise HTTPException(400, f'not a request of the form {{"input_data": ["…", …]}}: {clean(what)}') from None
+        if len(images) > most:
+            raise HTTPException(413, f"the request holds {len(images):,} images; at most {most:,} are taken at a time")
+        return images
+
+    @contextmanager
+    def _room(self) -> Iterator[Callable[[int], None]]:
+        """For the bytes of a body, which are held until it is answered."""
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            if self._bytes + count > self._service.body_bytes * BODIES:
+                raise self._full()
+            held += count
+            self._bytes += count
+
+        try:
+            yield take
+        finally:
+            self._bytes -= held
+
+    @contextmanager
+    def _places(self, count: int) -> Iterator[None]:
+        if self._images + count > self._service.queue:
+            raise self._full()
+        self._images += count
+        try:
+            yield
+        finally:
+            self._images -= count
+
+
+def answer(result: Result) -> object:
+    if isinstance(result, Failure):
+        return {"error": {"type": result.type, "message": clean(result.message)}}
+    return [{"label": clean(one["label"]), "score": one["score"]} for one in result]
+
+
+async def each(scorer: Scorer, images: list[Any]) -> list[Result]:
+    """The results of all at a time. Cancelled, or where one raises, it cancels the others."""
+    async with asyncio.TaskGroup() as tasks:
+        under_way = [tasks.create_task(scorer(image)) for image in images]
+    return [task.result() for task in under_way]
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raises ClientDisconnect, and cancels it, when the client goes away."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def application(
+    plan: Plan, options: Options, service: Service, metrics: Metrics, failed: Callable[[BaseException], None]
+) -> FastAPI:
+    """The server's application. `failed` is told if the model can't be loaded, or if the work ends otherwise."""
+    endpoint = Endpoint(service, metrics)
+
+    def ended(work: asyncio.Task[Any]) -> None:
+        problem = None if work.cancelled() else work.exception()
+        if problem:
+            failed(problem)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        scorer = Scorer(plan, options, window=service.window, batched=metrics.batches.observe)
+        endpoint.scorer = scorer
+        metrics.ready.set_function(lambda: endpoint.is_ready)
+        work = asyncio.create_task(scorer.run())
+        work.add_done_callback(ended)
+        try:
+            yield
+        finally:  # by a second Ctrl-C, too
+            work.cancel()
+            scorer.close()
+
+    app = FastAPIOffline(
+        title="deit-batch",
+        version=__version__,
+        description=f"Real-time image classification with {plan.checkpoint.name}.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+
+    async def key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+        endpoint.check_key(given.credentials if given else None)
+
+    guarded = [Depends(key)] if service.keys else []
+
+    @app.post(
+        "/score",
+        summary="Score images",
+        dependencies=guarded,
+        response_model=list[list[Prediction] | Unscored],
+        responses={status: {"model": Refusal, **refusal} for status, refusal in REFUSALS.items()},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": ScoreRequest.model_json_schema()}},
+            }
+        },
+    )
+    async def score(request: Request) -> Response:
+        """For each image, in order, its labels, best first; or the error that kept it from being scored."""
+        return await endpoint.score(request)
+
+    @app.get("/health", summary="Whether the process answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="Whether images are scored", responses={503: {"model": Refusal}})
+    async def ready() -> dict[str, str]:
+        if not endpoint.is_ready:
+            raise HTTPException(503, "the model is being loaded", RETRY_AFTER)
+        return {"status": "ready", "model": plan.checkpoint.name}
+
+    @app.get("/metrics", summary="Counters for Prometheus", dependencies=guarded, response_class=Response)
+    async def page() -> Response:
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
+
+    return app

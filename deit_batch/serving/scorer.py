@@ -1,0 +1,135 @@
+"""One image of one client to its predictions: fetched, decoded, and scored in a batch with those of others."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deit_batch.errors import RowError
+from deit_batch.fetch import MOST_AT_ONCE, Fetcher
+from deit_batch.io import Base64, Failure, Prediction, Url
+from deit_batch.plan import Options, Plan
+from deit_batch.runner import best
+from deit_batch.serving.batcher import Batcher
+from deit_batch.serving.decoders import Decoders, Pixels
+from deit_batch.sources import locate
+
+logger = logging.getLogger("deit_batch")
+
+BATCHES_AT_ONCE = 2
+"""So that the next is there when one is done: a core or a card that waits for Python scores nothing."""
+
+Result: TypeAlias = list[Prediction] | Failure
+
+
+class Scorer:
+    """`await scorer(image)`; `run` must be running in the same event loop. `batched(n)` is told the size of each batch.
+
+    The event loop waits for nothing here: URLs are fetched in threads, images decoded in processes, and the model has a
+    thread that loads it and starts every batch (what torch compiles for one thread another can't use)."""
+
+    def __init__(self, plan: Plan, options: Options, *, window: float, batched: Callable[[int], None]) -> None:
+        """Begins to load the model."""
+        self._plan, self._options = plan, options
+        self._batched = batched
+        self._fetcher = Fetcher(options.limits)
+        self._fetches = asyncio.Semaphore(MOST_AT_ONCE)
+        self._decoders = Decoders(plan.recipe, options.limits, workers=plan.workers)
+        self._batcher: Batcher[Pixels, Result] = Batcher(
+            self._score, size=plan.round_size, window=window, at_once=BATCHES_AT_ONCE
+        )
+        self._model_thread = ThreadPoolExecutor(1, "model")
+        self._waiting_threads = ThreadPoolExecutor(BATCHES_AT_ONCE, "wait for scores")
+        self._classifier = asyncio.get_running_loop().run_in_executor(self._model_thread, plan.load)
+        self.is_ready = False
+
+    async def run(self) -> None:
+        """Warms all up, then works for ever. Raises DeitBatchError if that can't be done."""
+        await asyncio.gather(self._classifier, self._decoders.warm_up(_black_png()))
+        height, width = self._plan.recipe.size
+        await self._score([np.zeros((height, width, 3), np.uint8)] * self._plan.round_size)
+        self.is_ready = True
+        logger.info("ready")
+        await self._batcher.run()
+
+    async def __call__(self, image: object) -> Result:
+        """`image`: base64 text, a data: URI or an http(s) URL; what is none of them is a failure, as is one whose bytes
+        can't be had or decoded."""
+        location = place(image)
+        if isinstance(location, Failure):
+            return location
+        data: Base64 | bytes | Failure
+        if isinstance(location, Url):
+            data = await self._fetch(location)
+        else:
+            data = location
+        pixels = data if isinstance(data, Failure) else await self._decoders(data)
+        return pixels if isinstance(pixels, Failure) else await self._batcher(pixels)
+
+    async def _fetch(self, url: Url) -> bytes | Failure:
+        """A thread that nobody waits for any more ends soon, but not at once: so many there may be, and no more."""
+        await self._fetches.acquire()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+
+        def ended(_: Future[bytes | Failure]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the program ends
+                loop.call_soon_threadsafe(self._fetches.release)
+
+        fetch = self._fetcher.start(url, gone)
+        fetch.add_done_callback(ended)
+        try:
+            return await asyncio.wrap_future(fetch)
+        finally:
+            gone.set()
+
+    async def _score(self, images: list[Pixels]) -> Sequence[Result]:
+        classifier = await self._classifier
+        labels, options = self._plan.checkpoint.labels, self._options
+
+        def start() -> Callable[[], Tensor]:
+            return classifier.submit(torch.from_numpy(np.stack(images)))
+
+        def finish(scores: Callable[[], Tensor]) -> Sequence[Result]:
+            return list(best(scores(), labels, options.top_k, options.threshold))
+
+        if self.is_ready:
+            self._batched(len(images))
+        loop = asyncio.get_running_loop()
+        under_way = await loop.run_in_executor(self._model_thread, start)
+        return await loop.run_in_executor(self._waiting_threads, finish, under_way)
+
+    def close(self) -> None:
+        self._decoders.close()
+        for threads in (self._model_thread, self._waiting_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+        if self.is_ready:
+            self._classifier.result().close()
+
+
+def place(image: object) -> Url | Base64 | Failure:
+    """Where an image is, as a client gives it. Never a file of this machine: what is no URL is taken for base64."""
+    if not isinstance(image, str) or not image.strip():
+        what = "is empty" if image is None or isinstance(image, str) else "is no text"
+        return Failure.of(RowError(f"the image {what}"))
+    try:
+        location = locate(image, always_base64=True)
+    except RowError as error:
+        return Failure.of(error)
+    return location if isinstance(location, Url | Base64) else Failure.of(RowError("paths are not read"))
+
+
+def _black_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()

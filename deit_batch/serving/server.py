@@ -1,0 +1,179 @@
+"""A server process: its socket, its connections, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.plan import Options, Plan
+from deit_batch.serving.endpoint import Service, application
+from deit_batch.serving.metrics import Metrics, Watched
+
+logger = logging.getLogger("deit_batch")
+
+HEAD_SECONDS = 10
+"""For the head of a request to come, and for a connection to stay that sends none."""
+MOST_CONNECTIONS = 800
+"""More are closed at once; the usual limit of open files is 1,024."""
+SMALLEST_QUEUE = 64
+BATCHES_QUEUED = 4
+
+
+def queue_size(plan: Plan) -> int:
+    """Where none is given: on a GPU several batches, or it would wait for images."""
+    return max(SMALLEST_QUEUE, BATCHES_QUEUED * plan.batch_size)
+
+
+def serve(
+    options: Options,
+    *,
+    host: str,
+    port: int,
+    key_file: Path | None,
+    queue: int | None,
+    body_bytes: int,
+    window: float,
+    drain_seconds: int,
+) -> None:
+    """Serves until SIGINT or SIGTERM; then answers the requests that are in, within `drain_seconds`.
+
+    Raises UsageError for options that can't be had, CheckpointError if the model can't be loaded, DeitBatchError if
+    some requests were not answered in the end."""
+    keys = read_keys(key_file) if key_file else ()
+    with listening(host, port) as listener:
+        plan = Plan.of(options)
+        metrics = Metrics()
+        service = Service(keys=keys, queue=queue or queue_size(plan), body_bytes=body_bytes, window=window)
+        problems: list[BaseException] = []
+
+        def failed(problem: BaseException) -> None:
+            problems.append(problem)
+            server.should_exit = True
+
+        app = Watched(application(plan, options, service, metrics, failed), metrics, counted="/score")
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=HEAD_SECONDS,
+                timeout_graceful_shutdown=drain_seconds,
+            )
+        )
+        _hear_uvicorn()
+        _announce(listener, plan, service)
+        with _signals_to(server):
+            server.run(sockets=[listener])
+    if problems:
+        raise problems[0]
+    if not server.started:
+        raise DeitBatchError("the server could not start; what kept it from that stands above")
+    if app.unanswered:
+        raise DeitBatchError(f"{app.unanswered} requests were not answered within --drain-seconds {drain_seconds}")
+    logger.info("every request was answered")
+
+
+class Connection(H11Protocol):
+    """uvicorn's, with what it lacks: a limit of connections, and of the time that the head of a request may take."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        """Runs a timer while no request is being answered, from the first byte of the next (or of what is left of the
+        last, if that was answered before it was whole)."""
+        # None before the first request, whatever uvicorn's annotation says.
+        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
+            self._forget()
+        elif self._patience is None:
+            self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _forget(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+        self._patience = None
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Raises UsageError where that is not possible."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        reason = str(error.strerror or error).partition(" (while")[0]  # where, as Python adds it, is said already
+        raise UsageError(f"--host {host} --port {port} can't be listened at: {reason}") from error
+    with listener:
+        yield listener
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """The keys of a file, one a line. Raises UsageError if it can't be read, or holds none."""
+    try:
+        keys = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
+    except OSError as error:
+        raise UsageError(f"--api-key-file {path}: {error.strerror}") from error
+    if not keys:
+        raise UsageError(f"--api-key-file {path} holds no key; write one a line")
+    return keys
+
+
+def _announce(listener: socket.socket, plan: Plan, service: Service) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("%s on http://%s:%s, docs at /docs; loading", plan.checkpoint.name, shown, port)
+    if not service.keys and not ipaddress.ip_address(host).is_loopback:
+        logger.warning("whoever reaches %s port %s may score images: there is no --api-key-file", host, port)
+
+
+def _hear_uvicorn() -> None:
+    """Its warnings and errors are ours; what it says of its start and end we say ourselves."""
+    for name in ("uvicorn.error", "asyncio"):
+        other = logging.getLogger(name)
+        other.handlers, other.propagate = logger.handlers, False
+        other.setLevel(logging.WARNING)
+
+
+@contextmanager
+def _signals_to(server: uvicorn.Server) -> Iterator[None]:
+    """uvicorn ends with the signal that it was stopped by, sent to itself anew; here it finds nobody, for to be stopped
+    is a server's usual end."""
+
+    def ignore(*_: Any) -> None:
+        pass
+
+    before = {signum: signal.signal(signum, ignore) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
