@@ -8,6 +8,7 @@ from deit_batch import __version__
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
+from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 
 
@@ -21,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (score, evaluate, finetune, export):
+for command in (score, report, evaluate, finetune, export):
     main.add_command(command)

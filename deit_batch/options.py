@@ -148,6 +148,12 @@ INPUT = (
 LABEL_COLUMN = option(
     "--label-column", metavar="NAME", help="The column that holds the label. [default: by its usual names: label, …]"
 )
+LABEL_MAP = option(
+    "--label-map",
+    metavar="FILE|imagenet",
+    help="The data set's names to the model's: .json, or .csv of two columns; imagenet: n01440764, … to the names of "
+    "DeiT.",
+)
 MODEL_NAME = option(
     "--model",
     default=DEFAULT_MODEL,
@@ -290,6 +296,22 @@ def limits_from(chosen: dict[str, Any]) -> Limits:
     """Takes the values of LIMITS out of a command's."""
     return Limits(**{limit.name: chosen.pop(limit.name) for limit in fields(Limits)})
 
+
+IMAGES = option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the images' relative names start from. [default: they are found as the run found them]",
+)
+FETCH = option("--fetch", is_flag=True, help="Fetch images that are URLs for their pictures.")
+THUMBNAILS = option(
+    "--thumbnails",
+    default=12,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Pictures of each kind of images that stand out.",
+)
 
 CONFIG = option(
     "--config",

@@ -1,0 +1,292 @@
+"""What a run found, as a page: the order of it all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import OutputError, RowError, UsageError
+from deit_batch.evaluation.joining import Labels
+from deit_batch.evaluation.judged import survey
+from deit_batch.evaluation.matching import Matching, read_label_map
+from deit_batch.io import Failure, write_atomically
+from deit_batch.labelled import LABEL_COLUMNS, open_labelled, parse_labels
+from deit_batch.limits import Limits
+from deit_batch.report.page import render, settings_of
+from deit_batch.report.pictures import pictures_of
+from deit_batch.report.summary import BINS, PREDICTED_FROM, Seen, Summary, Truth, is_right, summarise
+from deit_batch.report.table import Column, Row, Table
+from deit_batch.results import read_records, run_report
+
+MOST_CLASSES = 25  # that are shown at once
+MOST_PAIRS = 50  # of a label and what it was taken for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `deit-batch report` is asked for. `labels`: where the true labels are, if not in the records themselves;
+    `images`: the folder that relative names start from; `fetch`: whether URLs may be asked for pictures; `thumbnails`:
+    how many images of each kind stand out; `rows`: of the table, at most."""
+
+    predictions: Path
+    out: Path
+    labels: str | None = None
+    label_column: str | None = None
+    label_map: str | None = None
+    images: str | None = None
+    fetch: bool = False
+    thumbnails: int = 12
+    rows: int = 100_000
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """Where the true labels are from, and what they say of a record."""
+
+    origin: str
+    several: bool
+    of: Truth
+
+
+def report(request: Request) -> Summary:
+    """Writes the page. Raises UsageError if the predictions or labels can't be read as such."""
+    labelling = _labelling(request)
+    summary = summarise(
+        read_records(request.predictions),
+        truth=labelling.of if labelling else None,
+        several=bool(labelling and labelling.several),
+        most_rows=request.rows,
+        most_shown=request.thumbnails,
+    )
+    run = run_report(request.predictions)
+    pictures = pictures_of(
+        {seen.place: seen.record for seen in summary.standing_out},
+        run and run["settings"],
+        folder=request.images,
+        fetch=request.fetch,
+        limits=request.limits,
+    )
+    page = render("report.html", **_context(request, summary, run, labelling, pictures))
+    write_page(request.out, page)
+    return summary
+
+
+def write_page(path: Path, page: bytes) -> None:
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror}") from error
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+def _labelling(request: Request) -> Labelling | None:
+    """The true labels by another input's names, or by a column that the records carry along; None if there are none."""
+    if request.labels:
+        source = open_labelled(request.labels, label_column=request.label_column)
+        labels = Labels(source)
+        matched = _in_the_models_names(request, source.multi_label)
+        return Labelling(source.layout, source.multi_label, lambda record: matched(labels.of(record)))
+    column, several = _carried(request)
+    if column is None:
+        if request.label_map:
+            raise UsageError("--label-map: there are no labels; give --labels, or carry them along by score --keep")
+        return None
+    matched = _in_the_models_names(request, several)
+    return Labelling(f"the records' {column!r}", several, lambda record: matched(_parsed(record.get(column))))
+
+
+def _carried(request: Request) -> tuple[str | None, bool]:
+    """The field of the records that holds labels, and whether an image may have several, as the first label tells."""
+    names = (request.label_column,) if request.label_column else LABEL_COLUMNS
+    for record in read_records(request.predictions):
+        column = next((name for name in names if name in record), None)
+        if column is None and request.label_column:
+            raise UsageError(f"the records have no field {request.label_column!r}, only {', '.join(record)}")
+        if column is None:
+            return None, False
+        labels = _parsed(record[column])
+        if labels is not None:
+            return column, not isinstance(labels, str)
+    return None, False
+
+
+def _parsed(value: object) -> str | tuple[str, ...] | None:
+    try:
+        return parse_labels(value)
+    except RowError:
+        return None
+
+
+def _in_the_models_names(
+    request: Request, several: bool
+) -> Callable[[str | tuple[str, ...] | None], tuple[str, ...] | None]:
+    """Labels by the names that the predictions have for them, matched as an evaluation does; others stay as they are."""
+    label_map = read_label_map(request.label_map) if request.label_map else {}
+    classes = survey(read_records(request.predictions), multi_label=several).classes
+    matching = Matching(classes, label_map)
+
+    def matched(labels: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if labels is None or (not several and not labels):
+            return None
+        names = (labels,) if isinstance(labels, str) else labels
+        numbers = [(name, matching.find(name)) for name in names]
+        return tuple(label_map.get(name, name) if number is None else classes[number] for name, number in numbers)
+
+    return matched
+
+
+# --- what the page shows --------------------------------------------------------------------------------------------
+
+
+def _context(
+    request: Request,
+    summary: Summary,
+    run: Mapping[str, Any] | None,
+    labelling: Labelling | None,
+    pictures: Mapping[int, str | Failure],
+) -> dict[str, Any]:
+    table = _table(summary, labelling)
+    highest = max(summary.bins)
+    context = {
+        "title": request.predictions.name,
+        "file": str(request.predictions),
+        "summary": summary,
+        "figures": _figures(summary, run),
+        "run": _run(run) if run else {},
+        "classes": [
+            {"name": name, "number": table.label(name), "images": images}
+            for name, images in summary.classes.most_common(MOST_CLASSES)
+        ],
+        "bins": [
+            {"from": number / BINS, "to": (number + 1) / BINS, "images": images, "height": images / (highest or 1)}
+            for number, images in enumerate(summary.bins)
+        ],
+        "galleries": _galleries(summary, pictures),
+        "reasons": summary.reasons.most_common(),
+        "labelling": labelling,
+        "confusions": _confusions(summary, table),
+        "predicted_from": PREDICTED_FROM,
+        "sampled": summary.tally.inputs > len(summary.rows),
+    }
+    return {**context, "data": table.as_data()}
+
+
+def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The headline."""
+    tally = summary.tally
+    figures = [("images", f"{tally.inputs:,}"), ("scored", f"{tally.scored:,}"), ("failed", f"{tally.failed:,}")]
+    figures.append(("classes found", f"{len(summary.classes):,}"))
+    if run and run.get("images_per_second"):
+        figures.append(("images/s", f"{run['images_per_second']:,}"))
+    if summary.confusions and summary.confusions.labelled:
+        figures.append(("right", f"{100 * summary.confusions.right / summary.confusions.labelled:.1f} %"))
+    return figures
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, str]:
+    seconds = (run.get("seconds") or {}).get("total")
+    told = {
+        "Input": run["settings"].get("input"),
+        **settings_of(run),
+        "Machine": run.get("machine"),
+        "Took": f"{seconds:,.0f} s" if seconds else None,
+        "Ended": run.get("ended_at"),
+        "Versions": ", ".join(f"{name} {number}" for name, number in (run.get("versions") or {}).items()),
+    }
+    return {name: str(value) for name, value in told.items() if value}
+
+
+def _table(summary: Summary, labelling: Labelling | None) -> Table:
+    columns = [
+        Column("label", "Label", "label"),
+        Column("score", "Score", "score"),
+        Column("state", "State", "state", optional=True),
+    ]
+    if labelling:
+        columns.insert(2, Column("truth", "True label", "label", optional=True))
+    return Table(columns, ["Predictions"], list(_rows(summary, labelling)))
+
+
+def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[Row]:
+    for seen in summary.rows:
+        predictions = seen.record["predictions"]
+        best = predictions[0] if predictions else {"label": None, "score": None}
+        values = [best["label"], best["score"], _state(seen, labelling)]
+        if labelling:
+            values.insert(2, None if seen.truth is None else _joined(seen.truth))
+        error = seen.record.get("error")
+        yield Row(
+            seen.place, seen.record, values, [predictions], f"{error['type']}: {error['message']}" if error else ""
+        )
+
+
+def _state(seen: Seen, labelling: Labelling | None) -> str:
+    if "error" in seen.record:
+        return "failed"
+    if not (seen.record["predictions"] or (labelling and labelling.several)):
+        return "no label"
+    if labelling is None or seen.truth is None:
+        return "scored"
+    return "right" if is_right(seen.truth, seen.record["predictions"], several=labelling.several) else "wrong"
+
+
+def _joined(labels: Sequence[str]) -> str:
+    return " + ".join(labels) or "(none)"
+
+
+def _galleries(summary: Summary, pictures: Mapping[int, str | Failure]) -> list[dict[str, Any]]:
+    kinds = [
+        ("Least sure", "The lowest scores: odd pictures, or ones between two classes.", summary.least_sure),
+        ("Most sure", "The highest scores.", summary.most_sure),
+        ("Surest mistakes", "The highest scores of a label that is not the image's.", summary.mistakes),
+    ]
+    return [
+        {"title": title, "note": note, "cards": [_card(seen, pictures) for seen in found]}
+        for title, note, found in kinds
+        if found
+    ]
+
+
+def _card(seen: Seen, pictures: Mapping[int, str | Failure]) -> dict[str, Any]:
+    picture = pictures[seen.place]
+    return {
+        "place": seen.place,
+        "name": seen.record["image"] or "(inline)",
+        "picture": picture if isinstance(picture, str) else None,
+        "missing": picture.message if isinstance(picture, Failure) else None,
+        "bars": seen.record["predictions"],
+        "truth": None if seen.truth is None else _joined(seen.truth),
+    }
+
+
+def _confusions(summary: Summary, table: Table) -> dict[str, Any] | None:
+    confusions = summary.confusions
+    if not confusions:
+        return None
+    wrong = Counter({pair: images for pair, images in confusions.taken.items() if pair[0] != pair[1]})
+    counts = {"found": confusions.found, "missed": confusions.missed, "made up": confusions.made_up}
+    trouble = confusions.missed + confusions.made_up
+    return {
+        "several": confusions.several,
+        "labelled": confusions.labelled,
+        "right": confusions.right,
+        "pairs": [
+            {"truth": truth, "label": label, "images": images, "filter": _filter(table, truth, label)}
+            for (truth, label), images in wrong.most_common(MOST_PAIRS)
+        ],
+        "more_pairs": max(0, len(wrong) - MOST_PAIRS),
+        "by_label": [
+            {"label": label, **{name: count[label] for name, count in counts.items()}}
+            for label, _ in trouble.most_common(MOST_PAIRS)
+        ],
+    }
+
+
+def _filter(table: Table, truth: str, label: str) -> dict[str, int]:
+    return {"truth": table.label(truth), "label": table.label(label)}
