@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from deit_batch import __version__
+from deit_batch.commands.compare import compare
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (score, report, evaluate, finetune, export):
+for command in (score, report, compare, evaluate, finetune, export):
     main.add_command(command)

@@ -297,6 +297,14 @@ def limits_from(chosen: dict[str, Any]) -> Limits:
     return Limits(**{limit.name: chosen.pop(limit.name) for limit in fields(Limits)})
 
 
+ROWS = option(
+    "--rows",
+    default=100_000,
+    show_default=True,
+    type=AT_LEAST_ONE,
+    metavar="N",
+    help="Images that the page's table holds at most; of more, a random sample.",
+)
 IMAGES = option(
     "--images",
     type=click.Path(exists=True, file_okay=False),

@@ -20,6 +20,7 @@ from deit_batch.options import (
     LIMITS,
     LOG_FORMAT,
     QUIET,
+    ROWS,
     THUMBNAILS,
     VERBOSE,
     ExampleCommand,
@@ -48,14 +49,7 @@ logger = logging.getLogger("deit_batch")
 @section(
     "Output",
     option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="HTML", help="The page."),
-    option(
-        "--rows",
-        default=100_000,
-        show_default=True,
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Images that the page's table holds at most; of more, a random sample.",
-    ),
+    ROWS,
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)

@@ -17,6 +17,7 @@
     score: (value) => (value === null ? "" : (value / SCALE).toFixed(4)),
     change: (value) => (value === null ? "" : (value > 0 ? "+" : "") + (value / SCALE).toFixed(4)),
   };
+  const shortName = (row) => data.names[row] ?? "(inline)";
   const nameOf = (row) => (data.names[row] === null ? "(inline)" : data.folder + data.names[row]);
   const isNumber = (column) => column.kind === "score" || column.kind === "change";
 
@@ -138,7 +139,7 @@
   function tableRow(row) {
     const line = make("tr");
     const cell = make("td", "", {className: "name"});
-    const button = make("button", nameOf(row), {type: "button"});
+    const button = make("button", shortName(row), {type: "button"});
     button.addEventListener("click", () => show(row));
     cell.append(button);
     line.append(cell);

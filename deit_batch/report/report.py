@@ -126,7 +126,7 @@ def _parsed(value: object) -> str | tuple[str, ...] | None:
 def _in_the_models_names(
     request: Request, several: bool
 ) -> Callable[[str | tuple[str, ...] | None], tuple[str, ...] | None]:
-    """Labels by the names that the predictions have for them, matched as an evaluation does; others stay as they are."""
+    """Labels by the names that the predictions have for them, as an evaluation matches them; others as they are."""
     label_map = read_label_map(request.label_map) if request.label_map else {}
     classes = survey(read_records(request.predictions), multi_label=several).classes
     matching = Matching(classes, label_map)
