@@ -9,6 +9,7 @@ from deit_batch.commands.compare import compare
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
+from deit_batch.commands.plot import plot
 from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (score, report, compare, evaluate, finetune, export):
+for command in (score, report, compare, plot, evaluate, finetune, export):
     main.add_command(command)

@@ -11,9 +11,9 @@ from deit_batch.errors import UsageError
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
 from deit_batch.report.comparison import Answer, Change, Comparison
+from deit_batch.report.files import write_file
 from deit_batch.report.page import render
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.report import write_page
 from deit_batch.report.table import Column, Row, Table
 
 MOST_LINES = 10  # of one kind in the text
@@ -40,7 +40,7 @@ def write(
     """Each in the format that its ending says."""
     for path in paths:
         if path.suffix.lower() == ".json":
-            write_page(path, as_json(document))
+            write_file(path, as_json(document))
         else:
             run = comparison.run
             pictures = pictures_of(
@@ -50,7 +50,7 @@ def write(
                 fetch=fetch,
                 limits=limits,
             )
-            write_page(path, _as_page(comparison, document, pictures))
+            write_file(path, _as_page(comparison, document, pictures))
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
@@ -110,7 +110,7 @@ def _as_page(comparison: Comparison, document: Mapping[str, Any], pictures: Mapp
         classes=[row for row in document["classes"] if row["old"] != row["new"] or row["lost"] or row["gained"]],
         cards={
             "title": "Largest changes",
-            "note": "Of the score of the label that was the best before.",
+            "note": "Of the score of the label that was the best before. The first bar is before, the second now.",
             "cards": [_card(change, pictures[change.place]) for change in comparison.largest],
         },
         sampled=changed > len(comparison.changed),

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import OutputError, RowError, UsageError
+from deit_batch.errors import RowError, UsageError
 from deit_batch.evaluation.joining import Labels
 from deit_batch.evaluation.judged import survey
 from deit_batch.evaluation.matching import Matching, read_label_map
-from deit_batch.io import Failure, write_atomically
+from deit_batch.io import Failure
 from deit_batch.labelled import LABEL_COLUMNS, open_labelled, parse_labels
 from deit_batch.limits import Limits
+from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
 from deit_batch.report.summary import BINS, PREDICTED_FROM, Seen, Summary, Truth, is_right, summarise
@@ -71,15 +72,8 @@ def report(request: Request) -> Summary:
         limits=request.limits,
     )
     page = render("report.html", **_context(request, summary, run, labelling, pictures))
-    write_page(request.out, page)
+    write_file(request.out, page)
     return summary
-
-
-def write_page(path: Path, page: bytes) -> None:
-    try:
-        write_atomically(path, page)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror}") from error
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
