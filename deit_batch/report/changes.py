@@ -14,7 +14,7 @@ from deit_batch.report.comparison import Answer, Change, Comparison
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.table import Column, Row, Table
+from deit_batch.report.table import Bar, Column, Row, Table
 
 MOST_LINES = 10  # of one kind in the text
 MOST_FLIPS = 50  # pairs of labels on the page
@@ -145,8 +145,8 @@ def _answer(answer: Answer | None) -> tuple[str | None, float | None]:
     return (None, None) if answer is None or answer.failed else (answer.label, answer.score)
 
 
-def _bars(answer: Answer | None) -> list[dict[str, Any]]:
-    return [] if answer is None or answer.failed else [{"label": answer.label, "score": answer.score}]
+def _bars(answer: Answer | None) -> list[Bar]:
+    return [] if answer is None or answer.failed else [Bar(answer.label, answer.score)]
 
 
 def _reason(change: Change) -> str:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import RowError, UsageError
-from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import survey
-from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.io import Failure
-from deit_batch.labelled import LABEL_COLUMNS, open_labelled, parse_labels
 from deit_batch.limits import Limits
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.summary import BINS, PREDICTED_FROM, Seen, Summary, Truth, is_right, summarise
+from deit_batch.report.summary import BINS, PREDICTED_FROM, Seen, Summary, summarise
 from deit_batch.report.table import Column, Row, Table
+from deit_batch.report.truth import Labelling, find_labels
 from deit_batch.results import read_records, run_report
 
 MOST_CLASSES = 25  # that are shown at once
@@ -44,18 +40,11 @@ class Request:
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Labelling:
-    """Where the true labels are from, and what they say of a record."""
-
-    origin: str
-    several: bool
-    of: Truth
-
-
 def report(request: Request) -> Summary:
     """Writes the page. Raises UsageError if the predictions or labels can't be read as such."""
-    labelling = _labelling(request)
+    labelling = find_labels(
+        request.predictions, request.labels, column=request.label_column, label_map=request.label_map
+    )
     summary = summarise(
         read_records(request.predictions),
         truth=labelling.of if labelling else None,
@@ -74,65 +63,6 @@ def report(request: Request) -> Summary:
     page = render("report.html", **_context(request, summary, run, labelling, pictures))
     write_file(request.out, page)
     return summary
-
-
-# --- labels ---------------------------------------------------------------------------------------------------------
-
-
-def _labelling(request: Request) -> Labelling | None:
-    """The true labels by another input's names, or by a column that the records carry along; None if there are none."""
-    if request.labels:
-        source = open_labelled(request.labels, label_column=request.label_column)
-        labels = Labels(source)
-        matched = _in_the_models_names(request, source.multi_label)
-        return Labelling(source.layout, source.multi_label, lambda record: matched(labels.of(record)))
-    column, several = _carried(request)
-    if column is None:
-        if request.label_map:
-            raise UsageError("--label-map: there are no labels; give --labels, or carry them along by score --keep")
-        return None
-    matched = _in_the_models_names(request, several)
-    return Labelling(f"the records' {column!r}", several, lambda record: matched(_parsed(record.get(column))))
-
-
-def _carried(request: Request) -> tuple[str | None, bool]:
-    """The field of the records that holds labels, and whether an image may have several, as the first label tells."""
-    names = (request.label_column,) if request.label_column else LABEL_COLUMNS
-    for record in read_records(request.predictions):
-        column = next((name for name in names if name in record), None)
-        if column is None and request.label_column:
-            raise UsageError(f"the records have no field {request.label_column!r}, only {', '.join(record)}")
-        if column is None:
-            return None, False
-        labels = _parsed(record[column])
-        if labels is not None:
-            return column, not isinstance(labels, str)
-    return None, False
-
-
-def _parsed(value: object) -> str | tuple[str, ...] | None:
-    try:
-        return parse_labels(value)
-    except RowError:
-        return None
-
-
-def _in_the_models_names(
-    request: Request, several: bool
-) -> Callable[[str | tuple[str, ...] | None], tuple[str, ...] | None]:
-    """Labels by the names that the predictions have for them, as an evaluation matches them; others as they are."""
-    label_map = read_label_map(request.label_map) if request.label_map else {}
-    classes = survey(read_records(request.predictions), multi_label=several).classes
-    matching = Matching(classes, label_map)
-
-    def matched(labels: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if labels is None or (not several and not labels):
-            return None
-        names = (labels,) if isinstance(labels, str) else labels
-        numbers = [(name, matching.find(name)) for name in names]
-        return tuple(label_map.get(name, name) if number is None else classes[number] for name, number in numbers)
-
-    return matched
 
 
 # --- what the page shows --------------------------------------------------------------------------------------------
@@ -209,25 +139,13 @@ def _table(summary: Summary, labelling: Labelling | None) -> Table:
 
 def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[Row]:
     for seen in summary.rows:
-        predictions = seen.record["predictions"]
-        best = predictions[0] if predictions else {"label": None, "score": None}
-        values = [best["label"], best["score"], _state(seen, labelling)]
+        label, score = seen.bars[0] if seen.bars else (None, None)
+        values = [label, score, seen.state]
         if labelling:
             values.insert(2, None if seen.truth is None else _joined(seen.truth))
         error = seen.record.get("error")
-        yield Row(
-            seen.place, seen.record, values, [predictions], f"{error['type']}: {error['message']}" if error else ""
-        )
-
-
-def _state(seen: Seen, labelling: Labelling | None) -> str:
-    if "error" in seen.record:
-        return "failed"
-    if not (seen.record["predictions"] or (labelling and labelling.several)):
-        return "no label"
-    if labelling is None or seen.truth is None:
-        return "scored"
-    return "right" if is_right(seen.truth, seen.record["predictions"], several=labelling.several) else "wrong"
+        reason = f"{error['type']}: {error['message']}" if error else ""
+        yield Row(seen.place, seen.record, values, [seen.bars], reason)
 
 
 def _joined(labels: Sequence[str]) -> str:
@@ -254,7 +172,7 @@ def _card(seen: Seen, pictures: Mapping[int, str | Failure]) -> dict[str, Any]:
         "name": seen.record["image"] or "(inline)",
         "picture": picture if isinstance(picture, str) else None,
         "missing": picture.message if isinstance(picture, Failure) else None,
-        "bars": seen.record["predictions"],
+        "bars": seen.bars,
         "truth": None if seen.truth is None else _joined(seen.truth),
     }
 

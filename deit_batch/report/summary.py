@@ -3,13 +3,15 @@ counts, the records that stand out, and as many rows as the page's table may hol
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from deit_batch.io import Tally
 from deit_batch.report.chosen import Best, Sample
+from deit_batch.report.table import Bar
 
 BINS = 20
 """Of the distribution of confidence, of equal width."""
@@ -28,12 +30,18 @@ Truth: TypeAlias = Callable[[Mapping[str, Any]], Sequence[str] | None]
 """The labels of a record's image, in the model's own names where it has them; None if there are none."""
 
 
+State: TypeAlias = Literal["failed", "no label", "scored", "right", "wrong"]
+"""Of a record; "no label": all are below the run's threshold."""
+
+
 class Seen(NamedTuple):
-    """A record; its place in the file, from 0; the labels of its image."""
+    """A record without its predictions, and the best of those; its place in the file, from 0; its image's labels."""
 
     place: int
     record: Json
+    bars: Sequence[Bar]
     truth: Sequence[str] | None
+    state: State
 
 
 class Reason(NamedTuple):
@@ -58,7 +66,7 @@ class Confusions:
 
     def add(self, truth: Sequence[str], predictions: Sequence[Json]) -> None:
         self.labelled += 1
-        self.right += is_right(truth, predictions, several=self.several)
+        self.right += _is_right(truth, predictions, several=self.several)
         if not self.several:
             self.taken[truth[0], predictions[0]["label"]] += 1
             return
@@ -68,7 +76,7 @@ class Confusions:
         self.made_up.update(predicted - labels)
 
 
-def is_right(truth: Sequence[str], predictions: Sequence[Json], *, several: bool) -> bool:
+def _is_right(truth: Sequence[str], predictions: Sequence[Json], *, several: bool) -> bool:
     """Whether the best label is the image's; where it may have several, whether all are found and none is made up."""
     return set(truth) == _predicted(predictions) if several else predictions[0]["label"] == truth[0]
 
@@ -79,8 +87,9 @@ def _predicted(predictions: Iterable[Json]) -> set[str]:
 
 @dataclass(slots=True)
 class Summary:
-    """`classes`: images by best label; `bins`: images by best score; `unlabelled`: how many have no label by which they
-    could be judged; `rows`: at most as many as were asked for, a random sample of the file where it has more."""
+    """`classes`: images by best label; `bins`: images by best score; `without_prediction`: how many were scored, but
+    have no label from the run's threshold up; `rows`: at most as many as were asked for, a random sample of the file
+    where it has more, and those that stand out."""
 
     tally: Tally = field(default_factory=Tally)
     classes: Counter[str] = field(default_factory=Counter)
@@ -107,15 +116,17 @@ def summarise(
     sample = Sample[Seen](most_rows)
     least, most, mistakes = (Best[Seen](most_shown) for _ in range(3))
     for place, record in enumerate(records):
-        seen = Seen(place, _slim(record), truth(record) if truth else None)
+        bars = tuple(Bar(sys.intern(each["label"]), each["score"]) for each in record["predictions"][:MOST_LABELS])
+        labels = truth(record) if truth else None
+        seen = Seen(place, _slim(record), bars, labels, _state(record, labels, several))
         sample.offer(seen)
         summary.tally.count(record)
         if "error" in record:
             _count_failure(summary.reasons, record["error"])
             continue
         predictions = record["predictions"]
-        if summary.confusions and seen.truth is not None and (predictions or several):
-            summary.confusions.add(seen.truth, predictions)
+        if summary.confusions and labels is not None and seen.state in ("right", "wrong"):
+            summary.confusions.add(labels, predictions)
         if not predictions:
             summary.without_prediction += 1
             continue
@@ -124,7 +135,7 @@ def summarise(
         summary.bins[min(BINS - 1, max(0, int(best["score"] * BINS)))] += 1
         least.offer(-best["score"], seen)
         most.offer(best["score"], seen)
-        if seen.truth is not None and not is_right(seen.truth, predictions, several=several):
+        if seen.state == "wrong":
             mistakes.offer(best["score"], seen)
     summary.least_sure, summary.most_sure, summary.mistakes = least.ranked(), most.ranked(), mistakes.ranked()
     shown = {seen.place: seen for seen in (*sample.kept, *summary.standing_out)}
@@ -132,11 +143,20 @@ def summarise(
     return summary
 
 
+def _state(record: Json, truth: Sequence[str] | None, several: bool) -> State:
+    predictions = record["predictions"]
+    if "error" in record:
+        return "failed"
+    if not (predictions or several):
+        return "no label"
+    if truth is None:
+        return "scored" if predictions else "no label"
+    return "right" if _is_right(truth, predictions, several=several) else "wrong"
+
+
 def _slim(record: Json) -> Json:
-    """What of a record a page needs; of 1,000 classes in each of 100,000 records it is the smaller part."""
     names = ("index", "image", "image_bytes", "image_sha256", "error")
-    slim = {name: record[name] for name in names if name in record}
-    return {**slim, "predictions": record["predictions"][:MOST_LABELS]}
+    return {name: record[name] for name in names if name in record}
 
 
 def _count_failure(reasons: Counter[Reason], error: Mapping[str, str]) -> None:
