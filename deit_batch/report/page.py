@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,30 @@ from deit_batch import __version__
 def render(template: str, **context: Any) -> bytes:
     """The page that a template makes of its context, whose texts stay text, whatever is in them."""
     style, script = _asset("page.css"), _asset("page.js")
+    policy = {
+        "default-src": "'none'",
+        "style-src": _digest(style),
+        "script-src": _digest(script),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            **context,
+            style=Markup(style),  # noqa: S704 - our own files
+            script=Markup(script),  # noqa: S704
+            policy="; ".join(f"{what} {source}" for what, source in policy.items()),
+            version=__version__,
+        )
+    )
+    return page.encode("utf-8", "replace")  # half a surrogate pair, out of a JSON escape
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader(str(__package__), "."),
         autoescape=True,
@@ -28,25 +53,7 @@ def render(template: str, **context: Any) -> bytes:
     # The filter `tojson` escapes what could end the script element that it stands in.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"number": "{:,}".format, "score": "{:.4f}".format, "percent": _percent}
-    policy = {
-        "default-src": "'none'",
-        "style-src": _digest(style),
-        "script-src": _digest(script),
-        "img-src": "data:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return (
-        environment.get_template(template)
-        .render(
-            **context,
-            style=Markup(style),  # noqa: S704 - our own files
-            script=Markup(script),  # noqa: S704
-            policy="; ".join(f"{what} {source}" for what, source in policy.items()),
-            version=__version__,
-        )
-        .encode("utf-8", "replace")  # half a surrogate pair, out of a JSON escape
-    )
+    return environment
 
 
 def _asset(name: str) -> str:

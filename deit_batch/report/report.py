@@ -60,26 +60,26 @@ def report(request: Request) -> Summary:
         fetch=request.fetch,
         limits=request.limits,
     )
-    page = render("report.html", **_context(request, summary, run, labelling, pictures))
-    write_file(request.out, page)
+    write_file(request.out, as_page(request.predictions, summary, run, labelling, pictures))
     return summary
 
 
 # --- what the page shows --------------------------------------------------------------------------------------------
 
 
-def _context(
-    request: Request,
+def as_page(
+    predictions: Path,
     summary: Summary,
     run: Mapping[str, Any] | None,
     labelling: Labelling | None,
     pictures: Mapping[int, str | Failure],
-) -> dict[str, Any]:
+) -> bytes:
+    """`pictures`: of those that stand out, by place: a `data:` URI, or why there is none."""
     table = _table(summary, labelling)
     highest = max(summary.bins)
     context = {
-        "title": request.predictions.name,
-        "file": str(request.predictions),
+        "title": predictions.name,
+        "file": str(predictions),
         "summary": summary,
         "figures": _figures(summary, run),
         "run": _run(run) if run else {},
@@ -98,7 +98,7 @@ def _context(
         "predicted_from": PREDICTED_FROM,
         "sampled": summary.tally.inputs > len(summary.rows),
     }
-    return {**context, "data": table.as_data()}
+    return render("report.html", **context, data=table.as_data())
 
 
 def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str, str]]:
