@@ -99,12 +99,13 @@ def compare(
         from deit_batch.report import changes, comparison
 
         changes.check_names(out)
-        found = comparison.compare(old, new, most_rows=rows, most_shown=thumbnails)
-        document = found.as_dict(fail_under)
-        changes.write(found, document, out, images=images, fetch=fetch, limits=limits)
+        compared = comparison.compare(old, new, most_rows=rows, most_shown=thumbnails)
+        document = compared.as_dict(fail_under)
+        changes.write(compared, document, out, images=images, fetch=fetch, limits=limits)
         click.echo(changes.as_json(document) if format == "json" else changes.as_text(document), nl=False)
         if not document["passed"]:
             share = document["agreement"]
-            logger.error("--fail-under: the agreement is %s, under %g", share and f"{share:.4f}", fail_under)
+            found = "can't be had" if share is None else f"is {share:.4f}, under {fail_under:g}"
+            logger.error("--fail-under: the agreement %s", found)
             sys.exit(BELOW)
         sys.exit(DONE)
