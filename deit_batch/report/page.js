@@ -31,23 +31,25 @@
     for (const value of data.values[column.name]) tally.set(value, (tally.get(value) || 0) + 1);
     tally.delete(NONE);
     const text = kinds[column.kind];
-    const select = make("select");
+    const select = make("select", "", {id: `filter-${column.name}`});
     select.append(make("option", "any", {value: ""}));
     for (const value of [...tally.keys()].sort((a, b) => (text(a) < text(b) ? -1 : 1))) {
       select.append(make("option", `${text(value)} (${count(tally.get(value))})`, {value}));
     }
-    const label = make("label", column.title + " ");
-    label.append(select);
-    at("filters").append(label);
+    addField(column.title, select);
     selects[column.name] = select;
   }
   const bounds = ["least", "most"].map((which) => {
     const input = make("input", "", {type: "number", min: 0, max: 1, step: "any", id: which});
-    const label = make("label", `Score at ${which} `);
-    label.append(input);
-    at("filters").append(label);
+    addField(`Score at ${which}`, input);
     return input;
   });
+
+  function addField(title, control) {
+    const field = make("div", "", {className: "field"});
+    field.append(make("label", title, {htmlFor: control.id}), control);
+    at("filters").append(field);
+  }
 
   function refilter() {
     const text = at("search").value.trim().toLowerCase();

@@ -14,7 +14,7 @@ from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
 from deit_batch.report.summary import BINS, PREDICTED_FROM, Seen, Summary, summarise
-from deit_batch.report.table import Column, Row, Table
+from deit_batch.report.table import SCALE, Column, Row, Table
 from deit_batch.report.truth import Labelling, find_labels
 from deit_batch.results import read_records, run_report
 
@@ -87,10 +87,7 @@ def as_page(
             {"name": name, "number": table.label(name), "images": images}
             for name, images in summary.classes.most_common(MOST_CLASSES)
         ],
-        "bins": [
-            {"from": number / BINS, "to": (number + 1) / BINS, "images": images, "height": images / (highest or 1)}
-            for number, images in enumerate(summary.bins)
-        ],
+        "bins": [_bin(number, images, highest) for number, images in enumerate(summary.bins)],
         "galleries": _galleries(summary, pictures),
         "reasons": summary.reasons.most_common(),
         "labelling": labelling,
@@ -150,6 +147,13 @@ def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[Row]:
 
 def _joined(labels: Sequence[str]) -> str:
     return " + ".join(labels) or "(none)"
+
+
+def _bin(number: int, images: int, highest: int) -> dict[str, float]:
+    """`most`: the highest score in it, as the table shows scores."""
+    start, end = number / BINS, (number + 1) / BINS
+    most = end if number == BINS - 1 else round(end - 1 / SCALE, 4)
+    return {"from": start, "to": end, "most": most, "images": images, "height": images / max(highest, 1)}
 
 
 def _galleries(summary: Summary, pictures: Mapping[int, str | Failure]) -> list[dict[str, Any]]:
