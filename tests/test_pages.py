@@ -228,8 +228,7 @@ def test_names_and_labels_stay_text(browser: Browser, report: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["report", "comparison"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", DESKTOP), ("dark", PHONE)], ids=["desktop", "dark phone"])
 def test_it_passes_axe(
     which: str, scheme: str, viewport: dict[str, int], browser: Browser, axe: str, request: pytest.FixtureRequest
 ) -> None:

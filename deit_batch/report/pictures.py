@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
 from deit_batch.report.originals import find_originals
-from deit_batch.thumbnails import Picture, thumbnails
+
+if TYPE_CHECKING:
+    from deit_batch.thumbnails import Picture
 
 _QUALITY = 75  # of WebP: some 8 kB a picture
 
@@ -28,6 +30,8 @@ def pictures_of(
     """Of each record, under its number, a `data:` URI, or why there is none. The others are as in `find_originals`."""
     if not records:
         return {}
+    from deit_batch.thumbnails import thumbnails  # and so torch
+
     originals = find_originals(records, run, folder=folder, fetch=fetch)
     return {
         original.index: picture if isinstance(picture, Failure) else _as_uri(picture)
