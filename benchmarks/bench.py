@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import garments
 import material
 from report import Results, write
 
@@ -308,21 +309,22 @@ def copied(bench: Bench, checkpoint: Path, paths: list[str]) -> None:
 
 def agreement(bench: Bench, exported: Path) -> None:
     """The demo model on the test pictures of Fashion-MNIST, in float32 and in int8."""
-    if not Path("/usr/share/datasets/fashion-mnist").exists():
+    if not garments.SOURCE.exists():
         print("no Fashion-MNIST here (Debian's dataset-fashion-mnist): int8's agreement is not measured")
         return
-    pictures = list(material.fashion_mnist(bench.folder / "fashion-mnist"))
-    table = bench.table("fashion-mnist", [path for path, _ in pictures])
-    names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    pictures = bench.folder / "fashion-mnist"
+    garments.class_folders(pictures, garments.TEST)
     found = {}
     for name, model in (("float32", "demo"), ("int8", str(exported))):
         out = bench.folder / f"{name}.jsonl"
-        subprocess.run([COMMAND, "score", "--input", table, "--model", model, "--out", out, "--quiet"], check=True)
-        found[name] = [json.loads(line)["predictions"][0]["label"] for line in out.read_bytes().splitlines()]
-        right = sum(label == names[number] for label, (_, number) in zip(found[name], pictures, strict=True))
-        bench.note(f"Fashion-MNIST: accuracy {name}, %", 100 * right / len(pictures))
+        subprocess.run([COMMAND, "score", "--input", pictures, "--model", model, "--out", out, "--quiet"], check=True)
+        records = [json.loads(line) for line in out.read_bytes().splitlines()]
+        found[name] = [record["predictions"][0]["label"] for record in records]
+        truth = [Path(record["image"]).parent.name for record in records]
+        right = sum(one == other for one, other in zip(found[name], truth, strict=True))
+        bench.note(f"Fashion-MNIST: accuracy {name}, %", 100 * right / len(records))
     same = sum(one == other for one, other in zip(found["float32"], found["int8"], strict=True))
-    bench.note("Fashion-MNIST: int8 agrees with float32, %", 100 * same / len(pictures))
+    bench.note("Fashion-MNIST: int8 agrees with float32, %", 100 * same / len(truth))
 
 
 def export(folder: Path, checkpoint: object, dtype: str) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +102,3 @@ ONE_LAYER: dict[str, Any] = {
     "num_hidden_layers": 1,
     "classes": 10,
 }
-
-
-def fashion_mnist(folder: Path) -> Iterator[tuple[str, int]]:
-    """Path and class of each of the 10,000 test pictures. Debian's dataset-fashion-mnist must be installed."""
-    import gzip
-
-    source = Path("/usr/share/datasets/fashion-mnist")
-    images = gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((source / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
-    folder.mkdir()
-    for number, label in enumerate(labels):
-        buffer = io.BytesIO()
-        Image.frombytes("L", (28, 28), images[number * 784 : (number + 1) * 784]).save(buffer, "BMP")
-        path = folder / f"{number:05}.bmp"
-        path.write_bytes(buffer.getvalue())
-        yield str(path), label

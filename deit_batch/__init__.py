@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 from deit_batch.errors import DeitBatchError
 
 __version__ = "0.1.0"
-__all__ = ["DeitBatchError", "__version__", "score"]
+__all__ = ["DeitBatchError", "__version__", "embed", "score"]
 
 if TYPE_CHECKING:
-    from deit_batch.runner import score
+    from deit_batch.runner import embed, score
 
 
 def __getattr__(name: str) -> object:
     # Imported when first used: `deit-batch --help` must not wait for it.
-    if name == "score":
-        from deit_batch.runner import score
+    if name in ("embed", "score"):
+        from deit_batch import runner
 
-        return score
+        return getattr(runner, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

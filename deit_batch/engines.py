@@ -1,6 +1,7 @@
 """How forward passes are run: on a CPU side by side in threads, on a GPU one by one, with the copies beside them.
 
-Both take uint8 pixels on the CPU, [n, height, width, 3], and give float32 scores on the CPU, [n, classes], when asked.
+Both take uint8 pixels on the CPU, [n, height, width, 3], and give float32 scores (or features) of each on the CPU,
+[n, ...], when asked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 Scores: TypeAlias = Callable[[Tensor], Tensor]
-"""uint8 [n, height, width, 3] to float32 [n, classes], both on the same device."""
+"""uint8 [n, height, width, 3] to float32 [n, classes], or [n, features, width]; both on the same device."""
 
 Result: TypeAlias = Callable[[], Tensor]
 """Waits for a pass's end, and returns its scores or raises what went wrong."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from deit_batch.errors import CheckpointError
 
 Shape: TypeAlias = tuple[int, ...]
+FeatureName: TypeAlias = Literal["cls", "distillation", "mean"]
+"""What an encoder can say of an image: its [CLS] token, its distillation token, or the mean of its patches."""
+FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 
 
 class Parts(NamedTuple):
@@ -50,6 +53,13 @@ class Geometry:
     @property
     def parts(self) -> Parts:
         return CLASSES[self.architecture]
+
+    @property
+    def features(self) -> dict[FeatureName, slice]:
+        """Those that it has, and which of the tokens each is the mean of."""
+        firsts = len(self.parts.firsts)
+        tokens = {"cls": slice(0, 1), "distillation": slice(1, firsts), "mean": slice(firsts, self.tokens)}
+        return {name: tokens[name] for name in FEATURES if tokens[name].start < tokens[name].stop}
 
     @property
     def patches(self) -> int:

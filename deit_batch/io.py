@@ -14,9 +14,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
+from deit_batch.geometry import FeatureName
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RECORD_FIELDS = ("index", "image", "image_bytes", "image_sha256", "predictions", "error")
 
@@ -64,6 +69,10 @@ Location: TypeAlias = LocalFile | Url | Base64 | bytes | Failure
 class Prediction(TypedDict):
     label: str
     score: float
+
+
+Features: TypeAlias = "Mapping[FeatureName, NDArray[np.float32]]"
+"""Each [width]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +126,8 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One result. Exactly one of `predictions` (best first) and `error` says something."""
+    """One result. Exactly one of `predictions` (best first) and `error` says something; where features were asked for,
+    `features` stand for the predictions. They are None where they were not, and empty where it failed."""
 
     index: int
     image: str | None
@@ -125,16 +135,24 @@ class Record:
     error: Failure | None = None
     keep: Mapping[str, object] = field(default_factory=dict)
     sha256: str | None = None
+    features: Features | None = None
 
     @classmethod
-    def of(cls, reference: Reference, result: list[Prediction] | Failure) -> Record:
-        predictions, error = ([], result) if isinstance(result, Failure) else (result, None)
-        return cls(reference.index, reference.image, predictions, error, reference.keep, reference.sha256)
+    def of(
+        cls, reference: Reference, result: list[Prediction] | Features | Failure, *, embedded: bool = False
+    ) -> Record:
+        error = result if isinstance(result, Failure) else None
+        predictions = result if isinstance(result, list) else []
+        features = (result if isinstance(result, Mapping) else {}) if embedded else None
+        return cls(reference.index, reference.image, predictions, error, reference.keep, reference.sha256, features)
 
     def as_dict(self) -> dict[str, object]:
         """The record as it is written: JSON values only, every string valid Unicode."""
         values = identity(self)
-        values["predictions"] = [{"label": clean(p["label"]), "score": p["score"]} for p in self.predictions]
+        if self.features is None:
+            values["predictions"] = [{"label": clean(p["label"]), "score": p["score"]} for p in self.predictions]
+        else:
+            values["features"] = {name: pack(vector) for name, vector in self.features.items()}
         if self.error:
             values["error"] = {"type": self.error.type, "message": clean(self.error.message)}
         values.update({clean(name): json_value(value) for name, value in self.keep.items()})
@@ -188,6 +206,16 @@ def json_value(value: object) -> object:
         return json.loads(clean(text), parse_constant=lambda _: None)
     except RecursionError:
         return "(nested too deeply)"
+
+
+def pack(vector: NDArray[np.float32]) -> str:
+    """Base64 of its little-endian float32: exact, and half as long as the numbers in text."""
+    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
+
+
+def unpack(text: str) -> bytes:
+    """The little-endian float32 that were packed."""
+    return base64.b64decode(text)
 
 
 def json_line(value: object) -> bytes:

@@ -25,10 +25,11 @@ from typing import BinaryIO, TypeAlias
 from deit_batch.errors import RowError, UsageError
 from deit_batch.io import Failure, Reference, clean
 from deit_batch.sources import Source, is_image_name, open_source
+from deit_batch.tars import is_tars
 
 logger = logging.getLogger("deit_batch")
 
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "cls")
 """The usual names of the column that holds the label, the likeliest first."""
 
 LABELS_FILE = "labels.csv"
@@ -107,7 +108,7 @@ def open_labelled(
 
 
 def _is_by_name(spec: str) -> bool:
-    is_glob = glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec)
+    is_glob = glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec) and not is_tars(spec)
     return os.path.isdir(spec) or is_image_name(spec) or is_glob
 
 

@@ -1,9 +1,10 @@
-"""Pixels in, scores out: normalised, in batches, split where memory is small; whatever computes the logits."""
+"""Pixels in, scores or features out: normalised, in batches, split where memory is small; whatever computes them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from deit_batch.checkpoints import Checkpoint
 from deit_batch.engines import Engine, Result, Scores, Streams, Threads
 from deit_batch.errors import DeitBatchError, UsageError
-from deit_batch.geometry import Geometry
+from deit_batch.geometry import FeatureName, Geometry
 from deit_batch.images import Recipe
 from deit_batch.machine import cores
 
@@ -35,7 +36,8 @@ GPU_SHARE = 0.5
 """Of the card's memory for what a pass computes; the rest is for weights, libraries and other programs."""
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
-"""Pixel values, [n, 3, height, width], to logits, [n, classes]; on the classifier's device and in its dtype."""
+"""Pixel values, [n, 3, height, width], to logits, [n, classes], or features, [n, features, width]; on the classifier's
+device and in its dtype."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -107,9 +109,17 @@ def _memory(device: torch.device) -> int:
 
 
 def load_classifier(
-    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, dtype: str, pass_size: int, compile: bool = False
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: str,
+    pass_size: int,
+    compile: bool = False,
+    features: Sequence[FeatureName] | None = None,
 ) -> Classifier:
-    """Raises CheckpointError for a checkpoint that must not be scored with, DeitBatchError if it can't be compiled."""
+    """Its results are these `features`, if there are any, instead of scores. Raises CheckpointError for a checkpoint
+    that must not be scored with, DeitBatchError if it can't be compiled."""
     passes = passes_at_once(device)
     threads = cores() // passes
     forward: Forward
@@ -120,10 +130,13 @@ def load_classifier(
     else:
         from deit_batch.pytorch import load_weights
 
-        forward = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
-    scores = scores_of(
-        forward, recipe, device=device, dtype=DTYPES.get(dtype, torch.float32), multi_label=checkpoint.multi_label
-    )
+        transformer = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
+        forward = partial(transformer.features, names=features) if features else transformer
+    values_dtype = DTYPES.get(dtype, torch.float32)
+    if features:
+        scores = outputs_of(forward, recipe, device=device, dtype=values_dtype)
+    else:
+        scores = scores_of(forward, recipe, device=device, dtype=values_dtype, multi_label=checkpoint.multi_label)
     if compile:
         height, width = recipe.size
         scores = compiled(scores, torch.zeros(pass_size, height, width, 3, dtype=torch.uint8, device=device))
@@ -136,18 +149,28 @@ def scores_of(
     forward: Forward, recipe: Recipe, *, device: torch.device, dtype: torch.dtype, multi_label: bool
 ) -> Scores:
     """All that is done with pixels, as one function of tensors: so a compiler sees the normalising, too."""
+    logits_of = outputs_of(forward, recipe, device=device, dtype=dtype)
+
+    def scores(pixels: Tensor) -> Tensor:
+        logits = logits_of(pixels)
+        return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+    return scores
+
+
+def outputs_of(forward: Forward, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Scores:
+    """What the model itself says, as float32."""
     shape = (1, 3, 1, 1)
     rescale = recipe.rescale_factor
     mean = torch.tensor(recipe.mean, device=device).view(shape)
     std = torch.tensor(recipe.std, device=device).view(shape)
 
-    def scores(pixels: Tensor) -> Tensor:
+    def outputs(pixels: Tensor) -> Tensor:
         values = pixels.permute(0, 3, 1, 2).to(torch.float32)
         values = values.mul_(rescale).sub_(mean).div_(std)
-        logits = forward(values.to(dtype)).float()
-        return logits.sigmoid() if multi_label else logits.softmax(-1)
+        return forward(values.to(dtype)).float()
 
-    return scores
+    return outputs
 
 
 def compiled(scores: Scores, pixels: Tensor) -> Scores:
@@ -167,7 +190,8 @@ def compiled(scores: Scores, pixels: Tensor) -> Scores:
 
 
 class Classifier:
-    """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1.
+    """Scores batches of pixels: uint8 [n, height, width, 3] on the CPU to float32 [n, classes] on the CPU, in 0..1; or,
+    where it was loaded for them, to features [n, features, width].
 
     Every forward pass is of `pass_size` images, which black ones fill up. So its matrix products have one shape, and an
     image's scores are the same to the last bit whichever images come with it."""

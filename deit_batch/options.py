@@ -84,6 +84,16 @@ class TopK(click.ParamType[int | None]):
         return number
 
 
+class ShardType(click.ParamType[tuple[int, int]]):
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        number, slash, of = str(value).partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            self.fail(f"{value!r} is not I/N with I from 0 to N-1", param, ctx)
+        return int(number), int(of)
+
+
 class Threshold(click.ParamType[str]):
     """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
 
@@ -132,7 +142,7 @@ INPUT = (
         "--input",
         required=True,
         metavar="WHAT",
-        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, "
+        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar, "
         "hf://DATASET?split=…, or - for stdin.",
     ),
     option(
@@ -144,6 +154,7 @@ INPUT = (
     option("--recursive/--no-recursive", default=True, show_default=True, help="Look into folders in the folder."),
     option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs."),
 )
+KEEP = option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable.")
 
 LABEL_COLUMN = option(
     "--label-column", metavar="NAME", help="The column that holds the label. [default: by its usual names: label, …]"
@@ -210,6 +221,14 @@ PREDICTIONS = (
         type=click.FloatRange(0, 1),
         help="Leave out labels with a lower score.",
     ),
+)
+
+FRESH = option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done.")
+ERROR_THRESHOLD = option(
+    "--error-threshold",
+    type=Threshold(),
+    help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have. "
+    "[default: never give up; exit with 3 if any failed]",
 )
 
 WORKERS = option(

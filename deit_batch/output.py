@@ -6,6 +6,8 @@
     preds.jsonl.run.json   what the run is (settings), and when it is finished, how it went
     preds.jsonl.known      with --incremental, what is known of each image (known.py)
 
+    features.npy.rows.jsonl   beside an array: the record of each of its rows; there before the array is
+
 A step that is cut short at any point leaves files from which the same command goes on:
 the report is written before the result is renamed, and the partial file, while it exists, outranks a result.
 """
@@ -40,6 +42,7 @@ from deit_batch.io import (
     write_atomically,
 )
 from deit_batch.lock import Lock
+from deit_batch.sinks import Columns
 
 logger = logging.getLogger("deit_batch")
 
@@ -69,7 +72,7 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def open_output(out: str, format: str, *, settings: Mapping[str, object], keep: Sequence[str], mode: Mode) -> Output:
+def open_output(out: str, format: str, *, settings: Mapping[str, object], columns: Columns, mode: Mode) -> Output:
     """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
     if out == "-":
@@ -79,7 +82,7 @@ def open_output(out: str, format: str, *, settings: Mapping[str, object], keep: 
     target = Path(os.path.realpath(out))  # a link stays a link: what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
-    return _File(target, format, {**settings, "format": format}, keep, mode)
+    return _File(target, format, {**settings, "format": format}, columns, mode)
 
 
 class _Stream:
@@ -123,27 +126,29 @@ class _Stream:
 
 
 class _File:
-    def __init__(
-        self, target: Path, format: str, settings: Mapping[str, object], keep: Sequence[str], mode: Mode
-    ) -> None:
+    def __init__(self, target: Path, format: str, settings: Mapping[str, object], columns: Columns, mode: Mode) -> None:
         self.tally = Tally()
         self._target = target
-        self._partial = target.with_name(target.name + ".partial")
-        self._report = target.with_name(target.name + ".run.json")
+        self._partial = self._beside("partial")
+        self._report = self._beside("run.json")
+        self._rows = self._beside("rows.jsonl") if format == "npy" else None
         self._format = format
         self._settings = settings
-        self._keep = keep
+        self._columns = columns
         self._digest = hashlib.sha256()
         self._replaces: object = None
         self._retries = False
         with _writing(target):
-            self._lock = Lock(target.with_name(target.name + ".lock"), str(target))
+            self._lock = Lock(self._beside("lock"), str(target))
             try:
                 self._earlier = self._previous()
                 self.complete = self._look_around(mode)
             except DeitBatchError:
                 self._lock.release()
                 raise
+
+    def _beside(self, what: str) -> Path:
+        return self._target.with_name(f"{self._target.name}.{what}")
 
     def _previous(self) -> dict[str, Any]:
         try:
@@ -185,10 +190,11 @@ class _File:
         return not self._retries
 
     def _require_own_result(self) -> None:
-        if self._earlier.get("output") != _digest_of(self._target):
-            raise UsageError(
-                f"{self._target} is not what its run has left there; give another --out, or replace it with --fresh"
-            )
+        for name, path in (("output", self._target), ("rows", self._rows)):
+            if path and not (path.exists() and self._earlier.get(name) == digest_of(path)):
+                raise UsageError(
+                    f"{path} is not what its run has left there; give another --out, or replace it with --fresh"
+                )
 
     def _require_same_settings(self) -> None:
         """The same settings as the run that left files here; nothing is overwritten without being told to."""
@@ -324,9 +330,14 @@ class _File:
             self._file.close()
             result = self._partial
             if self._format != "jsonl":
-                result = self._target.with_name(self._target.name + ".tmp")
-                sinks.convert(self._partial, result, self._format, self._keep)
-            digests = {"output": _digest_of(result), "references_sha256": self._digest.hexdigest()}
+                result = self._beside("tmp")
+                sinks.convert(self._partial, result, self._format, self._columns)
+            digests = {"output": digest_of(result), "references_sha256": self._digest.hexdigest()}
+            if self._rows:
+                rows = self._beside("rows.tmp")
+                sinks.convert(self._partial, rows, "rows", self._columns)
+                digests["rows"] = digest_of(rows)
+                rename_durably(rows, self._rows)
             self._write_report("finished", {**report, **digests})
             rename_durably(result, self._target)
             self._partial.unlink(missing_ok=True)
@@ -354,7 +365,7 @@ def _mark(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _digest_of(path: Path) -> dict[str, object]:
+def digest_of(path: Path) -> dict[str, object]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -365,7 +376,9 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return record if isinstance(record, dict) and {"index", "image", "predictions"} <= record.keys() else None
+    if not isinstance(record, dict) or not {"index", "image"} <= record.keys():
+        return None
+    return record if "predictions" in record or "features" in record else None
 
 
 def _has_failed(record: Mapping[str, Any]) -> bool:

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 
 from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.errors import UsageError
+from deit_batch.geometry import FEATURES, FeatureName
 from deit_batch.images import Recipe
 from deit_batch.io import Reference
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.machine import cores
-from deit_batch.sources import Source, open_source
+from deit_batch.sources import Shard, Source, open_source
 
 if TYPE_CHECKING:
     import torch
 
     from deit_batch.model import Classifier
 
+logger = logging.getLogger("deit_batch")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to score with what; the command line's options of the same names, and their defaults."""
+    """What to score with what; the command line's options of the same names, and their defaults. With `features`, those
+    are what comes out, and not predictions."""
 
     input: str
     column: str | None = None
     keep: tuple[str, ...] = ()
     recursive: bool = True
     limit: int | None = None
+    shard: Shard | None = None
     model: str = DEFAULT_MODEL
     revision: str | None = None
     image_processor: str | None = None
@@ -40,6 +46,7 @@ class Options:
     dtype: str = "auto"
     top_k: int | None = 5
     threshold: float = 0.0
+    features: tuple[FeatureName, ...] | None = None
     compile: bool = False
     batch_size: int | None = None
     workers: int | None = None
@@ -53,8 +60,19 @@ class Options:
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise UsageError(f"shard is {self.shard[0]} of {self.shard[1]}; they are counted from 0")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
+        if self.features is not None:
+            self._check_features(self.features)
+
+    def _check_features(self, names: tuple[FeatureName, ...]) -> None:
+        if not names or not set(names) <= set(FEATURES) or len(set(names)) < len(names):
+            raise UsageError(f"features are {names!r}; give some of {', '.join(FEATURES)}, each once")
+        clash = [name for name in self.keep if name in (*names, "features")]
+        if clash:
+            raise UsageError(f"--keep {clash[0]}: the features have a column of that name already")
 
     def open_source(self, stdin: BinaryIO | None = None) -> Source:
         return open_source(
@@ -63,6 +81,7 @@ class Options:
             keep=self.keep,
             recursive=self.recursive,
             limit=self.limit,
+            shard=self.shard,
             stdin=stdin,
         )
 
@@ -79,10 +98,13 @@ class Plan:
     pass_size: int
     workers: int
     compile: bool
+    features: tuple[FeatureName, ...] | None = None
 
     @classmethod
     def of(cls, options: Options) -> Self:
         checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+        if options.features:
+            _require_features(options.features, options, checkpoint)
         recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
 
         from deit_batch.model import choose_device, choose_dtype, choose_sizes
@@ -105,6 +127,7 @@ class Plan:
             pass_size=pass_size,
             workers=default_workers(device) if options.workers is None else options.workers,
             compile=options.compile,
+            features=options.features,
         )
 
     def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
@@ -127,6 +150,7 @@ class Plan:
             dtype=self.dtype,
             pass_size=self.pass_size,
             compile=self.compile,
+            features=self.features,
         )
 
     def settings(self, options: Options) -> dict[str, object]:
@@ -137,6 +161,7 @@ class Plan:
             "keep": list(options.keep),
             "recursive": options.recursive,
             "limit": options.limit,
+            "shard": options.shard,
             "model": self.checkpoint.name,
             "commit": self.checkpoint.commit,
             "checkpoint_sha256": self.checkpoint.digest,
@@ -144,15 +169,14 @@ class Plan:
             "device": self.device.type,
             "dtype": self.dtype,
             "compile": self.compile,
-            "top_k": options.top_k,
-            "threshold": options.threshold,
+            **_results(options),
             "pass_size": self.pass_size,
             "allow_truncated": options.limits.allow_truncated,
         }
 
     def facts(self, options: Options) -> dict[str, object]:
         """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
-        about_input = ("input", "column", "keep", "recursive", "limit")
+        about_input = ("input", "column", "keep", "recursive", "limit", "shard")
         limits = options.limits
         return {
             **{name: value for name, value in self.settings(options).items() if name not in about_input},
@@ -165,6 +189,33 @@ class Plan:
         runtime = "onnxruntime" if self.checkpoint.exported_dtype else "torch"
         libraries = {name: version(name) for name in ("deit-batch", "pillow", runtime)}
         return {"python": platform.python_version(), **libraries}
+
+
+def _results(options: Options) -> dict[str, object]:
+    if options.features:
+        return {"features": list(options.features)}
+    return {"top_k": options.top_k, "threshold": options.threshold}
+
+
+def _require_features(names: Sequence[FeatureName], options: Options, checkpoint: Checkpoint) -> None:
+    """Raises UsageError unless the checkpoint has them."""
+    if checkpoint.exported_dtype:
+        raise UsageError(f"{checkpoint.name} is exported: it gives scores alone; name the checkpoint it was made from")
+    if options.dtype == "int8":
+        raise UsageError("--dtype int8 is for scores alone: it runs an exported checkpoint, which has no features")
+    geometry = checkpoint.geometry
+    missing = [name for name in names if name not in geometry.features]
+    if missing:
+        raise UsageError(
+            f"--features {missing[0]}: {checkpoint.name} is a {geometry.architecture}, which has only "
+            f"{' and '.join(geometry.features)}"
+        )
+    if "distillation" in names and "distillation_classifier" not in geometry.parts.heads:
+        logger.warning(
+            "the head of %s does not look at the distillation token: its features are what an earlier training has "
+            "left",
+            checkpoint.name,
+        )
 
 
 def default_workers(device: torch.device) -> int:

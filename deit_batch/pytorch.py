@@ -1,4 +1,4 @@
-"""The forward pass of the three classes, from a checkpoint's own weights: pixel values in, logits out.
+"""The forward pass of the three classes, from a checkpoint's own weights: pixel values in, logits or features out.
 
 The same function as `transformers` computes (models/vit/modeling_vit.py, models/deit/modeling_deit.py; a test compares
 them), after arXiv 2010.11929, section 3.1, and arXiv 2012.12877, section 4. Written out for two reasons: importing the
@@ -8,7 +8,7 @@ laid out for it beforehand (benchmarks/choices.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import safetensors
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from deit_batch.checkpoints import Checkpoint
 from deit_batch.errors import CheckpointError
-from deit_batch.geometry import Geometry, check_tensors
+from deit_batch.geometry import FeatureName, Geometry, check_tensors
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
@@ -87,14 +87,25 @@ class Transformer(nn.Module):
             )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden = self._encode(pixel_values)
+        firsts = self._norm(hidden[:, : len(self._heads)])  # each head looks at a token of its own
+        logits = [functional.linear(firsts[:, place], *head) for place, head in enumerate(self._heads)]
+        return torch.stack(logits).mean(0)  # of both heads, where there are two (arXiv 2012.12877, section 4)
+
+    def features(self, pixel_values: Tensor, names: Sequence[FeatureName]) -> Tensor:
+        """Instead of logits, what the last layer says after its norm (`last_hidden_state` in `transformers`): float32
+        [n, len(names), width], in the order of `names`."""
+        hidden = self._norm(self._encode(pixel_values)).float()
+        return torch.stack([hidden[:, self._geometry.features[name]].mean(1) for name in names], 1)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """Hidden states of the last layer, before the norm: [n, tokens, width]."""
         n, width = pixel_values.shape[0], self._geometry.hidden_size  # len() would fix it in an export
         hidden = self._embed(pixel_values).reshape(-1, width)
         for norm_before, qkv, out, norm_after, up, down in self._layers:
             hidden = hidden + out(self._attend(qkv(norm_before(hidden)), n))
             hidden = hidden + down(up(norm_after(hidden)))
-        firsts = self._norm(hidden.view(n, -1, width)[:, : len(self._heads)])  # each head looks at a token of its own
-        logits = [functional.linear(firsts[:, place], *head) for place, head in enumerate(self._heads)]
-        return torch.stack(logits).mean(0)  # of both heads, where there are two (arXiv 2012.12877, section 4)
+        return hidden.view(n, -1, width)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         """A patch is a row of its own, so that the convolution is a matrix product."""

@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from deit_batch import machine
 from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
+from deit_batch.geometry import FeatureName
 from deit_batch.interrupt import stop_on_signals
-from deit_batch.io import Failure, Prediction, Record, Reference, Tally
+from deit_batch.io import Failure, Features, Prediction, Record, Reference, Tally
 from deit_batch.known import Known
 from deit_batch.output import Mode, Output, open_output
 from deit_batch.plan import Options, Plan
 from deit_batch.progress import Progress, Stopwatch
-from deit_batch.sinks import choose_format
+from deit_batch.sinks import Columns, choose_features_format, choose_format
 from deit_batch.sources import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from deit_batch.loader import Decoded
+    from deit_batch.model import Classifier
 
 logger = logging.getLogger("deit_batch")
 
@@ -75,6 +77,22 @@ class Outcome:
     passed_over: Counter[str]
     kept: int = 0
 
+    def summary(self, done: str) -> str:
+        """As in "39 of 40 images scored, 1 failed (1 DecodeError)"; `done` is what was done with them."""
+        tally, speed = self.tally, self.report.get("images_per_second")
+        before = f" ({self.kept:,} of them before)" if self.kept else ""
+        parts = [
+            f"{tally.scored:,} of {tally.inputs:,} images {done}{before}",
+            f"{tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
+            f"{counts(self.passed_over)} passed over" if self.passed_over else "",
+            f"{speed} images/s" if speed else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+    def has_failures_beyond(self, threshold: ErrorThreshold | None) -> bool:
+        tally = self.tally
+        return tally.failed > 0 and not (threshold and threshold.allows(tally.failed, tally.inputs))
+
 
 def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
     """Scores images and yields one Record per input, in input order, as they are ready.
@@ -96,11 +114,35 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
         yield from records
 
 
+def embed(
+    input: str | os.PathLike[str],
+    *,
+    model: str = DEFAULT_MODEL,
+    features: Sequence[FeatureName] = ("cls",),
+    **options: object,
+) -> Iterator[Record]:
+    """Like `score`, but each Record has `features` of its image in the place of predictions: of each name, a float32
+    array [width] of the encoder's last layer, after its norm. The names are "cls", "distillation" and "mean" (of the
+    patches).
+
+        for record in embed("imgs/", model="demo"):
+            print(record.image, record.features and record.features["cls"])
+    """
+    return score(input, model=model, features=features, **options)
+
+
 def scored(
-    batches: Iterable[list[Reference]], plan: Plan, options: Options, stopwatch: Stopwatch, known: Known | None = None
+    batches: Iterable[list[Reference]],
+    plan: Plan,
+    options: Options,
+    stopwatch: Stopwatch,
+    *,
+    known: Known | None = None,
+    classifier: Classifier | None = None,
 ) -> Generator[list[Record], None, None]:
-    """The records of each batch, in order. The first images are decoded while the model loads, and the next batch is
-    being scored while the records of one are made and written."""
+    """The records of each batch, in order. The first images are decoded while the model loads, unless `classifier` is
+    one that the caller has and keeps; and the next batch is being scored while the records of one are made and
+    written."""
     from deit_batch.loader import Loader
 
     on_gpu = plan.device.type == "cuda"
@@ -109,8 +151,9 @@ def scored(
     )
     with ExitStack() as stack:
         stack.enter_context(closing(loader))
-        with stopwatch("load"):
-            classifier = stack.enter_context(closing(plan.load()))
+        if classifier is None:
+            with stopwatch("load"):
+                classifier = stack.enter_context(closing(plan.load()))
         under_way: deque[tuple[list[Reference], Decoded, Callable[[], Tensor]]] = deque()
 
         def finished() -> list[Record]:
@@ -140,11 +183,16 @@ def score_batch(
     references: Sequence[Reference], decoded: Decoded, scores: Tensor, labels: Sequence[str], options: Options
 ) -> list[Record]:
     """One record for each reference: predictions for what was decoded or is known from earlier, the failure for what
-    is neither. `scores`: float32 [images that were decoded, classes]."""
-    found = iter(best(scores, labels, options.top_k, options.threshold))
+    is neither. `scores`: float32 [images that were decoded, classes], or [..., features, width] where features are
+    asked for, which then stand for the predictions."""
+    found: Iterator[list[Prediction] | Features | Failure]
+    if options.features:
+        found = named(scores, options.features)
+    else:
+        found = best(scores, labels, options.top_k, options.threshold)
     places = count()
 
-    def result(reference: Reference) -> list[Prediction] | Failure:
+    def result(reference: Reference) -> list[Prediction] | Features | Failure:
         settled = "same" if reference.is_settled else decoded.settled.get(next(places))
         if isinstance(settled, Failure):
             return settled
@@ -152,7 +200,8 @@ def score_batch(
             return reference.earlier.predictions
         return next(found)
 
-    return [Record.of(reference, result(reference)) for reference in references]
+    embedded = bool(options.features)
+    return [Record.of(reference, result(reference), embedded=embedded) for reference in references]
 
 
 def best(
@@ -172,6 +221,19 @@ def best(
             )
 
 
+def named(features: Tensor, names: Sequence[FeatureName]) -> Iterator[Features | Failure]:
+    """Of each image its features by their names. `features`: float32 [n, len(names), width]. An image of which one is
+    not finite is a failure."""
+    finite = features.isfinite().flatten(1).all(-1).tolist()
+    for well, vectors in zip(finite, features.numpy(), strict=True):
+        if well:
+            yield dict(zip(names, vectors, strict=True))
+        else:
+            yield Failure.of(
+                ScoreError("the model gave features that are not finite; if --dtype is float16, try float32")
+            )
+
+
 def run(
     options: Options,
     *,
@@ -184,9 +246,9 @@ def run(
     stdin: BinaryIO | None = None,
     source: Source | None = None,
 ) -> Outcome:
-    """Scores `options.input` into the file `out` ("-" for stdout) and leaves a report beside it. With `incremental`,
-    what is found in each image is kept for the next run, which uses it unless its mode is "fresh". `source` is the
-    input, if the caller has opened it already.
+    """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
+    leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
+    unless its mode is "fresh". `source` is the input, if the caller has opened it already.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -194,13 +256,14 @@ def run(
     stopwatch = Stopwatch()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        format = choose_format(out, format, options.keep)
+        format = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
         if os.path.exists(out) and os.path.exists(options.input) and os.path.samefile(out, options.input):
             raise UsageError(f"--out {out} is the input")
         source = source or options.open_source(stdin)
         plan = Plan.of(options)
         settings = {**plan.settings(options), "incremental": incremental}
-        output = stack.enter_context(closing(open_output(out, format, settings=settings, keep=options.keep, mode=mode)))
+        columns = Columns(options.keep, options.features or (), plan.checkpoint.geometry.hidden_size)
+        output = stack.enter_context(closing(open_output(out, format, settings=settings, columns=columns, mode=mode)))
         known = stack.enter_context(closing(_known(out, plan, options, mode))) if incremental else None
         references = known.recall(source.references) if known else output.recall(source.references)
 
@@ -212,7 +275,7 @@ def run(
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = Progress(source.total, output.tally, stopwatch, quiet=quiet)
-        work = scored(batches, plan, options, stopwatch, known)
+        work = scored(batches, plan, options, stopwatch, known=known)
         try:
             for records in work:
                 with stopwatch("write"):

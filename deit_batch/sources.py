@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from deit_batch import tables
+from deit_batch import tables, tars
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url, redact
 from deit_batch.tables import Row, Table
@@ -44,6 +44,10 @@ ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 """Raises UsageError if there is no such column."""
 
 
+Shard: TypeAlias = tuple[int, int]
+"""Number, from 0, and count of all: every so-manieth reference, from the one of that index on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
@@ -63,14 +67,16 @@ def open_source(
     keep: Sequence[str] = (),
     recursive: bool = True,
     limit: int | None = None,
+    shard: Shard | None = None,
     stdin: BinaryIO | None = None,
     label: ChooseColumn | None = None,
     folder: str | None = None,
 ) -> Source:
-    """Opens what `spec` names: a folder, image, glob, table or list file, `hf://…` data set, or `-` for stdin.
+    """Opens what `spec` names: a folder, image, glob, table, list or tar, `hf://…` data set, or `-` for stdin.
 
-    `label` picks, from the names of a table's columns, one more column that is kept, by its own name. A relative path
-    in a table starts from `folder`, or else from the folder that the table is in.
+    Of that the first `limit` are taken, and of those the `shard`; references keep the indices that they have in the
+    whole. `label` picks, from the names of a table's columns, one more column that is kept, by its own name. A relative
+    path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
     """
@@ -81,14 +87,20 @@ def open_source(
     if (source or spec.lower().endswith((".txt", ".txt.gz"))) and (column or keep):
         raise UsageError(f"{spec} has no columns; --column and --keep are for tables")
     source = source or _open_rows(spec, column, keep, stdin, label, folder)
-    if limit is None:
-        return source
+    return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
+
+
+def _part(source: Source, limit: int | None, shard: Shard) -> Source:
+    """The shard of the first `limit` references, which keep their indices."""
+    number, of = shard
 
     def total(read: int) -> int | None:
-        known = source.total(read)
-        return limit if known is None else min(limit, known)
+        known = source.total(read * of)
+        counted = limit if known is None else known if limit is None else min(limit, known)
+        return None if counted is None else len(range(number, counted, of))
 
-    return Source(islice(source.references, limit), total, source.passed_over, source.class_names)
+    references = islice(source.references, number, limit, of)
+    return Source(references, total, source.passed_over, source.class_names)
 
 
 # --- folders, files and globs -------------------------------------------------------------------------------------
@@ -100,7 +112,7 @@ def _open_paths(spec: str, recursive: bool) -> Source | None:
         return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
     if is_image_name(spec) and os.path.lexists(spec):
         return _files(lambda passed_over: iter([spec]), "")
-    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec:
+    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec and not tars.is_tars(spec):
         return _files(lambda passed_over: _glob(spec, passed_over), f"{spec} matches no image")
     return None
 
@@ -198,13 +210,15 @@ def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: 
         return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
     if spec.startswith("hf://"):
         return tables.open_dataset(spec)
+    if tars.is_tars(spec):
+        return tars.open_tars(spec, is_image_name)
     name = spec.lower()
     gzipped = name.endswith(".gz")
     suffix = os.path.splitext(name.removesuffix(".gz"))[1]
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet"):
         raise UsageError(
             f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
-            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json or .parquet file, hf://… or -"
+            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .tar, hf://… or -"
         )
     if suffix == ".parquet":
         return tables.open_parquet(Path(spec), wanted)

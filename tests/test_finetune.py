@@ -141,6 +141,20 @@ def test_lora_ends_in_a_plain_checkpoint(colours: Path, start: Path, tmp_path: P
     assert_scores_as_the_pipeline(tmp_path / "out", colours)
 
 
+def test_an_mlflow_model_predicts_the_same(colours: Path, start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    finetune(settings(colours, start, mlflow=True, max_steps=3), out)
+    assert str(tmp_path) not in (out / "mlflow" / "MLmodel").read_text()
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(str(out / "mlflow"))
+    for record in score(str(colours / "red"), model=str(out), workers=0):
+        (found,) = model.predict([str(record.image)]).to_numpy().tolist()
+        assert [one["label"] for one in found] == [one["label"] for one in record.predictions]
+        scores = [one["score"] for one in record.predictions]
+        assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-5)
+
+
 def test_a_larger_image_size(colours: Path, start: Path, tmp_path: Path) -> None:
     finetune(settings(colours, start, image_size=48, num_train_epochs=1), tmp_path / "out")
     checkpoint = find_checkpoint(str(tmp_path / "out"))

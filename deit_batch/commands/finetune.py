@@ -78,6 +78,7 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
 @section(
     "Output",
     option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Appears when it is whole."),
+    option("--mlflow", is_flag=True, help="Add DIR/mlflow, the same as an MLflow model. Needs the extra mlflow."),
     option("--fresh", is_flag=True, help="Start over, and replace what is at DIR when done."),
 )
 @section(

@@ -14,7 +14,10 @@ from deit_batch.errors import UsageError
 from deit_batch.exits import DONE, SOME_FAILED, told
 from deit_batch.options import (
     CONFIG,
+    ERROR_THRESHOLD,
+    FRESH,
     INPUT,
+    KEEP,
     LIMITS,
     LOG_FORMAT,
     MODEL,
@@ -23,7 +26,7 @@ from deit_batch.options import (
     SPEED,
     VERBOSE,
     ExampleCommand,
-    Threshold,
+    ShardType,
     limits_from,
     option,
     section,
@@ -42,7 +45,8 @@ FIRST_SHOWN = 5
 @section(
     "Input",
     *INPUT,
-    option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable."),
+    KEEP,
+    option("--shard", type=ShardType(), help="Score only every N-th input, from number I on; see deit-batch merge."),
 )
 @section("Model", *MODEL)
 @section(
@@ -59,7 +63,7 @@ FIRST_SHOWN = 5
         help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.",
     ),
     *PREDICTIONS,
-    option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done."),
+    FRESH,
     option(
         "--incremental",
         is_flag=True,
@@ -67,12 +71,7 @@ FIRST_SHOWN = 5
         "keep their predictions.",
     ),
     option("--retry-failed", is_flag=True, help="Of a finished FILE (.jsonl), score again only what failed."),
-    option(
-        "--error-threshold",
-        type=Threshold(),
-        help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have. "
-        "[default: never give up; exit with 3 if any failed]",
-    ),
+    ERROR_THRESHOLD,
 )
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
@@ -138,7 +137,7 @@ def _score(
     if out is None:
         raise UsageError("Missing option '--out'. Use - for stdout.")
     from deit_batch.plan import Options
-    from deit_batch.runner import ErrorThreshold, counts, run
+    from deit_batch.runner import ErrorThreshold, run
 
     threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
     outcome = run(
@@ -150,21 +149,8 @@ def _score(
         error_threshold=threshold,
         quiet=quiet,
     )
-    tally = outcome.tally
-    speed = outcome.report.get("images_per_second")
-    kept = outcome.kept
-    passed_over = counts(outcome.passed_over)
-    logger.info(
-        "%s of %s images scored%s%s%s%s%s",
-        f"{tally.scored:,}",
-        f"{tally.inputs:,}",
-        f" ({kept:,} of them before)" if kept else "",
-        f", {tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
-        f", {passed_over} passed over" if passed_over else "",
-        f", {speed} images/s" if speed else "",
-        "" if out == "-" else f": {out}",
-    )
-    return SOME_FAILED if tally.failed and not (threshold and threshold.allows(tally.failed, tally.inputs)) else DONE
+    logger.info("%s%s", outcome.summary("scored"), "" if out == "-" else f": {out}")
+    return SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:

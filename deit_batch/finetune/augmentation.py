@@ -47,7 +47,7 @@ class Augmentation:
     @torch.no_grad()
     def __call__(self, values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self._each is not None:
-            values = self._each(values).clamp(0, 1)
+            values = self._each(values).clamp_(0, 1)
         if not self._mix:
             return values, targets
         mix = self._mix[int(torch.randint(len(self._mix), ()))]

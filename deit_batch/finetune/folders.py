@@ -59,7 +59,7 @@ def open_partial(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> Path:
 
 def publish(result: Path, out: Path) -> None:
     """Makes `result`, a folder in OUT.partial, appear as OUT, and takes the rest away."""
-    for path in result.iterdir():
+    for path in (path for path in result.rglob("*") if path.is_file()):
         path.chmod(0o644)  # safetensors makes its own private
         with open(path, "rb") as file:
             os.fsync(file.fileno())

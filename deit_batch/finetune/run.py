@@ -17,7 +17,7 @@ import transformers
 from deit_batch import machine
 from deit_batch.checkpoints import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.errors import UsageError
-from deit_batch.finetune import folders
+from deit_batch.finetune import folders, mlflow_model
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.card import model_card
 from deit_batch.finetune.data import Sets, collate, load_sets
@@ -70,11 +70,14 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
         if report:
             logger.info("%s is finished already: nothing to do", out)
         else:
+            flavour = mlflow_model.load_flavour() if settings.mlflow else None
             partial = folders.open_partial(out, facts, fresh=fresh)
             report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop, quiet)}
             result = partial / "result"
             (result / folders.REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             (result / "README.md").write_text(model_card(report), encoding="utf-8")
+            if flavour:
+                mlflow_model.save(flavour, result, result / "mlflow")
             folders.publish(result, out)
     return Outcome(report["metrics"], len(report["data"]["skipped"]))
 

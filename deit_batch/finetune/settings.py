@@ -38,6 +38,7 @@ class Settings:
     freeze_backbone: bool = False
     lora_rank: int | None = None
     teacher: str | None = None
+    mlflow: bool = False
     device: str = "auto"
     num_train_epochs: float | None = None
     max_steps: int | None = None

@@ -12,6 +12,7 @@ from deit_batch.errors import DeitBatchError, FetchError, ImageError
 from deit_batch.io import Failure, Location, Reference, Url, identity
 from deit_batch.labelled import labels_table, open_labelled
 from deit_batch.sources import locate, open_source
+from deit_batch.tars import is_tars
 
 logger = logging.getLogger("deit_batch")
 
@@ -41,7 +42,7 @@ def _in_input(run: Mapping[str, Any], fetch: bool) -> Iterator[Reference]:
     """The references of a run's input, if it is a table: what is in a folder is found by its name, and sooner."""
     spec = str(run.get("input"))
     table = labels_table(spec)
-    is_table = os.path.isfile(spec) or (spec.startswith("hf://") and fetch)
+    is_table = os.path.isfile(spec) or is_tars(spec) or (spec.startswith("hf://") and fetch)
     column, limit = run.get("column"), run.get("limit")
     try:
         if table:

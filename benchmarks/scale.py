@@ -1,0 +1,166 @@
+"""What becomes of ten times as many images where no model is in the way: listing, shards, output, resume and merging.
+
+    python benchmarks/scale.py [ROWS]
+
+ROWS references (ten million unless told otherwise), and a tenth of them, go through each step in a process of its own,
+with predictions that were made up. Writes scale.md. Needs two kilobytes of disk a row; an hour or more for ten million.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from report import describe_machine
+
+from deit_batch.io import Prediction, Record, Reference
+from deit_batch.merging import merge
+from deit_batch.output import Output, open_output
+from deit_batch.sinks import Columns
+from deit_batch.sources import Shard, open_source
+
+HERE = Path(__file__).resolve().parent
+SHARDS = 8
+BATCH = 128
+MADE_UP: list[Prediction] = [
+    {"label": f"a class of {number} words or so", "score": 0.1234567890123} for number in range(5)
+]
+
+
+def batches(folder: Path, shard: Shard | None = None) -> Iterator[list[Reference]]:
+    references = open_source(str(folder / "rows.txt"), shard=shard).references
+    return iter(lambda: list(islice(references, BATCH)), [])
+
+
+def output(path: Path, shard: Shard | None = None) -> Output:
+    settings = {"made up": True, "shard": shard, "keep": []}
+    return open_output(str(path), "jsonl", settings=settings, columns=Columns(()), mode="continue")
+
+
+def scored(folder: Path, name: str, shard: Shard | None = None, most: int | None = None) -> None:
+    """Without an end, if only `most` batches are written."""
+    with closing(output(folder / name, shard)) as out:
+        for batch in islice(out.remaining(batches(folder, shard)), most):
+            out.write([Record.of(reference, MADE_UP) for reference in batch])
+        counts = {
+            "inputs": out.tally.inputs,
+            "scored": out.tally.scored,
+            "failed": 0,
+            "failures": {},
+            "passed_over": {},
+        }
+        report = {"counts": counts, "seconds": {}, "architecture": "", "machine": "", "versions": {}}
+        if most is None:
+            out.finish(report)
+        else:
+            out.interrupt(report, gave_up=False)
+
+
+def listing(folder: Path, rows: int) -> None:
+    assert sum(map(len, batches(folder))) == rows
+
+
+def one_shard(folder: Path, rows: int) -> None:
+    assert sum(map(len, batches(folder, (3, SHARDS)))) == len(range(3, rows, SHARDS))
+
+
+def writing_half(folder: Path, rows: int) -> None:
+    scored(folder, "whole.jsonl", most=rows // BATCH // 2)
+
+
+def resuming(folder: Path, rows: int) -> None:
+    """Up to the first batch that is not there."""
+    with closing(output(folder / "whole.jsonl")) as out:
+        next(out.remaining(batches(folder)))
+
+
+def writing_the_rest(folder: Path, rows: int) -> None:
+    scored(folder, "whole.jsonl")
+
+
+def all_shards(folder: Path, rows: int) -> None:
+    for number in range(SHARDS):
+        scored(folder, f"part-{number}.jsonl", (number, SHARDS))
+
+
+def merging(folder: Path, rows: int) -> None:
+    merge([folder / f"part-{number}.jsonl" for number in range(SHARDS)], str(folder / "merged.jsonl"))
+
+
+STEPS: dict[str, Callable[[Path, int], None]] = {
+    "a list, read": listing,
+    f"one shard of {SHARDS}": one_shard,
+    "half of the records, written": writing_half,
+    "resumed: those checked": resuming,
+    "resumed: the rest written, synced, digested": writing_the_rest,
+    f"all {SHARDS} shards, written": all_shards,
+    "merged": merging,
+}
+
+
+def measured(step: str, folder: Path, rows: int) -> dict[str, float]:
+    words = [sys.executable, __file__, "--step", step, str(folder), str(rows)]
+    found: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    print(f"scale: {rows:,} rows: {step}: {found['seconds']:.0f} s, {found['mebibytes']:.0f} MiB", flush=True)
+    return found
+
+
+def of_rows(rows: int) -> dict[str, dict[str, float]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with open(folder / "rows.txt", "w") as file:
+            file.writelines(f"images/{number // 1000:07}/{number:010}.jpg\n" for number in range(rows))
+        found = {step: measured(step, folder, rows) for step in STEPS}
+        assert (folder / "whole.jsonl").read_bytes()[:1000] == (folder / "merged.jsonl").read_bytes()[:1000]
+        found["bytes"] = {"record": (folder / "whole.jsonl").stat().st_size / rows}
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return found
+
+
+def page(rows: int, few: dict[str, Any], many: dict[str, Any]) -> str:
+    lines = [
+        f"| {step} | {1e6 * many[step]['seconds'] / rows:.1f} | {many[step]['seconds'] / few[step]['seconds']:.1f} "
+        f"| {few[step]['mebibytes']:.0f} | {many[step]['mebibytes']:.0f} |"
+        for step in STEPS
+    ]
+    return "\n".join(
+        [
+            "# Ten times as many rows",
+            "",
+            f"Written by `python benchmarks/scale.py {rows}`, on {describe_machine()}.",
+            f"{rows // 10:,} references, then {rows:,}; records, made up, of {many['bytes']['record']:.0f} bytes.",
+            "Seconds are the processor's; linear cost is a ratio of 10.",
+            "",
+            f"| step | \u00b5s a row, of {rows:,} | seconds, ratio | MiB at most, of {rows // 10:,} | of {rows:,} |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *lines,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--step"]:
+        start = time.process_time()  # of the processor: what else the machine does must not count
+        STEPS[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": time.process_time() - start, "mebibytes": peak}))
+        return
+    rows = int(sys.argv[1]) if sys.argv[1:] else 10_000_000
+    few, many = of_rows(rows // 10), of_rows(rows)
+    (HERE / "scale.md").write_text(page(rows, few, many), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

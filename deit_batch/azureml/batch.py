@@ -1,0 +1,83 @@
+"""A batch deployment: the service calls `init()` once in each of its processes, then `run()` for one mini-batch after
+another. What `run` returns goes, a line each, into its output file (`output_action: append_row`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+from deit_batch.azureml.deployed import deployed_options
+from deit_batch.errors import DeitBatchError, ImageError, RowError, UsageError
+from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
+from deit_batch.plan import Options, Plan
+from deit_batch.progress import Stopwatch, set_up_logging
+from deit_batch.runner import counts, scored
+from deit_batch.sources import open_source
+
+if TYPE_CHECKING:
+    from deit_batch.model import Classifier
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".jsonl.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class _Deployed:
+    options: Options
+    plan: Plan
+    classifier: Classifier
+
+
+_deployed: _Deployed | None = None
+
+
+def init() -> None:
+    """Raises DeitBatchError if there is nothing to score with."""
+    global _deployed  # the service passes nothing from init to run
+    set_up_logging(quiet=False, verbose=False, as_json=False)
+    options = deployed_options()
+    plan = Plan.of(options)
+    _deployed = _Deployed(options, plan, plan.load())
+
+
+def run(mini_batch: Sequence[str]) -> list[str]:
+    """A line of JSON for each image: the record, without `index`, for mini-batches come back in any order.
+    `mini_batch` are paths of images, or of tables of paths, URLs or base64 (the column `image`); an image of a table
+    has the table as `file` and its place in it as `row`, from 0.
+
+    An image that can't be scored is a line with its error, so that every image has one. But if nothing of a mini-batch
+    can be scored, as of a dead mount, this raises DeitBatchError: the service tries it again (`retry_settings`), and
+    counts it (`error_threshold`)."""
+    if _deployed is None:
+        raise UsageError("init() has not been called")
+    options, plan = _deployed.options, _deployed.plan
+    numbered = (replace(reference, index=number) for number, reference in enumerate(_references(mini_batch, options)))
+    work = scored(plan.batches(numbered), plan, options, Stopwatch(), classifier=_deployed.classifier)
+    records = [record for batch in work for record in batch]
+    failures = [record.error for record in records if record.error]
+    if failures and len(failures) == len(records):
+        kinds = counts(Counter(failure.type for failure in failures))
+        raise DeitBatchError(f"nothing of this mini-batch could be scored ({kinds}); the first: {failures[0].message}")
+    return [_line(record) for record in records]
+
+
+def _references(paths: Sequence[str], options: Options) -> Iterator[Reference]:
+    for path in paths:
+        if not path.lower().endswith(TABLES):
+            yield Reference(0, path, LocalFile(path))
+            continue
+        try:
+            rows = open_source(path, column=options.column, keep=options.keep).references
+            for row, reference in zip(count(), rows, strict=False):
+                yield replace(reference, keep={"file": path, "row": row, **reference.keep})
+        except DeitBatchError as error:
+            failure = Failure.of(error if isinstance(error, ImageError) else RowError(str(error)))
+            yield Reference(0, path, failure, {"file": path})
+
+
+def _line(record: Record) -> str:
+    values = record.as_dict()
+    del values["index"]
+    return json_line(values).decode().rstrip("\n")

@@ -1,0 +1,93 @@
+"""deit-batch embed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.geometry import FEATURES
+from deit_batch.options import (
+    CONFIG,
+    ERROR_THRESHOLD,
+    FRESH,
+    INPUT,
+    KEEP,
+    LIMITS,
+    LOG_FORMAT,
+    MODEL,
+    QUIET,
+    SPEED,
+    VERBOSE,
+    ExampleCommand,
+    limits_from,
+    option,
+    section,
+)
+
+logger = logging.getLogger("deit_batch")
+
+
+@click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")
+@section("Input", *INPUT, KEEP)
+@section("Model", *MODEL)
+@section(
+    "Output",
+    option(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="Where the features go: .parquet; or .npy, with the inputs' names in FILE.rows.jsonl. Appears when it is "
+        "whole.",
+    ),
+    option(
+        "--features",
+        default=["cls"],
+        show_default=True,
+        multiple=True,
+        type=click.Choice(FEATURES),
+        help="Of the [CLS] token, of the distillation token, or the mean of the patches. Repeatable.",
+    ),
+    FRESH,
+    ERROR_THRESHOLD,
+)
+@section("Speed", *SPEED)
+@section("Limits of one image", *LIMITS)
+@section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
+@click.help_option("-h", "--help")
+def embed(
+    *,
+    out: str,
+    fresh: bool,
+    error_threshold: str | None,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **chosen: Any,
+) -> None:
+    """Write the features that the encoder finds in each image, one row for each input, in input order.
+
+    Run the same command again to continue a run that died. Exit status as of score: 3 if some inputs failed, which have
+    no features.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    chosen["limits"] = limits_from(chosen)
+    with told(verbose):
+        from deit_batch.plan import Options
+        from deit_batch.runner import ErrorThreshold, run
+
+        threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
+        outcome = run(
+            Options(**chosen),
+            out=out,
+            mode="fresh" if fresh else "continue",
+            error_threshold=threshold,
+            quiet=quiet,
+        )
+        logger.info("%s: %s", outcome.summary("embedded"), out)
+        sys.exit(SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE)

@@ -1,0 +1,70 @@
+"""deit-batch merge."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.options import (
+    ERROR_THRESHOLD,
+    FRESH,
+    LOG_FORMAT,
+    QUIET,
+    VERBOSE,
+    ExampleCommand,
+    option,
+    section,
+)
+from deit_batch.sinks import FORMATS
+
+logger = logging.getLogger("deit_batch")
+
+
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch score --shard 0/2 --input imgs/ --out part-0.jsonl\n"
+    "deit-batch score --shard 1/2 --input imgs/ --out part-1.jsonl\n"
+    "deit-batch merge part-*.jsonl --out preds.jsonl",
+)
+@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@section(
+    "Output",
+    option("--out", required=True, metavar="FILE", help="Where the records go, as of score. Appears when it is whole."),
+    option("--format", type=click.Choice(FORMATS), help="Instead of the format that FILE's ending says."),
+    FRESH,
+    ERROR_THRESHOLD,
+)
+@section("Run", QUIET, VERBOSE, LOG_FORMAT)
+@click.help_option("-h", "--help")
+def merge(
+    *,
+    shards: tuple[Path, ...],
+    out: str,
+    format: str | None,
+    fresh: bool,
+    error_threshold: str | None,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+) -> None:
+    """Make one result of all SHARDS of a run, in the order of its input: what one run without --shard would have left.
+
+    Nothing is written unless all are there, finished, unchanged, and of one run. Exit status as of score.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    with told(verbose):
+        from deit_batch import merging
+        from deit_batch.runner import ErrorThreshold
+
+        tally = merging.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
+        threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
+        failed = f", {tally.failed:,} failed" if tally.failed else ""
+        logger.info("%s of %s images scored%s: %s", f"{tally.scored:,}", f"{tally.inputs:,}", failed, out)
+        allowed = not tally.failed or (threshold and threshold.allows(tally.failed, tally.inputs))
+        sys.exit(DONE if allowed else SOME_FAILED)

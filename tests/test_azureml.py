@@ -1,0 +1,98 @@
+"""Azure ML's deployments, called as the service calls them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EXAMPLES
+
+from deit_batch import score
+from deit_batch.azureml import batch
+from deit_batch.azureml.deployed import deployed_options
+from deit_batch.checkpoints import find_checkpoint
+from deit_batch.errors import CheckpointError, DeitBatchError
+
+PICTURES = [str(path) for path in sorted(EXAMPLES.glob("*/*.png"))[:5]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registered model, in a folder of its own under the mounted one."""
+    mounted = tmp_path_factory.mktemp("model")
+    shutil.copytree(find_checkpoint("demo").folder, mounted / "deit-demo")
+    return mounted
+
+
+@pytest.fixture
+def deployed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(model))
+    monkeypatch.setenv("DEIT_BATCH_SCORE_TOP_K", "2")
+    monkeypatch.setenv("DEIT_BATCH_SCORE_WORKERS", "0")
+    monkeypatch.setattr(batch, "_deployed", None)
+    batch.init()
+
+
+def results(mini_batch: list[str]) -> list[dict[str, Any]]:
+    lines = batch.run(mini_batch)
+    assert not any("\n" in line for line in lines)
+    return [json.loads(line) for line in lines]
+
+
+def test_a_mini_batch_of_files_has_a_line_for_each(deployed: None, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "list.txt").write_text("\n".join(PICTURES))
+    expected = [record.predictions for record in score(tmp_path / "list.txt", model="demo", top_k=2, workers=0)]
+    for _ in range(2):  # the model stays for the next mini-batch
+        found = results([*PICTURES, str(tmp_path / "bad.jpg")])
+        assert [line["image"] for line in found] == [*PICTURES, str(tmp_path / "bad.jpg")]
+        assert [line["predictions"] for line in found[:5]] == expected
+        assert found[5]["predictions"] == []
+        assert found[5]["error"]["type"] == "DecodeError"
+        assert all("index" not in line for line in found)
+
+
+def test_a_csv_of_base64_has_a_line_for_each_row(deployed: None, tmp_path: Path) -> None:
+    path = tmp_path / "images.csv"
+    rows = [base64.b64encode(Path(picture).read_bytes()).decode() for picture in PICTURES]
+    path.write_text("image\n" + "\n".join(rows) + "\n")
+    (tmp_path / "empty.csv").write_text("nothing\n1\n")
+    *found, failed = results([str(path), str(tmp_path / "empty.csv")])
+    assert [(line["file"], line["row"], line["image"]) for line in found] == [(str(path), n, None) for n in range(5)]
+    alone = results(PICTURES)
+    assert [line["predictions"] for line in found] == [line["predictions"] for line in alone]
+    assert failed["file"] == str(tmp_path / "empty.csv")
+    assert "no column looks like the image" in failed["error"]["message"]
+
+
+def test_a_mini_batch_of_which_nothing_can_be_scored_is_the_services_to_try_again(deployed: None) -> None:
+    with pytest.raises(DeitBatchError, match=r"nothing of this mini-batch could be scored \(2 FetchError\)"):
+        batch.run(["/gone/a.jpg", "/gone/b.jpg"])
+    assert batch.run([]) == []
+
+
+def test_an_mlflow_model_has_its_image_processor_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(find_checkpoint("demo").folder, tmp_path / "m" / "model")
+    recipe = tmp_path / "m" / "components" / "image_processor" / "preprocessor_config.json"
+    recipe.parent.mkdir(parents=True)
+    shutil.move(tmp_path / "m" / "model" / "preprocessor_config.json", recipe)
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
+    options = deployed_options()
+    assert (options.model, options.image_processor) == (str(tmp_path / "m" / "model"), str(recipe))
+
+
+def test_a_folder_without_a_checkpoint_and_one_with_two_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint: there is no config\.json in it"):
+        deployed_options()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds several checkpoints"):
+        deployed_options()
