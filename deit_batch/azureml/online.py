@@ -56,8 +56,8 @@ def init() -> None:
 
 
 def run(raw_data: str) -> Any:
-    """`{"input_data": ["<base64 or URL>", …]}`, also with Azure ML's columns and data, to the answer of `serve`: of each
-    image its list of {"label", "score"}, or {"error": …}. A request of another form gets status 400. Files of the
+    """`{"input_data": ["<base64 or URL>", …]}`, also with Azure ML's columns and data, to the answer of `serve`: of
+    each image its list of {"label", "score"}, or {"error": …}. A request of another form gets status 400. Files of the
     machine are never read."""
     if _service is None:
         raise UsageError("init() has not been called")
