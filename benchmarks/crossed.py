@@ -16,7 +16,8 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,11 +198,18 @@ KINDS: dict[str, tuple[float, Callable[[Asker], str]]] = {
 def kill_decoders(night: Night, server: subprocess.Popen[bytes], done: threading.Event) -> None:
     dice = random.Random(0)
     while not done.wait(SECONDS_BETWEEN_KILLS):
-        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-        decoders = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        if decoders:
-            os.kill(int(dice.choice(decoders)), signal.SIGKILL)
-            night.killed += 1
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that has just died of something else
+            if alive := list(decoders(server.pid)):
+                os.kill(dice.choice(alive), signal.SIGKILL)
+                night.killed += 1
+
+
+def decoders(server: int) -> Iterator[int]:
+    """The processes that any of the server's threads has started."""
+    for children in Path(f"/proc/{server}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield int(pid)
 
 
 def spend(night: Night, folder: Path, total: int) -> None:

@@ -69,7 +69,8 @@ class Process:
         return float(value)
 
     def decoders(self) -> list[int]:
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # any thread may have started one
+        pids = [pid for children in lists for pid in children.read_text().split()]
         return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def connect(self) -> socket.socket:
