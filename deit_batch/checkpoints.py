@@ -159,9 +159,9 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(folder)
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{name} is not on this machine and the Hub can't be reached ({problem}); where there is a network, fetch it "
-            f"with 'deit-batch pull {name} --out DIR', and copy DIR here as --model DIR (or the whole cache, HF_HOME); to "
-            "try the tool without any download use --model demo"
+            f"{name} is not on this machine and the Hub can't be reached ({problem}); where there is a network, fetch "
+            f"it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model DIR (or the cache, HF_HOME);"
+            " to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
         raise CheckpointError(f"{name} can't be fetched from the Hub: {error}") from error
