@@ -111,7 +111,8 @@ scores with the same functions, behind the same HTTP; the second is ours without
 
 {speed}
 
-Micro-batching is to be {target:g} times as fast as one request at a time: it is {reached:.2f} times, which {verdict}.{disturbed}
+Micro-batching is to be {target:g} times as fast as one request at a time. It is {reached:.2f} times: the target
+{verdict}.{disturbed}
 
 ## Nothing lost, nothing crossed
 
@@ -120,8 +121,8 @@ Micro-batching is to be {target:g} times as fast as one request at a time: it is
 
 DISTURBED = """
 
-**Other programs ran on the machine** (a load of {others:.1f} before the start): both servers had a part of it only, and one
-that needs all cores at once for each pass suffers most. The figures must be taken again on a quiet machine."""
+**Other programs ran on the machine** (a load of {others:.1f} before the start): all servers had a part of it only, and
+one that needs all cores at once for each pass suffers most. The figures must be taken again on a quiet machine."""
 
 if __name__ == "__main__":
     main()
