@@ -83,8 +83,15 @@ def blank(folder: Path, image_size: int, patch_size: int, width: int, layers: in
 
 def _save_recipe(folder: Path, side: int) -> None:
     size = {"height": side, "width": side}
-    recipe = {"size": size, "do_center_crop": False, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(recipe))
+    recipe = {
+        "image_processor_type": "DeiTImageProcessor",
+        "size": size,
+        "do_center_crop": False,
+        "resample": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
 
 def enlarge(small: Path, large: Path) -> None:

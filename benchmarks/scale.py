@@ -43,7 +43,7 @@ def batches(folder: Path, shard: Shard | None = None) -> Iterator[list[Reference
 
 
 def output(path: Path, shard: Shard | None = None) -> Output:
-    settings = {"made up": True, "shard": shard, "keep": []}
+    settings: dict[str, object] = {"made up": True, "shard": shard, "keep": []}
     return open_output(str(path), "jsonl", settings=settings, columns=Columns(()), mode="continue")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any, Literal, TypeAlias
 
 import safetensors
 
-from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.geometry import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
 from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
+from deit_batch.io import rename_durably
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -102,6 +104,27 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
     return recipe
 
 
+def copy_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
+    """Its files, as a new folder that appears whole; returns it. Raises UsageError if it is there already, OutputError
+    if it can't be written."""
+    if out.exists():
+        raise UsageError(f"{out} is there already; give another --out")
+    growing = out.with_name(f"{out.name}.partial")
+    names = ["config.json", "preprocessor_config.json", *(path.name for path in checkpoint.files)]
+    indices = [path.name for path in checkpoint.folder.glob("*.index.json")]
+    try:
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir(parents=True)
+        for name in [*names, *indices]:
+            shutil.copyfile(checkpoint.folder / name, growing / name)  # what a link of the cache leads to
+            with open(growing / name, "rb") as file:
+                os.fsync(file.fileno())
+        rename_durably(growing, out)
+    except OSError as error:
+        raise OutputError(f"{out}: can't be written: {error.strerror}") from error
+    return out
+
+
 # --- where it is ----------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +148,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    problem = _why_not_the_hub(name, revision)
+    problem = why_not_the_hub(name, revision)
     disable_progress_bars()
     try:
         # By the revision as given, not by its commit: the cache remembers which commit a revision meant, for the
@@ -136,15 +159,15 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(folder)
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{name} is not on this machine and the Hub can't be reached ({problem}); fetch it where there is a "
-            f"network with 'hf download {name}' and copy the folder that it prints here as --model FOLDER (or the "
-            "whole cache, HF_HOME); to try the tool without any download use --model demo"
+            f"{name} is not on this machine and the Hub can't be reached ({problem}); where there is a network, fetch "
+            f"it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model DIR (or the cache, HF_HOME);"
+            " to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
         raise CheckpointError(f"{name} can't be fetched from the Hub: {error}") from error
 
 
-def _why_not_the_hub(name: str, revision: str | None) -> str | None:
+def why_not_the_hub(name: str, revision: str | None) -> str | None:
     """Why the Hub can't be asked for the model, or None if it answers. Raises CheckpointError if it answers no.
 
     Asked in a thread, because looking up a host's name has no time limit of its own."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import click
 
 from deit_batch import __version__
+from deit_batch.commands.compare import compare
+from deit_batch.commands.doctor import doctor
 from deit_batch.commands.embed import embed
 from deit_batch.commands.evaluate import evaluate
 from deit_batch.commands.export import export
 from deit_batch.commands.finetune import finetune
 from deit_batch.commands.merge import merge
+from deit_batch.commands.plot import plot
+from deit_batch.commands.pull import pull
+from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
 
@@ -24,5 +29,5 @@ def main() -> None:
     """
 
 
-for command in (score, merge, embed, evaluate, finetune, serve, export):
+for command in (score, merge, report, compare, plot, embed, evaluate, finetune, serve, export, pull, doctor):
     main.add_command(command)

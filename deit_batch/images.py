@@ -178,7 +178,7 @@ def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
     """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`.
 
     With `limits.allow_truncated`, what is missing at the end of a file is grey. Raises DecodeError if the bytes are no
-    whole image of an accepted format, or one of more than `limits.image_pixels`.
+    whole image of an accepted format, or one that has more than `limits.image_pixels` or comes to have them.
     """
     # Pillow keeps these two in its modules; there is no other way to tell it.
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, limits.allow_truncated
@@ -190,7 +190,7 @@ def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
             if recipe.fast and recipe.resize:
                 # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
                 image.draft(None, _draft_size(recipe.resize))
-            return np.asarray(_crop_center(_resize(_rgb(_upright(image)), recipe), recipe))
+            return np.asarray(_crop_center(_resize(_rgb(_upright(image)), recipe, limits.image_pixels), recipe))
     except DecodeError:
         raise
     except MemoryError as error:
@@ -227,7 +227,7 @@ def _draft_size(resize: tuple[int, int] | int) -> tuple[int, int]:
     return side, side  # whichever way up it is
 
 
-def _resize(image: Image.Image, recipe: Recipe) -> Image.Image:
+def _resize(image: Image.Image, recipe: Recipe, max_pixels: int) -> Image.Image:
     match recipe.resize:
         case None:
             return image
@@ -237,6 +237,8 @@ def _resize(image: Image.Image, recipe: Recipe) -> Image.Image:
             # As get_resize_output_image_size of transformers: the long side is rounded down.
             long = int(short * max(image.size) / min(image.size))
             size = (short, long) if image.width <= image.height else (long, short)
+            if short * long > max_pixels:  # a line of pixels, as a file of a few hundred bytes can hold it
+                raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
     return image.resize(size, Image.Resampling(recipe.resample), reducing_gap=FAST_GAP if recipe.fast else None)
 
 

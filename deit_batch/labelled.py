@@ -83,7 +83,7 @@ def open_labelled(
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
-    table = _labels_table(spec)
+    table = labels_table(spec)
     by_name = not table and _is_by_name(spec)
     if label_column and by_name:
         raise UsageError(f"{spec} has no columns; --label-column is for tables")
@@ -147,7 +147,7 @@ def _counted(names: Sequence[str]) -> str:
 # --- by column ------------------------------------------------------------------------------------------------------
 
 
-def _labels_table(spec: str) -> str | None:
+def labels_table(spec: str) -> str | None:
     """The path of the labels.csv that `spec` is, or that is in it."""
     path = os.path.join(spec, LABELS_FILE) if os.path.isdir(spec) else spec
     return path if os.path.basename(path) == LABELS_FILE and os.path.isfile(path) else None

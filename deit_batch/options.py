@@ -159,6 +159,12 @@ KEEP = option("--keep", multiple=True, metavar="NAME", help="Carry this column i
 LABEL_COLUMN = option(
     "--label-column", metavar="NAME", help="The column that holds the label. [default: by its usual names: label, …]"
 )
+LABEL_MAP = option(
+    "--label-map",
+    metavar="FILE|imagenet",
+    help="The data set's names to the model's: .json, or .csv of two columns; imagenet: n01440764, … to the names of "
+    "DeiT.",
+)
 MODEL_NAME = option(
     "--model",
     default=DEFAULT_MODEL,
@@ -310,6 +316,30 @@ def limits_from(chosen: dict[str, Any]) -> Limits:
     """Takes the values of LIMITS, or of those that it has, out of a command's."""
     return Limits(**{limit.name: chosen.pop(limit.name) for limit in fields(Limits) if limit.name in chosen})
 
+
+ROWS = option(
+    "--rows",
+    default=100_000,
+    show_default=True,
+    type=AT_LEAST_ONE,
+    metavar="N",
+    help="Images that the page's table holds at most; of more, a random sample.",
+)
+IMAGES = option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the images' relative names start from. [default: they are found as the run found them]",
+)
+FETCH = option("--fetch", is_flag=True, help="Fetch images that are URLs for their pictures.")
+THUMBNAILS = option(
+    "--thumbnails",
+    default=12,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Pictures of each kind of images that stand out.",
+)
 
 CONFIG = option(
     "--config",

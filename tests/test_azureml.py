@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import EXAMPLES
 
 from deit_batch import score
 from deit_batch.azureml import batch
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.checkpoints import find_checkpoint
+from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, DeitBatchError
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 PICTURES = [str(path) for path in sorted(EXAMPLES.glob("*/*.png"))[:5]]
 
 
@@ -96,3 +108,89 @@ def test_a_folder_without_a_checkpoint_and_one_with_two_are_refused(
         (tmp_path / name / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds several checkpoints"):
         deployed_options()
+
+
+@pytest.fixture(scope="module")
+def endpoint(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The service's own server with the deployment's script; its address."""
+    log = tmp_path_factory.mktemp("online") / "log"
+    script = REPOSITORY / "deploy" / "azureml" / "code" / "online.py"
+    variables = {"AZUREML_MODEL_DIR": str(model), "DEIT_BATCH_SCORE_TOP_K": "2", "DEIT_BATCH_SCORE_WORKERS": "1"}
+    command = [sys.executable, "-m", "azureml_inference_server_http", "--entry_script", str(script), "--port"]
+    port = free_port()
+    with (
+        open(log, "wb") as output,
+        subprocess.Popen(
+            [*command, str(port)], env={**os.environ, **variables}, stdout=output, stderr=output, start_new_session=True
+        ) as process,
+    ):
+        try:
+            wait_for_server(f"http://127.0.0.1:{port}", process, log)
+            yield f"http://127.0.0.1:{port}/score"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_for_server(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+def post(address: str, body: bytes) -> tuple[int, Any]:
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_an_online_deployment_answers_as_the_card_says(endpoint: str, tmp_path: Path) -> None:
+    images = [base64.b64encode(Path(picture).read_bytes()).decode() for picture in PICTURES]
+    (tmp_path / "list.txt").write_text("\n".join(PICTURES))
+    expected = [record.predictions for record in score(tmp_path / "list.txt", model="demo", top_k=2, workers=0)]
+    assert post(endpoint, json.dumps({"input_data": images}).encode()) == (200, expected)
+    table = {"columns": ["image"], "data": [[image] for image in images]}
+    assert post(endpoint, json.dumps({"input_data": table}).encode()) == (200, expected)
+
+
+def test_an_online_deployment_reports_a_bad_image_in_its_place_and_reads_no_files(endpoint: str) -> None:
+    image = base64.b64encode(Path(PICTURES[0]).read_bytes()).decode()
+    status, answers = post(endpoint, json.dumps({"input_data": [PICTURES[0], image, 7, "http://127.0.0.1/a"]}).encode())
+    assert status == 200
+    types = [answer["error"]["type"] for answer in answers if "error" in answer]
+    assert types == ["RowError", "RowError", "FetchError"]  # a path is no base64
+    assert len(answers[1]) == 2
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[1]", b'{"input_data": 3}', b"{}"])
+def test_what_is_no_request_is_answered_with_400_and_one_sentence(endpoint: str, body: bytes) -> None:
+    status, answer = post(endpoint, body)
+    assert status == 400
+    assert answer["detail"].startswith('not a request of the form {"input_data"')
+    assert "\n" not in answer["detail"]
+
+
+def test_the_deployments_name_what_is_there() -> None:
+    folder = REPOSITORY / "deploy" / "azureml"
+    for kind in ("batch", "online"):
+        text = (folder / f"{kind}-deployment.yml").read_text()
+        deployment = yaml.safe_load(text)
+        assert (folder / "code" / deployment["code_configuration"]["scoring_script"]).exists()
+        assert (folder / deployment["environment"]["conda_file"]).exists()
+        names = [name for name in deployment["environment_variables"] if name.startswith("DEIT_BATCH")]
+        options = {f"DEIT_BATCH_SCORE_{str(param.name).upper()}" for param in main.commands["score"].params}
+        assert names
+        assert set(names) <= options

@@ -59,7 +59,7 @@ def run_without_cache(tmp_path: Path, endpoint: str) -> tuple[float, str]:
 def test_without_network_and_cache_one_line_says_what_to_do(tmp_path: Path) -> None:
     _, message = run_without_cache(tmp_path, "http://127.0.0.1:1")
     assert "facebook/deit-base-patch16-224 is not on this machine" in message
-    assert "hf download facebook/deit-base-patch16-224" in message
+    assert "deit-batch pull facebook/deit-base-patch16-224 --out DIR" in message
     assert "--model demo" in message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import ResNetConfig, ResNetForImageClassification, pipeline
+from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
@@ -29,6 +30,7 @@ from deit_batch.finetune.data import split
 from deit_batch.finetune.run import Outcome, finetune
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import interpolated
+from deit_batch.finetune.teacher import Teacher
 
 COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
 EACH = 10
@@ -207,6 +209,29 @@ def test_a_teacher_that_lacks_a_class_is_refused(colours: Path, start: Path, vit
         finetune(settings(colours, start, teacher=str(vit)), tmp_path / "out")
 
 
+def test_a_teacher_sees_images_as_its_processor_gives_them(
+    make_checkpoint: MakeCheckpoint, teacher: Path, tmp_path: Path
+) -> None:
+    """Cropped, not normalised, with its channels turned around; or it says what is missing."""
+    folder = make_checkpoint(image_size=32)
+    names = find_checkpoint(str(folder)).labels
+    recipe = {"image_processor_type": "DeiTImageProcessor", "size": 37, "crop_size": 32, "do_center_crop": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**recipe, "image_mean": None, "do_normalize": False}))
+    values = torch.rand(3, 3, 48, 48)
+    found = Teacher(str(folder), names, torch.device("cpu"))(values)
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    shrunk = torch.nn.functional.interpolate(values, (32, 32), mode="bilinear", antialias=True)
+    assert found.tolist() == model(pixel_values=shrunk).logits.argmax(-1).tolist()
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="can't be used: Can't load image processor"):
+        Teacher(str(folder), names, torch.device("cpu"))
+
+
+def test_a_teacher_needs_all_weights_to_learn() -> None:
+    with pytest.raises(UsageError, match="--teacher trains a distillation token"):
+        Settings(input="x", teacher="y", freeze_backbone=True)
+
+
 def test_bad_images_are_skipped_and_reported(colours: Path, start: Path, tmp_path: Path) -> None:
     rows = [{"image": str(path), "label": path.parent.name} for path in sorted(colours.glob("*/*.png"))]
     rows += [{"image": "gone.png", "label": "red"}, {"image": str(colours / "red" / "1.png")}]
@@ -263,6 +288,34 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert changed(tmp_path / "whole", tmp_path / "stopped") == set()
 
 
+def test_a_run_that_stopped_early_and_died_is_not_trained_further(
+    colours: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = settings(colours, start, num_train_epochs=30, early_stopping_patience=2, learning_rate=1e-2)
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    finetune(patient, whole)
+    steps = json.loads((whole / "training.json").read_bytes())["steps"]
+    with monkeypatch.context() as patched:
+        patched.setattr("deit_batch.finetune.run.finished", die)  # after the last step, before anything is written
+        with pytest.raises(RuntimeError):
+            finetune(patient, died)
+    finetune(patient, died)
+    assert json.loads((died / "training.json").read_bytes())["steps"] == steps < 30 * 6
+    assert changed(whole, died) == set()
+
+
+def die(student: object) -> None:
+    raise RuntimeError("died")
+
+
+def test_a_changed_input_is_noticed(start: Path, colours: Path, tmp_path: Path) -> None:
+    shutil.copytree(colours, tmp_path / "in")
+    finetune(settings(tmp_path / "in", start, num_train_epochs=1), tmp_path / "out")
+    shutil.move(tmp_path / "in" / "red" / "0.png", tmp_path / "in" / "blue" / "new.png")
+    with pytest.raises(UsageError, match=r"other settings \(what-is-in-the-inputs\); --fresh"):
+        finetune(settings(tmp_path / "in", start, num_train_epochs=1), tmp_path / "out")
+
+
 def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
     colours: Path, start: Path, tmp_path: Path, messages: list[str]
 ) -> None:
@@ -292,15 +345,36 @@ rows = st.lists(st.lists(st.sampled_from("abc"), max_size=2, unique=True), min_s
 
 
 @given(rows, st.floats(0.05, 0.95), st.integers(0, 9))
-def test_a_split_takes_its_share_of_every_class(labels: list[list[str]], share: float, seed: int) -> None:
+def test_a_split_loses_nothing_and_depends_on_the_seed_alone(labels: list[list[str]], share: float, seed: int) -> None:
     training, validation = split(labels, share, seed)
     assert sorted(training + validation) == list(range(len(labels)))
     assert split(labels, share, seed) == (training, validation)
-    everywhere = Counter(tuple(sorted(row)) for row in labels)
-    for group, count in everywhere.items():
-        spared = sum(tuple(sorted(labels[place])) == group for place in validation)
-        assert spared < count
-        assert spared <= share * count + 1.5
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.floats(0.05, 0.95), st.integers(0, 9))
+def test_a_split_takes_its_share_of_every_class(sizes: list[int], share: float, seed: int) -> None:
+    labels = [[f"class {number}"] for number, size in enumerate(sizes) for _ in range(size)]
+    _, validation = split(labels, share, seed)
+    spared = Counter(labels[place][0] for place in validation)
+    for number, size in enumerate(sizes):
+        wanted = min(share * size, max(0, size - 1))
+        assert wanted - 1 <= spared[f"class {number}"] <= max(0, min(size - 1, wanted + 1))
+
+
+def test_many_single_images_take_nothing_from_the_next_class() -> None:
+    labels = [[f"rare {number:02}"] for number in range(30)] + [["zebra"]] * 12 + [["zoo"]] * 12
+    _, validation = split(labels, 0.2, 0)
+    assert Counter(labels[place][0] for place in validation) == {"zebra": 3, "zoo": 2}
+
+
+def test_a_split_of_several_labels_takes_its_share_of_each_label() -> None:
+    dice = np.random.default_rng(0)
+    labels = [sorted(map(str, dice.choice(12, dice.integers(1, 5), replace=False))) for _ in range(300)]
+    _, validation = split(labels, 0.2, 0)
+    everywhere, spared = (Counter(label for row in part for label in row) for part in
+                          (labels, [labels[place] for place in validation]))  # fmt: skip
+    for label, count in everywhere.items():
+        assert spared[label] == pytest.approx(0.2 * count, abs=2)
 
 
 def test_mixing_keeps_a_whole_of_labels_and_depends_on_the_seed_alone() -> None:

@@ -17,6 +17,7 @@ from deit_batch.options import (
     CONFIG,
     INPUT,
     LABEL_COLUMN,
+    LABEL_MAP,
     LIMITS,
     LOG_FORMAT,
     MODEL,
@@ -62,17 +63,13 @@ class Gate(click.ParamType[tuple[str, float]]):
     "Input",
     *INPUT,
     LABEL_COLUMN,
-    option(
-        "--label-map",
-        metavar="FILE|imagenet",
-        help="The data set's names to the model's: .json, or .csv of two columns; imagenet: n01440764, … to the names "
-        "of DeiT.",
-    ),
+    LABEL_MAP,
     option(
         "--predictions",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         metavar="FILE",
-        help="Take these (.jsonl of score), joined to the labels by the images' names, instead of scoring.",
+        help="Take these (.jsonl, .csv or .parquet of score), joined to the labels by the images' names, instead of "
+        "scoring.",
     ),
 )
 @section("Model", *MODEL)

@@ -26,9 +26,7 @@ logger = logging.getLogger("deit_batch")
 
 @click.command(
     cls=ExampleCommand,
-    example="deit-batch score --shard 0/2 --input imgs/ --out part-0.jsonl\n"
-    "deit-batch score --shard 1/2 --input imgs/ --out part-1.jsonl\n"
-    "deit-batch merge part-*.jsonl --out preds.jsonl",
+    example="deit-batch merge part-*.jsonl --out preds.jsonl",
 )
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
 @section(

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,7 @@ from deit_batch.options import (
     section,
 )
 from deit_batch.sinks import FORMATS, choose_format
+from deit_batch.textfile import Ending, recorded
 
 if TYPE_CHECKING:
     from deit_batch.output import Mode
@@ -78,6 +80,12 @@ FIRST_SHOWN = 5
 @section(
     "Run",
     option("--dry-run", is_flag=True, help="Say what would be scored, and stop."),
+    option(
+        "--metrics-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="PROM",
+        help="Write how the run ended for Prometheus' node exporter (its textfile collector).",
+    ),
     CONFIG,
     QUIET,
     VERBOSE,
@@ -96,6 +104,7 @@ def score(
     quiet: bool,
     verbose: bool,
     log_format: str,
+    metrics_file: Path | None,
     **chosen: Any,
 ) -> None:
     """Score images and write one record of predictions for each, in input order.
@@ -108,11 +117,12 @@ def score(
 
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
     chosen["limits"] = limits_from(chosen)
-    with told(verbose):
-        if dry_run:
+    if dry_run:
+        with told(verbose):
             sys.exit(_dry_run(chosen, out, format))
+    with told(verbose), recorded(metrics_file, good=DONE) as ending, told(verbose):
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
-        sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold))
+        sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold, ending))
 
 
 def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool) -> Mode:
@@ -133,6 +143,7 @@ def _score(
     incremental: bool,
     quiet: bool,
     error_threshold: str | None,
+    ending: Ending,
 ) -> int:
     if out is None:
         raise UsageError("Missing option '--out'. Use - for stdout.")
@@ -149,6 +160,7 @@ def _score(
         error_threshold=threshold,
         quiet=quiet,
     )
+    ending.tally = outcome.tally
     logger.info("%s%s", outcome.summary("scored"), "" if out == "-" else f": {out}")
     return SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE
 

@@ -14,10 +14,10 @@ from deit_batch import __version__
 from deit_batch.checkpoints import find_checkpoint
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import Judged, Pair, judge, read_records, survey
+from deit_batch.evaluation.judged import Judged, Pair, judge, survey
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
-from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails
+from deit_batch.evaluation.mistakes import most_confident_mistakes, pictures
 from deit_batch.evaluation.names import CARD_NAMES
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
@@ -26,6 +26,7 @@ from deit_batch.evaluation.report import as_markdown
 from deit_batch.io import write_atomically
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.plan import Options
+from deit_batch.results import read_records
 from deit_batch.runner import ErrorThreshold, run
 
 logger = logging.getLogger("deit_batch")
@@ -126,9 +127,9 @@ def evaluate(request: Request) -> Evaluation:
     seen: list[Any] = []
     if mistakes and request.options.input != "-":
         references = (example.reference for example in request.open_input(again=True).examples)
-        seen = thumbnails(mistakes, references, request.options.limits)
-    pictures = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
-    _write(request.out, document, pictures)
+        seen = pictures(mistakes, references, request.options.limits)
+    drawn = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
+    _write(request.out, document, drawn)
     return Evaluation(document, below, material.inputs, material.inputs - len(judged.images))
 
 

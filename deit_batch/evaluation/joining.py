@@ -44,8 +44,7 @@ class Labels:
     def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
         joined: set[int] = set()
         for record in records:
-            key = _key(record)
-            row = self._by_key[key] if key in self._by_key else self._by_file.get(_file_name(key))
+            row = self._row(record)
             if row is None or row[0] in joined:
                 self.without_label += row is None
                 continue
@@ -53,6 +52,15 @@ class Labels:
             yield Pair(record, row[1], row[0])
         if missing := self.inputs - self.failures.total() - len(joined):
             self.failures["no prediction"] += missing
+
+    def of(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """Those of a record's image, None if it has none."""
+        row = self._row(record)
+        return row[1] if row else None
+
+    def _row(self, record: Mapping[str, Any]) -> _Row | None:
+        key = _key(record)
+        return self._by_key[key] if key in self._by_key else self._by_file.get(_file_name(key))
 
 
 def _key(record: Mapping[str, Any]) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_batch.errors import InputError, UsageError
+from deit_batch.errors import InputError
 from deit_batch.evaluation.matching import Matching
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -77,21 +76,6 @@ class Pair:
     record: dict[str, Any]
     labels: Sequence[str] | None
     place: int
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file of predictions. Raises UsageError if it is none."""
-    try:
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                record = json.loads(line)
-                if not isinstance(record, dict) or not {"index", "image", "predictions"} <= record.keys():
-                    raise UsageError(f"{path}, line {number}: no record of predictions; only .jsonl files are read")
-                yield record
-    except ValueError as error:
-        raise UsageError(f"{path}: not a .jsonl file of predictions: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)

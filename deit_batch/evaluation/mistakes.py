@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_batch.errors import DecodeError
 from deit_batch.evaluation.judged import Judged, SingleLabel
-from deit_batch.fetch import Fetcher
-from deit_batch.images import Recipe, decode
 from deit_batch.io import Failure, Reference, clean
 from deit_batch.limits import Limits
+from deit_batch.thumbnails import thumbnails
 
 MOST = 24
-_THUMBNAIL = Recipe(
-    resize=160, resample=2, crop=(160, 160), rescale_factor=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, fast=True
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +55,14 @@ def most_confident_mistakes(judged: Judged) -> list[Mistake]:
     ]
 
 
-def thumbnails(
+def pictures(
     mistakes: Sequence[Mistake], references: Iterable[Reference], limits: Limits
 ) -> list[NDArray[np.uint8] | None]:
-    """Their pictures, uint8 [160, 160, 3], looked up in the input once more; None for one that can't be had."""
+    """Of each its thumbnail, looked up in the input once more; None for one that can't be had."""
     wanted = {mistake.place for mistake in mistakes}
-    fetcher = Fetcher(limits)
-    found: dict[int, NDArray[np.uint8] | None] = {}
-    for reference in references if wanted else ():
-        if reference.index in wanted:
-            data = fetcher.fetch(reference.location)
-            try:
-                found[reference.index] = None if isinstance(data, Failure) else decode(data, _THUMBNAIL, limits)
-            except DecodeError:
-                found[reference.index] = None
-            if len(found) == len(wanted):
-                break
-    return [found.get(mistake.place) for mistake in mistakes]
+    found = (reference for reference in references if reference.index in wanted)
+    seen = {
+        reference.index: None if isinstance(picture, Failure) else picture
+        for reference, picture in thumbnails(islice(found, len(wanted)), limits)
+    }
+    return [seen.get(mistake.place) for mistake in mistakes]

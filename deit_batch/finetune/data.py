@@ -12,7 +12,7 @@ import logging
 import random
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from torch.utils.data import Dataset
 from deit_batch.errors import InputError, OutputError, UsageError
 from deit_batch.finetune.settings import Settings
 from deit_batch.images import Recipe
-from deit_batch.io import Failure, Reference, json_line, write_atomically
+from deit_batch.interrupt import Stop
+from deit_batch.io import Failure, Reference, identity, json_line, stamp, write_atomically
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
@@ -91,8 +92,23 @@ def collate(rows: Sequence[dict[str, NDArray[Any]]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
+def listing_digest(settings: Settings) -> str | None:
+    """SHA-256 of the names and labels in the inputs, and of the files' sizes and times, to tell whether they are still
+    the same; None where they can be read only once, or would be fetched for it."""
+    digest = hashlib.sha256()
+    for spec in (settings.input, settings.validation):
+        if spec is None:
+            continue
+        if spec == "-" or spec.startswith("hf://"):
+            return None
+        for example in _open(spec, settings, again=True).examples:
+            mark = stamp(example.reference.location)
+            digest.update(json_line([identity(example.reference), example.labels, mark and mark[:2]]))
+    return digest.hexdigest()
+
+
 def prepare(
-    folder: Path, source: Callable[[], LabelledSource], recipe: Recipe, limits: Limits, *, workers: int
+    folder: Path, source: Callable[[], LabelledSource], recipe: Recipe, limits: Limits, stop: Stop, *, workers: int
 ) -> Prepared:
     """Decodes what `source` gives into `folder`, or takes what an earlier run has left there whole. Raises InputError
     if not one image is left, OutputError if the disk is full."""
@@ -100,19 +116,22 @@ def prepare(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            _decode_all(folder, source(), recipe, limits, workers)
+            _decode_all(folder, source(), recipe, limits, stop, workers)
         except OSError as error:
-            raise OutputError(f"{folder}: {error.strerror}; the decoded images do not fit on this disk?") from error
+            raise OutputError(
+                f"{error.filename or folder}: {error.strerror}; is there room for decoded images?"
+            ) from error
     return _prepared(folder, recipe)
 
 
-def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Limits, workers: int) -> None:
+def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Limits, stop: Stop, workers: int) -> None:
     skipped: list[Skipped] = []
     digest = hashlib.sha256()
     references = source.as_source().references
     loader = Loader(batched(references, BATCH), recipe, limits, workers=workers, pin_memory=False, digests=True)
     with closing(loader), open(folder / "pixels", "wb") as pixels, open(folder / "labels.jsonl", "wb") as lines:
         for batch, decoded in loader:
+            stop.check()
             pixels.write(decoded.pixels.numpy().data)
             for place, reference in enumerate(batch):
                 failure = decoded.settled.get(place)
@@ -145,7 +164,11 @@ def _prepared(folder: Path, recipe: Recipe) -> Prepared:
         raise InputError(f"none of the {len(skipped)} images can be trained on; the first: {skipped[0].message}")
     _report(skipped)
     names = {label for row in labels for label in row}
-    about["class_names"] = [name for name in about["class_names"] or sorted(names) if name in names]
+    listed = about["class_names"] or sorted(names)
+    about["class_names"] = [name for name in listed if name in names]
+    lost = [name for name in listed if name not in names]
+    if lost:
+        logger.warning("classes without an image that can be read, which the model won't know: %s", ", ".join(lost))
     pixels = np.memmap(folder / "pixels", np.uint8, "r", shape=(len(labels), *recipe.size, 3))
     return Prepared(pixels, labels, skipped=skipped, **about)
 
@@ -159,22 +182,52 @@ def _report(skipped: Sequence[Skipped]) -> None:
 
 
 def split(labels: Sequence[Sequence[str]], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Places to train on and to validate with: of each class (of each set of labels, where an image has several) the
-    same `share` goes to validation, as near as whole images allow; a class of one image is only trained on."""
+    """Places to train on and to validate with: of each class the same `share` goes to validation, as near as whole
+    images allow; a class of one image is only trained on."""
     dice = random.Random(seed)  # noqa: S311 - a split, no secret
-    groups = defaultdict(list)
-    for place, row in enumerate(labels):
-        groups[tuple(sorted(row))].append(place)
-    training, validation = [], []
+    places = list(range(len(labels)))
+    dice.shuffle(places)
+    several = any(len(row) != 1 for row in labels)
+    validation = set(_spread(labels, places, share) if several else _share_of_each(labels, places, share))
+    return sorted(set(places) - validation), sorted(validation)
+
+
+def _share_of_each(labels: Sequence[Sequence[str]], places: Sequence[int], share: float) -> Iterator[int]:
+    """What rounding leaves out of one class, the next one gives."""
+    classes = defaultdict(list)
+    for place in places:
+        classes[labels[place][0]].append(place)
     owed = 0.0
-    for _, places in sorted(groups.items()):
-        dice.shuffle(places)
-        owed += share * len(places)
-        count = min(max(0, round(owed)), len(places) - 1)
-        owed -= count
-        validation += places[:count]
-        training += places[count:]
-    return sorted(training), sorted(validation)
+    for _, images in sorted(classes.items()):
+        owed += share * len(images)
+        count = min(max(0, round(owed)), len(images) - 1)
+        yield from images[:count]
+        owed = min(0.5, max(-0.5, owed - count))  # but not what single images could not give
+
+
+def _spread(labels: Sequence[Sequence[str]], places: Sequence[int], share: float) -> Iterator[int]:
+    """Iterative stratification (Sechidis et al., On the Stratification of Multi-Label Data, 2011, figure 1), for two
+    parts: the images of the rarest label first, each to the part that lacks more of it."""
+    left = defaultdict(list)
+    for place in places:
+        for label in set(labels[place]) or {""}:
+            left[label].append(place)
+    lacking = {label: [(1 - share) * len(images), share * len(images)] for label, images in left.items()}
+    room = [(1 - share) * len(places), share * len(places)]
+    settled: set[int] = set()
+    while left:
+        rarest = min(left, key=lambda label: (len(left[label]), label))
+        for place in left.pop(rarest):
+            if place in settled:
+                continue
+            settled.add(place)
+            part = max((0, 1), key=lambda part: (lacking[rarest][part], room[part]))
+            room[part] -= 1
+            for label in set(labels[place]) or {""}:
+                lacking[label][part] -= 1
+            if part:
+                yield place
+        left = defaultdict(list, {label: [p for p in images if p not in settled] for label, images in left.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +244,10 @@ class Sets:
     skipped: list[Skipped]
 
 
-def load_sets(settings: Settings, recipe: Recipe, folder: Path, *, workers: int) -> Sets:
+def load_sets(settings: Settings, recipe: Recipe, folder: Path, stop: Stop, *, workers: int) -> Sets:
     """Decodes the inputs into `folder` and divides them. Raises DeitBatchError where there is too little to learn."""
     inputs = [
-        _prepare(folder / name, spec, settings, recipe, workers)
+        _prepare(folder / name, spec, settings, recipe, stop, workers)
         for name, spec in (("inputs", settings.input), ("validation", settings.validation))
         if spec is not None
     ]
@@ -221,14 +274,16 @@ def load_sets(settings: Settings, recipe: Recipe, folder: Path, *, workers: int)
     )
 
 
-def _prepare(folder: Path, spec: str, settings: Settings, recipe: Recipe, workers: int) -> Prepared:
-    def source() -> LabelledSource:
-        return open_labelled(
-            spec,
-            column=settings.column,
-            label_column=settings.label_column,
-            recursive=settings.recursive,
-            limit=settings.limit,
-        )
+def _prepare(folder: Path, spec: str, settings: Settings, recipe: Recipe, stop: Stop, workers: int) -> Prepared:
+    return prepare(folder, lambda: _open(spec, settings), recipe, settings.limits, stop, workers=workers)
 
-    return prepare(folder, source, recipe, settings.limits, workers=workers)
+
+def _open(spec: str, settings: Settings, *, again: bool = False) -> LabelledSource:
+    return open_labelled(
+        spec,
+        column=settings.column,
+        label_column=settings.label_column,
+        recursive=settings.recursive,
+        limit=settings.limit,
+        again=again,
+    )

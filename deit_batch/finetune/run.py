@@ -20,12 +20,13 @@ from deit_batch.errors import UsageError
 from deit_batch.finetune import folders, mlflow_model
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.card import model_card
-from deit_batch.finetune.data import Sets, collate, load_sets
+from deit_batch.finetune.data import Sets, collate, listing_digest, load_sets
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import finished, make_student
 from deit_batch.finetune.teacher import Teacher
 from deit_batch.finetune.training import (
     HIGHER_IS_BETTER,
+    EarlyStopping,
     Learner,
     Progress,
     StopAndSave,
@@ -90,8 +91,12 @@ def _recipe(checkpoint: Checkpoint, settings: Settings) -> Recipe:
 
 
 def _facts(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
-    """All that the result depends on, beside what is in the inputs."""
-    facts = asdict(settings) | {"checkpoint_sha256": checkpoint.digest, "recipe": recipe.as_dict()}
+    """All that the result depends on."""
+    facts = asdict(settings) | {
+        "checkpoint_sha256": checkpoint.digest,
+        "recipe": recipe.as_dict(),
+        "what_is_in_the_inputs": listing_digest(settings),
+    }
     del facts["workers"]
     return dict(json.loads(json.dumps(facts)))
 
@@ -103,20 +108,26 @@ def _train(
     start = time.monotonic()
     device = choose_device(settings.device)
     workers = default_workers(device) if settings.workers is None else settings.workers
-    sets = load_sets(settings, recipe, partial, workers=workers)
+    sets = load_sets(settings, recipe, partial, stop, workers=workers)
     if settings.teacher and sets.multi_label:
         raise UsageError("--teacher is for inputs of one label an image, for it names one")
     teacher = Teacher(settings.teacher, sets.class_names, device) if settings.teacher else None
     student = make_student(
         checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size[0]
     )
+    arguments = _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu")
     callbacks = [StopAndSave(stop), Progress()]
+    last = last_checkpoint(partial / "steps")
     if settings.early_stopping_patience:
-        callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping_patience))
+        early = EarlyStopping(settings.early_stopping_patience, str(arguments.metric_for_best_model))
+        callbacks.append(early)
+        state = transformers.TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else None
+        if state and early.is_over(state):
+            arguments.max_steps = state.global_step  # it died after its last step: no further one
     loss = loss_for(multi_label=sets.multi_label, label_smoothing=settings.label_smoothing_factor)
     trainer = transformers.Trainer(
         Learner(student, recipe, loss, Augmentation(settings, recipe.size), teacher),
-        _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu"),
+        arguments,
         collate,
         sets.training,
         sets.validation,
@@ -124,7 +135,7 @@ def _train(
         callbacks=callbacks,
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(partial / "steps"))
+    trainer.train(resume_from_checkpoint=last)
     metrics = trainer.evaluate()  # of the best epoch, whose weights have been loaded
     finished(student).save_pretrained(partial / "result")
     config = json.dumps(recipe.as_config(), indent=1) + "\n"

@@ -69,6 +69,8 @@ class Settings:
         """Raises UsageError for what contradicts itself."""
         if self.freeze_backbone and self.lora_rank:
             raise UsageError("--freeze-backbone and --lora-rank exclude each other: the one trains the head alone")
+        if self.teacher and self.way != "full":
+            raise UsageError("--teacher trains a distillation token, so all weights: leave out the other of the two")
         if self.fp16 and self.bf16:
             raise UsageError("--fp16 and --bf16 exclude each other")
 

@@ -9,52 +9,69 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deit_batch.errors import CheckpointError
-
-_MEAN, _STD, _SIZE = 0.5, 0.5, 224  # where its image processor leaves them out
 
 
 class Teacher:
     """Values in 0..1, float32 [n, 3, height, width], to a class number of the student's for each, int64 [n]."""
 
     def __init__(self, name: str, class_names: Sequence[str], device: torch.device) -> None:
-        """Raises CheckpointError if it can't be loaded, or does not know every class by the name that it has here."""
+        """Raises CheckpointError if it can't be loaded, does not know every class by the name that it has here, or has
+        an image processor that can't be followed."""
         try:
             model = AutoModelForImageClassification.from_pretrained(name)
-            processor = get_image_processor_config(name)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"--teacher {name} can't be loaded: {' '.join(str(error).split())}") from error
-        numbers = {label: number for number, label in model.config.id2label.items()}
+            self._view = _View(AutoImageProcessor.from_pretrained(name), device)
+            numbers = {label: number for number, label in model.config.id2label.items()}
+            self._model = model.eval().requires_grad_(False).to(device)
+            self._numbers = torch.arange(len(numbers), device=device)
+            self(torch.zeros(1, 3, 32, 32, device=device))  # what does not fit together is found out now
+        except Exception as error:  # whatever its many classes raise
+            raise CheckpointError(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
         missing = [label for label in class_names if label not in numbers]
         if missing:
             raise CheckpointError(
                 f"--teacher {name} does not know {', '.join(missing):.200}; its classes are {', '.join(numbers):.200}"
             )
-        self._model = model.eval().requires_grad_(False).to(device)
         self._numbers = torch.tensor([numbers[label] for label in class_names], device=device)
-        self._size = _side(processor.get("size")) or _SIZE
-        self._mean = _channels(processor.get("image_mean", _MEAN), device)
-        self._std = _channels(processor.get("image_std", _STD), device)
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
-        if values.shape[-2:] != (self._size, self._size):
-            values = functional.interpolate(
-                values, (self._size, self._size), mode="bilinear", antialias=True, align_corners=False
-            )
-        logits: Tensor = self._model(pixel_values=(values - self._mean) / self._std).logits
+        logits: Tensor = self._model(pixel_values=self._view(values)).logits
         return logits[:, self._numbers].argmax(-1)
 
 
-def _side(size: Any) -> int | None:
-    """Of the squares that it takes: transformers has several ways to say it."""
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    return None if size is None else int(size)
+class _View:
+    """What the student sees as the teacher's image processor would give it: it has been cut out already, so that only
+    the size of the processor's result counts, cropped or not."""
+
+    def __init__(self, processor: Any, device: torch.device) -> None:
+        """Raises ValueError if it says no size."""
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        self._size = _sides(size)
+        normalises = getattr(processor, "do_normalize", False)
+        self._mean = _channels(processor.image_mean if normalises else 0.0, device)
+        self._std = _channels(processor.image_std if normalises else 1.0, device)
+        self._scale = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", False) else 1)
+        self._flips = bool(getattr(processor, "do_flip_channel_order", False))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if values.shape[-2:] != self._size:
+            values = functional.interpolate(values, self._size, mode="bilinear", antialias=True, align_corners=False)
+        if self._flips:
+            values = values.flip(1)
+        return (values * self._scale - self._mean) / self._std
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Of the images that a processor gives: transformers has several ways to say it."""
+    if size["height"] and size["width"]:
+        return size["height"], size["width"]
+    if size["shortest_edge"]:
+        return size["shortest_edge"], size["shortest_edge"]
+    raise ValueError(f"its image processor has a size that is not understood: {size}")
 
 
 def _channels(value: Any, device: torch.device) -> Tensor:
-    return torch.tensor(value, device=device).expand(3).view(1, 3, 1, 1)
+    return torch.tensor(value, device=device, dtype=torch.float32).expand(3).view(1, 3, 1, 1)

@@ -139,8 +139,25 @@ class StopAndSave(TrainerCallback):
             )
 
 
+class EarlyStopping(TrainerCallback):
+    """Ends the training after so many epochs without a better one. It is told by the log alone, so that a resumed run
+    ends where it would have ended (transformers' own counts anew)."""
+
+    def __init__(self, patience: int, metric: str) -> None:
+        self._patience, self._metric = patience, metric
+
+    def is_over(self, state: TrainerState) -> bool:
+        values = [entry[name] for entry in state.log_history if (name := f"eval_{self._metric}") in entry]
+        if not HIGHER_IS_BETTER[self._metric]:
+            values = [-value for value in values]
+        return bool(values) and len(values) - 1 - values.index(max(values)) >= self._patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_training_stop |= self.is_over(state)
+
+
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest one that is whole: the Trainer writes its state last. One that is not is taken away."""
+    """The newest one that is whole: the Trainer writes its state last."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
     for path in found:
         try:

@@ -21,7 +21,7 @@ from deit_batch import __version__
 from deit_batch.io import Failure, clean
 from deit_batch.plan import Options, Plan
 from deit_batch.serving.metrics import CONTENT_TYPE, Metrics
-from deit_batch.serving.scorer import Result, Scorer
+from deit_batch.serving.scorer import Scorer, answer, each
 
 T = TypeVar("T")
 
@@ -203,19 +203,6 @@ class Endpoint:
             yield
         finally:
             self._images -= count
-
-
-def answer(result: Result) -> object:
-    if isinstance(result, Failure):
-        return {"error": {"type": result.type, "message": clean(result.message)}}
-    return [{"label": clean(one["label"]), "score": one["score"]} for one in result]
-
-
-async def each(scorer: Scorer, images: list[Any]) -> list[Result]:
-    """The results of all at a time. Cancelled, or where one raises, it cancels the others."""
-    async with asyncio.TaskGroup() as tasks:
-        under_way = [tasks.create_task(scorer(image)) for image in images]
-    return [task.result() for task in under_way]
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deit_batch.errors import RowError
 from deit_batch.fetch import MOST_AT_ONCE, Fetcher
-from deit_batch.io import Base64, Failure, Prediction, Url
+from deit_batch.io import Base64, Failure, Prediction, Url, clean
 from deit_batch.plan import Options, Plan
 from deit_batch.runner import best
 from deit_batch.serving.batcher import Batcher
@@ -115,6 +115,20 @@ class Scorer:
             threads.shutdown(wait=False, cancel_futures=True)
         if self.is_ready:
             self._classifier.result().close()
+
+
+def answer(result: Result) -> object:
+    """In JSON's types: of an image its labels, as on the model card; or what kept it from being scored."""
+    if isinstance(result, Failure):
+        return {"error": {"type": result.type, "message": clean(result.message)}}
+    return [{"label": clean(one["label"]), "score": one["score"]} for one in result]
+
+
+async def each(scorer: Scorer, images: Sequence[object]) -> list[Result]:
+    """The results of all at a time. Cancelled, or where one raises, it cancels the others."""
+    async with asyncio.TaskGroup() as tasks:
+        under_way = [tasks.create_task(scorer(image)) for image in images]
+    return [task.result() for task in under_way]
 
 
 def place(image: object) -> Url | Base64 | Failure:

@@ -1,0 +1,89 @@
+"""An online deployment: the service calls `init()` once, then `run()` for each request, several at a time in threads.
+
+Requests are scored as `deit-batch serve` scores them: decoded in processes of their own, and batched together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+from deit_batch.azureml.deployed import deployed_options
+from deit_batch.errors import CheckpointError, RowError, UsageError
+from deit_batch.plan import Options, Plan
+from deit_batch.progress import set_up_logging
+from deit_batch.serving.scorer import Scorer, answer, each
+from deit_batch.tables import request_values
+
+WINDOW = 0.005
+"""Seconds that an image waits for others to fill its batch, as in `deit-batch serve`."""
+
+
+class _Service:
+    """An event loop in a thread of its own, with a scorer in it."""
+
+    def __init__(self, options: Options) -> None:
+        """Returns when the model is warm. Raises CheckpointError if its weights do not fit."""
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="scorer", daemon=True).start()
+        started = asyncio.run_coroutine_threadsafe(self._start(options), self._loop)
+        self._scorer = started.result()
+
+    async def _start(self, options: Options) -> Scorer:
+        scorer = Scorer(Plan.of(options), options, window=WINDOW, batched=lambda size: None)
+        self._work = asyncio.create_task(scorer.run())
+        while not scorer.is_ready:
+            await asyncio.wait([self._work], timeout=0.05)
+            if self._work.done():
+                await self._work  # raises what ended it
+                raise CheckpointError("the scorer has ended")
+        return scorer
+
+    def score(self, images: list[Any]) -> list[object]:
+        results = asyncio.run_coroutine_threadsafe(each(self._scorer, images), self._loop).result()
+        return [answer(result) for result in results]
+
+
+_service: _Service | None = None
+
+
+def init() -> None:
+    """Raises DeitBatchError if there is nothing to score with."""
+    global _service  # the service passes nothing from init to run
+    set_up_logging(quiet=False, verbose=False, as_json=False)
+    _service = _Service(deployed_options())
+
+
+def run(raw_data: str) -> Any:
+    """`{"input_data": ["<base64 or URL>", …]}`, also with Azure ML's columns and data, to the answer of `serve`: of
+    each image its list of {"label", "score"}, or {"error": …}. A request of another form gets status 400. Files of the
+    machine are never read."""
+    if _service is None:
+        raise UsageError("init() has not been called")
+    try:
+        images = _images(raw_data)
+    except (ValueError, RecursionError, RowError) as error:
+        return _refusal(f'not a request of the form {{"input_data": ["<base64 or URL>", …]}}: {error}')
+    return _service.score(images)
+
+
+def _images(raw_data: str) -> list[Any]:
+    """Raises ValueError or RowError if it is no request."""
+    document = json.loads(raw_data)
+    if not isinstance(document, dict) or "input_data" not in document:
+        raise RowError('there is no "input_data"')
+    return [_image(value) for value in request_values(document)]
+
+
+def _image(value: object) -> object:
+    """A row of Azure ML's `data` has one column, whatever it is called."""
+    if isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    return value
+
+
+def _refusal(message: str) -> Any:
+    from azureml_inference_server_http.api.aml_response import AMLResponse
+
+    return AMLResponse({"detail": message}, 400, json_str=True)

@@ -1,0 +1,111 @@
+"""deit-batch compare."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deit_batch.exits import BELOW, DONE, told
+from deit_batch.extras import needing
+from deit_batch.options import (
+    CONFIG,
+    FETCH,
+    IMAGES,
+    LIMITS,
+    LOG_FORMAT,
+    QUIET,
+    ROWS,
+    THUMBNAILS,
+    VERBOSE,
+    ExampleCommand,
+    limits_from,
+    option,
+    section,
+)
+
+logger = logging.getLogger("deit_batch")
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch compare old.jsonl new.jsonl --out changes.html --out changes.json --fail-under 0.99",
+)
+@click.argument("old", type=_FILE)
+@click.argument("new", type=_FILE)
+@section(
+    "Comparison",
+    option(
+        "--fail-under",
+        type=click.FloatRange(0, 1),
+        metavar="AGREEMENT",
+        help="Exit with 4 if a smaller share of the images in both has the same best label.",
+    ),
+)
+@section(
+    "Output",
+    option(
+        "--out",
+        multiple=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="A page (.html) or everything in JSON (.json). Repeatable.",
+    ),
+    option(
+        "--format",
+        default="text",
+        show_default=True,
+        type=click.Choice(["text", "json"]),
+        help="What goes to stdout.",
+    ),
+    ROWS,
+)
+@section("Pictures", IMAGES, FETCH, THUMBNAILS)
+@section("Limits of one image", *LIMITS)
+@section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
+@click.help_option("-h", "--help")
+def compare(
+    *,
+    old: Path,
+    new: Path,
+    fail_under: float | None,
+    out: tuple[Path, ...],
+    format: str,
+    rows: int,
+    images: str | None,
+    fetch: bool,
+    thumbnails: int,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **chosen: Any,
+) -> None:
+    """Say what has changed between two files of predictions of the same images: .jsonl, .csv or .parquet of score.
+    Needs the extra report.
+
+    Exit status: 0 done, 1 failed (no image is in both, for one), 2 wrong usage, 4 done but the agreement is lower than
+    --fail-under.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    limits = limits_from(chosen)
+    with told(verbose), needing("report"):
+        from deit_batch.report import changes, comparison
+
+        changes.check_names(out)
+        compared = comparison.compare(old, new, most_rows=rows, most_shown=thumbnails)
+        document = compared.as_dict(fail_under)
+        changes.write(compared, document, out, images=images, fetch=fetch, limits=limits)
+        click.echo(changes.as_json(document) if format == "json" else changes.as_text(document), nl=False)
+        if not document["passed"]:
+            share = document["agreement"]
+            found = "can't be had" if share is None else f"is {share:.4f}, under {fail_under:g}"
+            logger.error("--fail-under: the agreement %s", found)
+            sys.exit(BELOW)
+        sys.exit(DONE)

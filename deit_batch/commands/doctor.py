@@ -1,0 +1,27 @@
+"""deit-batch doctor."""
+
+from __future__ import annotations
+
+import click
+
+from deit_batch.exits import told
+from deit_batch.options import VERBOSE, ExampleCommand
+
+
+@click.command(cls=ExampleCommand, example="deit-batch doctor")
+@VERBOSE
+@click.help_option("-h", "--help")
+def doctor(verbose: bool) -> None:
+    """Say what is here, and score one image: what to paste into an issue.
+
+    Versions, extras, processor, memory, GPU, whether the Hub can be reached, the models that are cached. Exit status 1
+    if the image can't be scored.
+    """
+    from deit_batch.doctor import examined, score_one
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    with told(verbose):
+        for name, value in examined():
+            click.echo(f"{name}: {value}")
+        click.echo(f"demo image: {score_one()}")

@@ -1,0 +1,47 @@
+"""deit-batch plot."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deit_batch.exits import told
+from deit_batch.extras import needing
+from deit_batch.options import CONFIG, LIMITS, MODEL, PREDICTIONS, VERBOSE, ExampleCommand, limits_from, option, section
+
+logger = logging.getLogger("deit_batch")
+
+
+@click.command(cls=ExampleCommand, example="deit-batch plot cat.jpg --out cat-scores.png")
+@click.argument("image")
+@section("Model", *MODEL)
+@section(
+    "Output",
+    option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="The picture."),
+    *PREDICTIONS,
+)
+@section("Limits of one image", *LIMITS)
+@section("Run", CONFIG, VERBOSE)
+@click.help_option("-h", "--help")
+def plot(*, image: str, out: Path, verbose: bool, **chosen: Any) -> None:
+    """Score one IMAGE (a path, a URL or base64) and draw it beside its labels, as the model card does. Needs the extra
+    report.
+
+    Exit status: 0 done, 1 the image can't be scored, 2 wrong usage.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    limits = limits_from(chosen)
+    with told(verbose), needing("report"):
+        from deit_batch.plan import Options
+        from deit_batch.report.files import write_file
+        from deit_batch.report.plot import plot as draw
+
+        record, picture = draw(Options(input=image, limits=limits, workers=1, **chosen))
+        write_file(out, picture)
+        best = record.predictions[0] if record.predictions else {"label": "no label", "score": 0.0}
+        logger.info("%s %.4f: %s", best["label"], best["score"], out)

@@ -1,0 +1,43 @@
+"""deit-batch pull."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from deit_batch.exits import told
+from deit_batch.options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
+
+logger = logging.getLogger("deit_batch")
+
+
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch pull facebook/deit-base-patch16-224 --out deit-base\n"
+    "deit-batch score --model deit-base --input imgs/ --out preds.jsonl   # on a machine without a network",
+)
+@click.argument("model", metavar="CHECKPOINT")
+@option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy it into this new folder, too.")
+@REVISION
+@ALLOW_PICKLE
+@VERBOSE
+@click.help_option("-h", "--help")
+def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
+    """Fetch a checkpoint from the Hub into its cache, and check that it can be scored with; print its folder.
+
+    For an image that is built once, or a machine that has no network: copy DIR there.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    with told(verbose):
+        from deit_batch.checkpoints import copy_checkpoint, find_checkpoint, find_recipe
+
+        checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+        find_recipe(checkpoint, None)
+        commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
+        kind = f"{checkpoint.geometry.architecture}, {len(checkpoint.labels):,} labels"
+        logger.info("%s%s: %s", checkpoint.name, commit, kind)
+        click.echo(copy_checkpoint(checkpoint, out) if out else checkpoint.folder)

@@ -1,0 +1,73 @@
+"""deit-batch report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deit_batch.exits import DONE, told
+from deit_batch.extras import needing
+from deit_batch.options import (
+    CONFIG,
+    FETCH,
+    IMAGES,
+    LABEL_COLUMN,
+    LABEL_MAP,
+    LIMITS,
+    LOG_FORMAT,
+    QUIET,
+    ROWS,
+    THUMBNAILS,
+    VERBOSE,
+    ExampleCommand,
+    limits_from,
+    option,
+    section,
+)
+
+logger = logging.getLogger("deit_batch")
+
+
+@click.command(cls=ExampleCommand, example="deit-batch report preds.jsonl --out report.html")
+@click.argument("predictions", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@section(
+    "Labels",
+    option(
+        "--labels",
+        metavar="WHAT",
+        help="Labelled images, as the input of evaluate: joined by the images' names. [default: the labels that the "
+        "records carry, if they do]",
+    ),
+    LABEL_COLUMN,
+    LABEL_MAP,
+)
+@section("Pictures", IMAGES, FETCH, THUMBNAILS)
+@section(
+    "Output",
+    option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="HTML", help="The page."),
+    ROWS,
+)
+@section("Limits of one image", *LIMITS)
+@section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
+@click.help_option("-h", "--help")
+def report(*, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> None:
+    """Write a page of what a run has found: a file of HTML, whole in itself. PREDICTIONS: .jsonl, .csv or .parquet of
+    score. Needs the extra report.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage.
+    """
+    from deit_batch.progress import set_up_logging
+
+    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    limits = limits_from(chosen)
+    with told(verbose), needing("report"):
+        from deit_batch.report.report import Request
+        from deit_batch.report.report import report as write
+
+        summary = write(Request(limits=limits, **chosen))
+        logger.info("%s images, %s failed: %s", f"{summary.tally.inputs:,}", f"{summary.tally.failed:,}", chosen["out"])
+        sys.exit(DONE)

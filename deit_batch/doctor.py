@@ -1,0 +1,114 @@
+"""What is here and whether it works: what somebody would ask first who wants to help."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from deit_batch import machine
+from deit_batch.checkpoints import DEFAULT_MODEL, why_not_the_hub
+from deit_batch.errors import DeitBatchError
+
+LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")
+EXTRAS = {
+    "eval": ("scikit-learn", "matplotlib"),
+    "train": ("transformers", "accelerate", "kornia", "peft"),
+    "mlflow": ("mlflow-skinny",),
+    "serve": ("fastapi", "uvicorn"),
+    "report": ("jinja2",),
+    "onnx": ("onnxruntime",),
+    "azureml": ("azureml-inference-server-http",),
+}
+GIBIBYTE = 2**30
+
+# A test picture of Fashion-MNIST (MIT licence), which the demo model takes for a trouser.
+TROUSER = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAABTklEQVR42m3Su0oDQRiG4XdmdrOSLIrGY2GTIigIAUEQsbO1Ee/D"
+    "K/B+rERstDSIaCGIopUHPCQqCiYkGnEzuzM2MQnOfuX/MDD/QdCJsCsb55O34bAurPE/kiNrbUPbll3t1ToxlGrXz9+VmxdmHITQ"
+    "DPpa5RTTLk6gDQpjm+MuzqF9k0iholEXS+0fEeSxImi5uGCycXg55tls5a/kdXFWm/B10Urp1dyXQ7EJy6ASMi6OJ5YtopE2WRez"
+    "xuOAk7biI2UI+HHEgxI0UtD6d1CVtn/e3cTBFezFMhWluIeLjE/KEKqBeYEYlYZvUhWhTZLWymkmKgEERC4eKj0PJArj4vFP/A58"
+    "il6th49NL1cADSqllUAFBXhVNRcFOxmxDC1EPQV3vXgdPGvd30r269rAVSCmHEzgKV9cQg0Mdg9M9a3M1jfLfA2dbf8d0S/niHjH"
+    "tzILoQAAAABJRU5ErkJggg=="
+)
+
+
+def examined() -> Iterator[tuple[str, str]]:
+    """Names and values, as they are found out; all but the image takes no longer than the Hub is waited for."""
+    yield "deit-batch", f"{version('deit-batch')}, Python {platform.python_version()}, {platform.platform()}"
+    yield "libraries", ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
+    for extra, names in EXTRAS.items():
+        yield f"extra {extra}", ", ".join(f"{name} {_version(name)}" for name in names)
+    yield "machine", f"{machine.describe()}, {_memory()}"
+    yield "GPU", _gpu()
+    yield "Hub", _hub()
+    yield "cached models", _cached()
+
+
+def score_one() -> str:
+    """How the demo model does on one image, which a worker decodes. Raises DeitBatchError if that goes wrong."""
+    from deit_batch.runner import score
+
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trouser.png"
+        path.write_bytes(base64.b64decode(TROUSER))
+        (record,) = score(path, model="demo", workers=1)
+    if record.error:
+        raise DeitBatchError(f"the demo image can't be scored: {record.error.message}")
+    best = record.predictions[0]
+    if best["label"] != "trouser":
+        raise DeitBatchError(f"the demo image is a trouser, but is taken for a {best['label']}: scores here are wrong")
+    return f"{best['label']} {best['score']:.4f}, after {time.monotonic() - start:.1f} s with all imports"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _memory() -> str:
+    pages = {name: os.sysconf(f"SC_{name}PHYS_PAGES") for name in ("", "AV")}
+    total, free = (pages[name] * os.sysconf("SC_PAGE_SIZE") / GIBIBYTE for name in ("", "AV"))
+    return f"{total:.1f} GiB of memory, {free:.1f} free"
+
+
+def _gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return f"{', '.join(names)}, CUDA {torch.version.cuda}"
+    if torch.backends.mps.is_available():
+        return "Apple's, by mps"
+    return f"none that torch can use (built for CUDA {torch.version.cuda or 'not at all'})"
+
+
+def _hub() -> str:
+    try:
+        problem = why_not_the_hub(DEFAULT_MODEL, None)
+    except DeitBatchError as error:
+        problem = str(error)
+    return f"can't be reached: {problem}" if problem else "reached"
+
+
+def _cached() -> str:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        names = sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
+    except CacheNotFound:
+        names = []
+    existing = next(path for path in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if path.exists())
+    free = shutil.disk_usage(existing).free / GIBIBYTE
+    return f"{', '.join(names) or 'none'}; {HF_HUB_CACHE}, {free:.0f} GiB of disk free"

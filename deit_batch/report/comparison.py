@@ -1,0 +1,267 @@
+"""Two files of predictions: what a new model, or a new night, changed.
+
+An image of one is found in the other by its name (its digest, where it has none); one that is there several times, by
+which time it is. Of the old file a few numbers an image stay in memory; the new one is read past them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+from deit_batch import __version__
+from deit_batch.errors import InputError
+from deit_batch.io import Tally
+from deit_batch.report.chosen import Best, Sample
+from deit_batch.results import read_records, run_report
+
+State: TypeAlias = Literal[
+    "same label", "flipped", "fails now", "failed before", "fails in both", "only in old", "only in new"
+]
+Json: TypeAlias = dict[str, Any]
+
+NO_LABEL = "(no label)"
+"""Of an image that was scored, but with every score below the run's threshold."""
+
+_SETTINGS = (
+    "model commit checkpoint_sha256 recipe device dtype top_k threshold pass_size input column recursive limit".split()
+)
+
+
+class Answer(NamedTuple):
+    """The best label of an image and its score; or that it failed, and then both say nothing."""
+
+    label: str = ""
+    score: float = 0.0
+    failed: bool = False
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Answer:
+        if "error" in record:
+            return cls(failed=True)
+        predictions = record["predictions"]
+        return cls(predictions[0]["label"], float(predictions[0]["score"])) if predictions else cls(NO_LABEL)
+
+
+class Change(NamedTuple):
+    """One image in both files, or None on the side that lacks it. `place`: among all of them, those of the new file
+    first, in its order; `after`: the new score of the label that was the best before, None if it is not among those
+    that were kept."""
+
+    place: int
+    state: State
+    record: Json
+    before: Answer | None
+    now: Answer | None
+    after: float | None = None
+
+    @property
+    def change(self) -> float | None:
+        """Of that label's score; one that was not kept counts as 0, and so the change as a little too large."""
+        if self.before is None or self.now is None or self.before.failed or self.now.failed:
+            return None
+        return None if self.before.label == NO_LABEL else (self.after or 0.0) - self.before.score
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two files. `classes`: its images by best label."""
+
+    path: Path
+    tally: Tally = field(default_factory=Tally)
+    classes: Counter[str] = field(default_factory=Counter)
+
+    def count(self, record: Mapping[str, Any], answer: Answer) -> None:
+        self.tally.count(record)
+        if not answer.failed:
+            self.classes[answer.label] += 1
+
+    def as_dict(self) -> Json:
+        tally = self.tally
+        return {
+            "file": str(self.path),
+            "inputs": tally.inputs,
+            "scored": tally.scored,
+            "failed": tally.failed,
+            "failures": dict(tally.failures),
+        }
+
+
+@dataclass(slots=True)
+class Comparison:
+    """`flips`: images by the label before and now; `largest`: the largest changes of score; `changed`: every image that
+    is not as it was (a random sample, if those are many) and those of the largest changes, by place."""
+
+    old: Side
+    new: Side
+    settings: dict[str, list[Any]]
+    states: Counter[State] = field(default_factory=Counter)
+    flips: Counter[tuple[str, str]] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    largest: list[Change] = field(default_factory=list)
+    changed: list[Change] = field(default_factory=list)
+    run: Json | None = None
+
+    @property
+    def compared(self) -> int:
+        """Images in both of which at least one run could score them."""
+        return sum(self.states[state] for state in ("same label", "flipped", "fails now", "failed before"))
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of those that have the same best label: that an image fails in one run alone is no agreement. None
+        if there are none."""
+        return self.states["same label"] / self.compared if self.compared else None
+
+    def as_dict(self, fail_under: float | None) -> Json:
+        """In JSON's types. `passed`: the agreement is no lower than `fail_under`, if there is that."""
+        names = sorted({*self.old.classes, *self.new.classes})
+        lost, gained = Counter[str](), Counter[str]()
+        for (before, now), images in self.flips.items():
+            lost[before] += images
+            gained[now] += images
+        return {
+            "deit_batch": __version__,
+            "old": self.old.as_dict(),
+            "new": self.new.as_dict(),
+            "settings": {name: {"old": old, "new": new} for name, (old, new) in self.settings.items()},
+            "images": {state.replace(" ", "_"): self.states[state] for state in get_args(State)},
+            "compared": self.compared,
+            "agreement": self.agreement,
+            "fail_under": fail_under,
+            "passed": fail_under is None or (self.agreement is not None and self.agreement >= fail_under),
+            "flips": [
+                {"before": before, "now": now, "images": images} for (before, now), images in self.flips.most_common()
+            ],
+            "classes": [
+                {
+                    "label": name,
+                    "old": self.old.classes[name],
+                    "new": self.new.classes[name],
+                    "kept": self.kept[name],
+                    "lost": lost[name],
+                    "gained": gained[name],
+                }
+                for name in names
+            ],
+            "largest_changes": [_as_dict(change) for change in self.largest],
+        }
+
+
+def _as_dict(change: Change) -> Json:
+    def answer(given: Answer | None) -> Json | None:
+        return None if given is None or given.failed else {"label": given.label, "score": given.score}
+
+    return {
+        "index": change.record["index"],
+        "image": change.record["image"],
+        "before": answer(change.before),
+        "now": answer(change.now),
+        "score_now_of_label_before": change.after,
+        "change": change.change,
+    }
+
+
+def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Comparison:
+    """Raises InputError if no image is in both, UsageError if one is no file of predictions."""
+    runs = [run_report(path) for path in (old, new)]
+    comparison = Comparison(Side(old), Side(new), _different(runs), run=runs[1])
+    largest, sample = Best[Change](most_shown), Sample[Change](most_rows)
+    for change in _changes(comparison):
+        comparison.states[change.state] += 1
+        if change.state == "same label" and change.now:
+            comparison.kept[change.now.label] += 1
+        elif change.state == "flipped" and change.before and change.now:
+            comparison.flips[change.before.label, change.now.label] += 1
+        if change.change:
+            largest.offer(abs(change.change), change)
+        if change.state != "same label":
+            sample.offer(change)
+    comparison.largest = largest.ranked()
+    shown = {change.place: change for change in (*sample.kept, *comparison.largest)}
+    comparison.changed = [shown[place] for place in sorted(shown)]
+    if not (comparison.compared or comparison.states["fails in both"]):
+        raise InputError(f"no image is both in {old} and in {new}: images are joined by their names")
+    return comparison
+
+
+def _different(runs: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+    """Of what the scores depend on, what is not the same in both runs; nothing, if one is not known."""
+    settings = [run["settings"] for run in runs if run]
+    if len(settings) < len(runs):
+        return {}
+    values = {name: [each.get(name) for each in settings] for name in _SETTINGS}
+    return {name: [before, now] for name, (before, now) in values.items() if before != now}
+
+
+def _changes(comparison: Comparison) -> Iterator[Change]:
+    """Of every image in either file: first those of the new one, in order, then those that are in the old one alone."""
+    before, places = _Answers(), count()
+    for record in read_records(comparison.old.path):
+        answer = Answer.of(record)
+        comparison.old.count(record, answer)
+        before.add(record, answer)
+    for record in read_records(comparison.new.path):
+        answer = Answer.of(record)
+        comparison.new.count(record, answer)
+        yield _change(next(places), record, before.take(record), answer)
+    for index, image, answer in before.left():
+        yield Change(next(places), "only in old", {"index": index, "image": image}, answer, None)
+
+
+def _change(place: int, record: Json, before: Answer | None, now: Answer) -> Change:
+    names = ("index", "image", "image_bytes", "image_sha256", "error")
+    slim: Json = {name: record[name] for name in names if name in record}
+    if before is None:
+        return Change(place, "only in new", slim, None, now)
+    after = next((each["score"] for each in record["predictions"] if each["label"] == before.label), None)
+    return Change(place, _state(before, now), slim, before, now, after)
+
+
+def _state(before: Answer, now: Answer) -> State:
+    if before.failed or now.failed:
+        return "fails in both" if before.failed and now.failed else "fails now" if now.failed else "failed before"
+    return "same label" if before.label == now.label else "flipped"
+
+
+class _Answers:
+    """The old file's, until they are asked for. A label is one string, however many images have it."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, tuple[int, Answer]] = {}
+        self._added: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()
+        self._labels: dict[str, str] = {}
+
+    def add(self, record: Json, answer: Answer) -> None:
+        key = _key(record)
+        if key in self._answers:
+            self._added[key] += 1
+            key = _again(key, self._added[key])
+        answer = answer._replace(label=self._labels.setdefault(answer.label, answer.label))
+        self._answers[key] = (record["index"], answer)
+
+    def take(self, record: Json) -> Answer | None:
+        key = _key(record)
+        found = self._answers.pop(key, None)
+        if found is None and key in self._added:
+            self._taken[key] += 1
+            found = self._answers.pop(_again(key, self._taken[key]), None)
+        return found[1] if found else None
+
+    def left(self) -> Iterator[tuple[int, str | None, Answer]]:
+        for key, (index, answer) in self._answers.items():
+            yield index, key.partition("\0")[0] or None, answer
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    """The image's name, or after a NUL, which no name has, what there is instead."""
+    return record["image"] or f"\0{record.get('image_sha256') or record['index']}"
+
+
+def _again(key: str, time: int) -> str:
+    return f"{key}\0{time}"

@@ -1,0 +1,72 @@
+"""The images that records are of, found again: in the run's own input where that can still be read, or else by name."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deit_batch.errors import DeitBatchError, FetchError, ImageError
+from deit_batch.io import Failure, Location, Reference, Url, identity
+from deit_batch.labelled import labels_table, open_labelled
+from deit_batch.sources import locate, open_source
+from deit_batch.tars import is_tars
+
+logger = logging.getLogger("deit_batch")
+
+
+def find_originals(
+    records: Mapping[int, Mapping[str, Any]], run: Mapping[str, Any] | None, *, folder: str | None, fetch: bool
+) -> Iterator[Reference]:
+    """A reference for each record, its `index` the number that `records` has it under. `run`: the settings of the run,
+    if they are known; `folder`: where relative names start from instead. URLs are failures unless they are to be
+    fetched."""
+    missing = dict(records)
+    by_index = {record["index"]: number for number, record in records.items()}
+    if run and folder is None:
+        for reference in _in_input(run, fetch):
+            number = by_index.get(reference.index)
+            # The input may have changed: what counts is that it is the same image in the same place.
+            if number in missing and identity(reference).items() <= missing[number].items():
+                del missing[number]
+                yield Reference(number, reference.image, _allowed(reference.location, fetch))
+                if not missing:
+                    return
+    for number, record in missing.items():
+        yield Reference(number, record["image"], _allowed(_by_name(record, folder or ""), fetch))
+
+
+def _in_input(run: Mapping[str, Any], fetch: bool) -> Iterator[Reference]:
+    """The references of a run's input, if it is a table: what is in a folder is found by its name, and sooner."""
+    spec = str(run.get("input"))
+    table = labels_table(spec)
+    is_table = os.path.isfile(spec) or is_tars(spec) or (spec.startswith("hf://") and fetch)
+    column, limit = run.get("column"), run.get("limit")
+    try:
+        if table:
+            for example in open_labelled(spec, column=column, limit=limit, again=True).examples:
+                yield example.reference
+        elif is_table:
+            yield from open_source(spec, column=column, limit=limit).references
+    except DeitBatchError as error:
+        logger.warning("images are looked for by their names alone: %s", error)
+
+
+def _by_name(record: Mapping[str, Any], folder: str) -> Location:
+    name = record["image"]
+    if name is None:
+        return Failure.of(FetchError("it is in the run's input, which is not at hand"))
+    try:
+        if "image_bytes" in record:
+            name = os.fsdecode(base64.b64decode(record["image_bytes"]))
+        return locate(name, folder)
+    except (ImageError, ValueError) as error:
+        return Failure.of(FetchError(str(error)))
+
+
+def _allowed(location: Location, fetch: bool) -> Location:
+    if isinstance(location, Url) and not fetch:
+        return Failure.of(FetchError("a URL: shown only with --fetch"))
+    return location

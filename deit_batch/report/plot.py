@@ -1,0 +1,78 @@
+"""One image and what the model sees in it, as the model card shows it: the picture beside its labels and scores."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from deit_batch.errors import ImageError, InputError, UsageError
+from deit_batch.fetch import Fetcher
+from deit_batch.images import Recipe, decode
+from deit_batch.io import Failure, Prediction, Record, Reference, redact
+from deit_batch.limits import Limits
+from deit_batch.plan import Options, Plan
+from deit_batch.progress import Stopwatch
+from deit_batch.runner import scored
+from deit_batch.sources import locate
+
+MOST_BARS = 20
+LONGEST_SIDE = 1000  # pixels of the picture
+
+_BEST, _REST = "#2a6f97", "#b8c4cc"
+_AS_IT_IS = Recipe(resize=None, resample=2, crop=None, rescale_factor=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def plot(options: Options) -> tuple[Record, bytes]:
+    """Scores one image (`options.input`: a path, URL or base64) and draws it; a PNG. Raises InputError if it can't be
+    scored, UsageError if it is not to be told what it is."""
+    name = redact(options.input)
+    try:
+        data = Fetcher(options.limits).fetch(locate(options.input))
+    except ImageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    if isinstance(data, Failure):
+        raise InputError(f"{name}: {data.message}")
+    plan = Plan.of(options)
+    batches = plan.batches([Reference(0, name, data)])
+    (record,) = chain.from_iterable(scored(batches, plan, options, Stopwatch()))
+    if record.error:
+        raise InputError(f"{name}: {record.error.message}")
+    return record, draw(_picture(data, options.limits), record.predictions)
+
+
+def _picture(data: bytes, limits: Limits) -> NDArray[np.uint8]:
+    """The whole image, [height, width, 3]. A worker has just decoded it without harm."""
+    image = Image.fromarray(decode(data, _AS_IT_IS, limits))
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image)
+
+
+def draw(picture: NDArray[np.uint8], predictions: Sequence[Prediction]) -> bytes:
+    """The picture with the best label above it, and beside it a bar for each label."""
+    shown = predictions[:MOST_BARS]
+    figure = Figure(figsize=(10, max(4.0, 0.35 * len(shown) + 1.2)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    left.imshow(picture)
+    left.set_axis_off()
+    best = f"{predictions[0]['label']} ({predictions[0]['score']:.2f})" if predictions else "no label"
+    left.set_title(best, fontsize=14, loc="left", parse_math=False)
+    places = range(len(shown))
+    right.barh(places, [each["score"] for each in shown], color=[_BEST, *[_REST] * len(shown)][: len(shown)])
+    right.set_yticks(places, [each["label"] for each in shown], parse_math=False)
+    for place, each in enumerate(shown):
+        right.text(each["score"] + 0.01, place, f"{each['score']:.4f}", va="center", fontsize=9)
+    right.set(xlim=(0, 1.12), xlabel="score", ylim=(max(len(shown), 1) - 0.4, -0.6))
+    right.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    right.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a label that the font can't write
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,164 @@
+"""A file of predictions, read once from start to end, to all that a page says of it. What stays in memory is bounded:
+counts, the records that stand out, and as many rows as the page's table may hold."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from deit_batch.io import Tally
+from deit_batch.report.chosen import Best, Sample
+from deit_batch.report.table import Bar
+
+BINS = 20
+"""Of the distribution of confidence, of equal width."""
+
+MOST_LABELS = 5
+"""Of an image's predictions that a page shows."""
+
+MOST_REASONS = 200
+"""Different failures that are told apart; each further one counts as one of its type."""
+
+PREDICTED_FROM = 0.5
+"""Where images have several labels: the score from which one counts as predicted."""
+
+Json: TypeAlias = dict[str, Any]
+Truth: TypeAlias = Callable[[Mapping[str, Any]], Sequence[str] | None]
+"""The labels of a record's image, in the model's own names where it has them; None if there are none."""
+
+
+State: TypeAlias = Literal["failed", "no label", "scored", "right", "wrong"]
+"""Of a record; "no label": all are below the run's threshold."""
+
+
+class Seen(NamedTuple):
+    """A record without its predictions, and the best of those; its place in the file, from 0; its image's labels."""
+
+    place: int
+    record: Json
+    bars: Sequence[Bar]
+    truth: Sequence[str] | None
+    state: State
+
+
+class Reason(NamedTuple):
+    """Why images failed; `message` is empty where those of a type are no longer told apart."""
+
+    type: str
+    message: str
+
+
+@dataclass(slots=True)
+class Confusions:
+    """`taken`: how many images of one label (the first) were taken for another; where an image may have several,
+    `found`, `missed` and `made_up` count by label instead."""
+
+    several: bool
+    labelled: int = 0
+    right: int = 0
+    taken: Counter[tuple[str, str]] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+    made_up: Counter[str] = field(default_factory=Counter)
+
+    def add(self, truth: Sequence[str], predictions: Sequence[Json]) -> None:
+        self.labelled += 1
+        self.right += _is_right(truth, predictions, several=self.several)
+        if not self.several:
+            self.taken[truth[0], predictions[0]["label"]] += 1
+            return
+        labels, predicted = set(truth), _predicted(predictions)
+        self.found.update(labels & predicted)
+        self.missed.update(labels - predicted)
+        self.made_up.update(predicted - labels)
+
+
+def _is_right(truth: Sequence[str], predictions: Sequence[Json], *, several: bool) -> bool:
+    """Whether the best label is the image's; where it may have several, whether all are found and none is made up."""
+    return set(truth) == _predicted(predictions) if several else predictions[0]["label"] == truth[0]
+
+
+def _predicted(predictions: Iterable[Json]) -> set[str]:
+    return {prediction["label"] for prediction in predictions if prediction["score"] >= PREDICTED_FROM}
+
+
+@dataclass(slots=True)
+class Summary:
+    """`classes`: images by best label; `bins`: images by best score; `without_prediction`: how many were scored, but
+    have no label from the run's threshold up; `rows`: at most as many as were asked for, a random sample of the file
+    where it has more, and those that stand out."""
+
+    tally: Tally = field(default_factory=Tally)
+    classes: Counter[str] = field(default_factory=Counter)
+    bins: list[int] = field(default_factory=lambda: [0] * BINS)
+    without_prediction: int = 0
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    confusions: Confusions | None = None
+    least_sure: list[Seen] = field(default_factory=list)
+    most_sure: list[Seen] = field(default_factory=list)
+    mistakes: list[Seen] = field(default_factory=list)
+    rows: list[Seen] = field(default_factory=list)
+
+    @property
+    def standing_out(self) -> list[Seen]:
+        return [*self.least_sure, *self.most_sure, *self.mistakes]
+
+
+def summarise(
+    records: Iterable[Json], *, truth: Truth | None = None, several: bool = False, most_rows: int, most_shown: int
+) -> Summary:
+    """`truth`: the labels, if there are any; `several`: whether an image may have more than one; `most_shown`: how many
+    images of each kind stand out: of the lowest and of the highest score, and mistakes of the highest."""
+    summary = Summary(confusions=Confusions(several) if truth else None)
+    sample = Sample[Seen](most_rows)
+    least, most, mistakes = (Best[Seen](most_shown) for _ in range(3))
+    for place, record in enumerate(records):
+        bars = tuple(Bar(sys.intern(each["label"]), each["score"]) for each in record["predictions"][:MOST_LABELS])
+        labels = truth(record) if truth else None
+        seen = Seen(place, _slim(record), bars, labels, _state(record, labels, several))
+        sample.offer(seen)
+        summary.tally.count(record)
+        if "error" in record:
+            _count_failure(summary.reasons, record["error"])
+            continue
+        predictions = record["predictions"]
+        if summary.confusions and labels is not None and seen.state in ("right", "wrong"):
+            summary.confusions.add(labels, predictions)
+        if not predictions:
+            summary.without_prediction += 1
+            continue
+        best = predictions[0]
+        summary.classes[best["label"]] += 1
+        summary.bins[min(BINS - 1, max(0, int(best["score"] * BINS)))] += 1
+        least.offer(-best["score"], seen)
+        most.offer(best["score"], seen)
+        if seen.state == "wrong":
+            mistakes.offer(best["score"], seen)
+    summary.least_sure, summary.most_sure, summary.mistakes = least.ranked(), most.ranked(), mistakes.ranked()
+    shown = {seen.place: seen for seen in (*sample.kept, *summary.standing_out)}
+    summary.rows = [shown[place] for place in sorted(shown)]
+    return summary
+
+
+def _state(record: Json, truth: Sequence[str] | None, several: bool) -> State:
+    predictions = record["predictions"]
+    if "error" in record:
+        return "failed"
+    if not (predictions or several):
+        return "no label"
+    if truth is None:
+        return "scored" if predictions else "no label"
+    return "right" if _is_right(truth, predictions, several=several) else "wrong"
+
+
+def _slim(record: Json) -> Json:
+    names = ("index", "image", "image_bytes", "image_sha256", "error")
+    return {name: record[name] for name in names if name in record}
+
+
+def _count_failure(reasons: Counter[Reason], error: Mapping[str, str]) -> None:
+    reason = Reason(error["type"], error["message"])
+    reasons[reason if reason in reasons or len(reasons) < MOST_REASONS else Reason(error["type"], "")] += 1
