@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import io
 import json
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -24,10 +27,15 @@ import trapped
 import uvicorn
 from conftest import COMMAND, jpeg
 from misbehaving import Server, serve
+from PIL import Image
 
 from deit_batch import score
+from deit_batch.checkpoints import find_checkpoint, find_recipe
 from deit_batch.errors import UsageError
+from deit_batch.io import Failure
+from deit_batch.limits import Limits
 from deit_batch.serving import server as serving
+from deit_batch.serving.decoders import Decoders
 
 KEY = "the-key"
 QUEUE = 8
@@ -311,11 +319,86 @@ def test_a_connection_that_sends_no_whole_head_is_closed(monkeypatch: pytest.Mon
         thread.join()
 
 
+def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "UNREAD_SECONDS", 2)
+    large = b"x" * 30_000_000
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": large})
+
+    server = uvicorn.Server(uvicorn.Config(app, http=serving.Connection, lifespan="off", log_config=None))
+    with serving.listening("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        with socket.create_connection(listener.getsockname(), 30) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            received = 0
+            for _ in range(9):  # slowly, but on and on
+                received += len(slow.recv(3_000_000, socket.MSG_WAITALL))
+                time.sleep(0.3)
+            while part := slow.recv(1_000_000):
+                received += len(part)
+            assert received > len(large)
+        with socket.create_connection(listener.getsockname(), 30) as deaf:
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            while not server.server_state.connections:
+                time.sleep(0.01)
+            while server.server_state.connections:
+                time.sleep(0.01)
+        server.should_exit = True
+        thread.join()
+
+
 def closed(client: socket.socket) -> bool:
     try:
         return client.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_pages_of_other_sites_send_nothing(tmp_path: Path, vit: Path) -> None:
+    with running(tmp_path, vit, "--workers", "1") as open_server:
+        assert_own_pages_only(open_server)
+
+
+def assert_own_pages_only(server: Process) -> None:
+    body = {"input_data": [b64(jpeg())]}
+    for origin, status in [("http://evil.example:8000", 403), ("null", 403), (f"http://127.0.0.1:{server.port}", 200)]:
+        headers = {"Origin": origin, "Host": "evil.example:8000"}
+        assert server.client.post("/score", json=body, headers=headers).status_code == status, origin
+
+
+def test_a_decoder_whose_reply_was_not_taken_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its next image would get that reply: another client's."""
+
+    def colour(number: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (28, 28), (number, number, number)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    async def decoded() -> list[int]:
+        decoders = Decoders(find_recipe(find_checkpoint("demo"), None), Limits(), workers=1)
+        await decoders.warm_up(colour(0))
+        with monkeypatch.context() as patched:
+            patched.setattr(multiprocessing.connection.Connection, "recv", no_memory)
+            with pytest.raises(MemoryError):
+                await decoders(colour(50))
+        found = [await decoders(colour(number)) for number in (100, 150)]
+        decoders.close()
+        return [int(pixels[0, 0, 0]) for pixels in found if not isinstance(pixels, Failure)]
+
+    assert asyncio.run(decoded()) == [100, 150]
+
+
+def no_memory(connection: object) -> None:
+    raise MemoryError
+
+
+def test_what_is_wrong_with_a_request_is_said_in_few_words(server: Process) -> None:
+    answer = server.client.post("/score", json={"input_data": [], "k" * 100_000: 1})
+    assert answer.status_code == 400
+    assert len(answer.text) < 500
 
 
 # --- the page, the log, the end --------------------------------------------------------------------------------------

@@ -76,6 +76,9 @@ class Decoders:
                     worker.kill()  # its connection may end a moment before it does
                     if time.monotonic() - start >= self._limits.decode_seconds:
                         break
+                except BaseException:
+                    worker.kill()  # its reply may still be under way: it must not be taken for the next image's
+                    raise
         finally:
             self._idle.put(number)
         return Failure.of(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
@@ -34,6 +36,8 @@ COMMAS_AN_IMAGE = 100
 nobody else would be answered meanwhile."""
 RETRY_AFTER = {"Retry-After": "1"}
 """Seconds. Places get free one after the other, so there is one soon."""
+SHOWN = 200
+"""Characters of what a request had wrong: it may hold the request's own words."""
 CLIENT_GONE = 499
 """For the log alone, as nginx has it."""
 
@@ -80,6 +84,7 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Not a request as described"},
     401: {"description": "No key, or a wrong one"},
+    403: {"description": "From another site's page, and the server has no keys"},
     408: {"description": "The body took too long to come"},
     413: {"description": "Too many bytes or images"},
     415: {"description": "Not application/json"},
@@ -135,6 +140,8 @@ class Endpoint:
     def _check_head(self, request: Request) -> None:
         """What can be told before the body is read. Raises HTTPException."""
         headers = request.headers
+        if not self._service.keys and not _is_own(headers.get("origin")):
+            raise HTTPException(403, "pages of other sites may not send requests; a server with keys takes them")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             # Also keeps out pages that a browser shows: they may send this type only where a server lets them (CORS).
             raise HTTPException(415, "send the request as Content-Type: application/json")
@@ -172,7 +179,9 @@ class Endpoint:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             what = f"{where}: {first['msg']}" if where else first["msg"]
-            raise HTTPException(400, f'not a request of the form {{"input_data": ["…", …]}}: {clean(what)}') from None
+            raise HTTPException(
+                400, f'not a request of the form {{"input_data": ["…", …]}}: {clean(what)[:SHOWN]}'
+            ) from None
         if len(images) > most:
             raise HTTPException(413, f"the request holds {len(images):,} images; at most {most:,} are taken at a time")
         return images
@@ -203,6 +212,17 @@ class Endpoint:
             yield
         finally:
             self._images -= count
+
+
+def _is_own(origin: str | None) -> bool:
+    """Whether a request comes from no page, or from one of this machine: /docs, for one. A foreign page can make a
+    browser take our address for its own site's (DNS rebinding), and would then need no permission of ours."""
+    if origin is None:
+        return True
+    host = urlsplit(origin).hostname or ""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -24,6 +24,8 @@ logger = logging.getLogger("deit_batch")
 
 HEAD_SECONDS = 10
 """For the head of a request to come, and for a connection to stay that sends none."""
+UNREAD_SECONDS = 30
+"""In which a client must take something of its answer."""
 MOST_CONNECTIONS = 800
 """More are closed at once; the usual limit of open files is 1,024."""
 SMALLEST_QUEUE = 64
@@ -84,18 +86,25 @@ def serve(
         raise problems[0]
     if not server.started:
         raise DeitBatchError("the server could not start; what kept it from that stands above")
-    if app.unanswered:
-        raise DeitBatchError(f"{app.unanswered} requests were not answered within --drain-seconds {drain_seconds}")
+    unread = sum(connection.transport.get_write_buffer_size() > 0 for connection in server.server_state.connections)
+    if app.unanswered or unread:
+        raise DeitBatchError(
+            f"{app.unanswered + unread} requests were not answered, or their answers not read, within --drain-seconds "
+            f"{drain_seconds}"
+        )
     logger.info("every request was answered")
 
 
 class Connection(H11Protocol):
-    """uvicorn's, with what it lacks: a limit of connections, and of the time that the head of a request may take."""
+    """uvicorn's, with what it lacks: a limit of connections, and of the time that the head of a request may take, and a
+    client that does not read."""
 
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that we are told of whatever the kernel does not take at once
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
         self._watch()
@@ -107,6 +116,31 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+        self._forget_unread()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_unread()
+
+    def _wait_for_reader(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() < unsent:
+                self._wait_for_reader()
+            else:
+                self.transport.abort()
+
+        self._unread = self.loop.call_later(UNREAD_SECONDS, look)
+
+    def _forget_unread(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+        self._unread = None
 
     def _watch(self) -> None:
         """Runs a timer while no request is being answered, from the first byte of the next (or of what is left of the
