@@ -26,6 +26,7 @@ from sklearn.calibration import calibration_curve
 from deit_batch.cli import main
 from deit_batch.commands.evaluate import Gate
 from deit_batch.errors import InputError, UsageError
+from deit_batch.evaluation.joining import Labels
 from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, survey
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
@@ -34,6 +35,7 @@ from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.pictures import PICTURES, draw
+from deit_batch.labelled import open_labelled
 
 CLASSES = ["can", "carton", "jar", "lid", "milk bottle", "water bottle"]
 
@@ -397,6 +399,19 @@ def test_predictions_made_before_need_no_model_and_no_images(demo: Path, tmp_pat
     assert found["classes_without_images"] == ["ankle boot"]
     assert "log_loss" in found["metrics"]
     assert evaluated(*command, "--error-threshold", "1").exit_code == 0
+
+
+def test_a_file_s_name_joins_only_what_no_other_image_has(tmp_path: Path) -> None:
+    def joined(images: list[str], rows: str) -> tuple[list[tuple[str, int]], int]:
+        records = [{"index": number, "image": image, "predictions": []} for number, image in enumerate(images)]
+        (tmp_path / "l.csv").write_text("image,label\n" + rows)
+        labels = Labels(open_labelled(str(tmp_path / "l.csv")), records)
+        return [(pair.record["image"], pair.place) for pair in labels.join(records)], labels.without_label
+
+    rightful, rows = ["val/1.jpg", "val/2.jpg"], "val/1.jpg,cat\nval/2.jpg,cat\n"
+    assert joined(["train/1.jpg", "train/2.jpg", *rightful], rows) == ([("val/1.jpg", 0), ("val/2.jpg", 1)], 2)
+    assert joined(["a/1.jpg", "b/1.jpg", "c/2.jpg"], rows) == ([("c/2.jpg", 1)], 2)  # which 1.jpg can't be told
+    assert joined(["a/1.jpg", "c/2.jpg"], rows + "val/1.jpg,dog\n") == ([("c/2.jpg", 1)], 1)
 
 
 def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vit: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Mate
     """Predictions that were made before, joined to the labels by the images' names."""
     source = request.open_input()
     told = survey(read_records(path), multi_label=source.multi_label)
-    labels = Labels(source)
+    labels = Labels(source, read_records(path))
     classes = told.classes
     if not told.full:
         # What the model knows can't be told from its best few: a label that it never predicts is a class, too.
