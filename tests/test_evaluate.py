@@ -158,6 +158,20 @@ def test_the_best_five_give_what_they_can_and_say_what_they_cannot() -> None:
     assert some.unavailable["log_loss"] == "needs every class's score: score with --top-k all"
 
 
+def test_what_was_cut_off_above_the_threshold_is_no_miss_of_the_model() -> None:
+    truth = np.ones((4, len(CLASSES)), dtype=bool)
+    truth[0, 2:] = False
+    perfect = np.where(truth, 0.9, 0.1).astype(np.float32)
+    found = compute(judged(perfect, truth, several=True, top_k=3), 4)
+    assert {"accuracy", "f1_macro", "jaccard_micro", "recall_weighted"} <= found.unavailable.keys()
+    assert found.values == {}
+    assert "--top-k all" in found.unavailable["accuracy"]
+    again = unpack(json.loads(json.dumps(pack(judged(perfect, truth, several=True, top_k=3).outcomes))))
+    assert (intervals(again), again.predicted) == ({}, None)
+    enough = judged(perfect[:1], truth[:1], several=True, top_k=3)  # the third is below the threshold
+    assert compute(enough, 1).values["accuracy"] == 1
+
+
 def test_the_accuracy_table_counts_at_each_threshold() -> None:
     scores, truth = made(several=True)
     table = compute(judged(scores, truth, several=True), 300).accuracy_table

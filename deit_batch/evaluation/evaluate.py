@@ -75,7 +75,8 @@ class Evaluation:
         values = self.document["metrics"]
         shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
         missing = f", {self.unjudged:,} not judged" if self.unjudged else ""
-        return f"{', '.join(shown)} on {self.document['judged']:,} of {self.inputs:,} images{missing}"
+        metrics = ", ".join(shown) or "no headline metric (report.md says why)"
+        return f"{metrics} on {self.document['judged']:,} of {self.inputs:,} images{missing}"
 
 
 @dataclass(frozen=True, slots=True)

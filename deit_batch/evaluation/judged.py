@@ -45,12 +45,13 @@ class SingleLabel:
 
 @dataclass(frozen=True, slots=True)
 class MultiLabel:
-    """Of n images, any number of labels each. `truth` and `predicted`: [n, classes]; `keys` as above."""
+    """Of n images, any number of labels each. `truth` and `predicted`: [n, classes]; the latter None if of some image
+    labels may be missing whose scores reach the threshold; `keys` as above."""
 
     classes: list[str]
     keys: list[str]
     truth: Bools
-    predicted: Bools
+    predicted: Bools | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +193,18 @@ def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
 
 
 def _multi(kept: list[_Kept], classes: Sequence[str], threshold: float) -> MultiLabel:
+    """What was not kept has no higher score than the lowest that was: unless that is below the threshold, what else
+    was predicted is unknown, and no miss of the model."""
     truth, predicted = (np.zeros((len(kept), len(classes)), np.bool_) for _ in range(2))
+    cut = False
     for row, item in enumerate(kept):
         truth[row, item.labels] = True
         if item.scores is not None:
             predicted[row] = item.scores >= threshold
         else:
             predicted[row, item.predicted[(item.values >= threshold) & (item.predicted >= 0)]] = True
-    return MultiLabel(list(classes), [item.key for item in kept], truth, predicted)
+            cut |= bool(item.values.min(initial=np.inf) >= threshold)
+    return MultiLabel(list(classes), [item.key for item in kept], truth, None if cut else predicted)
 
 
 def _why_nothing(failures: Counter[str], matching: Matching, classes: Sequence[str]) -> str:
