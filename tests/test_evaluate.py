@@ -84,7 +84,7 @@ def test_metrics_of_single_labels_are_scikit_learns() -> None:
         "balanced_accuracy_adjusted": sk.balanced_accuracy_score(labels, predicted, adjusted=True),
         "weighted_accuracy": sk.accuracy_score(labels, predicted, sample_weight=np.bincount(labels)[labels]),
         "matthews_corrcoef": sk.matthews_corrcoef(labels, predicted),
-        "log_loss": sk.log_loss(labels, scores.astype(np.float64), labels=range(6)),
+        "log_loss": sk.log_loss(labels, scores / scores.sum(1, keepdims=True, dtype=np.float64), labels=range(6)),
     }
     for average in ("micro", "macro", "weighted"):
         expected[f"f1_{average}"] = sk.f1_score(labels, predicted, average=average)
@@ -190,6 +190,10 @@ def test_two_classes_of_one_name_count_as_one() -> None:
     assert found.scores is not None
     assert found.scores.tolist() == [[pytest.approx(0.6), pytest.approx(0.4)]]
     assert compute(found, 1).values["accuracy"] == 1
+    told = survey([pair.record] * 2, multi_label=False)
+    assert (told.classes, told.full) == (classes, 3)
+    few = judge([pair], classes, Matching(classes, {}), multi_label=False, full=0, threshold=0.5)
+    assert compute(few, 1).values["accuracy"] == 1
 
 
 def test_a_survey_tells_whole_records_from_the_best_few() -> None:

@@ -89,27 +89,29 @@ class Survey:
 
 
 def survey(records: Iterable[dict[str, Any]], *, multi_label: bool) -> Survey:
-    """Records hold every class's score if all name equally many labels, as many as there are names at all, and (one
+    """Records hold every class's score if all name the same labels, each as often (classes may share a name), and (one
     label an image) their scores add up to one."""
     names: set[str] = set()
-    lengths: set[int] = set()
+    first: Counter[str] | None = None
     whole = True
     for record in records:
         if predictions := record["predictions"]:
-            names.update(prediction["label"] for prediction in predictions)
-            lengths.add(len(predictions))
+            labels = Counter(prediction["label"] for prediction in predictions)
+            names.update(labels)
+            first = first or labels
+            whole &= labels == first
             whole &= multi_label or abs(sum(prediction["score"] for prediction in predictions) - 1) < 1e-3
-    full = max(lengths, default=0) if whole and len(lengths) == 1 and lengths >= {len(names)} else 0
-    return Survey(sorted(names), full)
+    return Survey(sorted(names), first.total() if first and whole else 0)
 
 
 def judge(
     pairs: Iterable[Pair], classes: Sequence[str], matching: Matching, *, multi_label: bool, full: int, threshold: float
 ) -> Judged:
     """`classes`: the model's, each name once. A model may have two classes of one name (ImageNet's "crane"): nothing in
-    the predictions tells them apart, and they count as one, with the sum of their scores. `full`: how many predictions
-    a record holds that holds all; `threshold`: from which score up a label counts as predicted, where an image may have
-    several. An image of which any label is unknown is not judged. Raises InputError if none is left."""
+    the predictions tells them apart, and they count as one, with the sum of their scores, as far as those are there.
+    `full`: how many predictions a record holds that holds all; `threshold`: from which score up a label counts as
+    predicted, where an image may have several. An image of which any label is unknown is not judged. Raises InputError
+    if none is left."""
     numbers = {name: number for number, name in enumerate(classes)}
     failures: Counter[str] = Counter()
     unknown_images = 0
@@ -140,7 +142,8 @@ def judge(
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Of one image what is kept until all are read. `predicted`, `values`: classes and scores of its predictions."""
+    """Of one image what is kept until all are read. `predicted`, `values`: classes and scores of its predictions, the
+    best first; `depth`: how many those were."""
 
     image: str | None
     place: int
@@ -149,23 +152,33 @@ class _Kept:
     predicted: Ints
     values: NDArray[np.float32]
     scores: NDArray[np.float32] | None
+    depth: int
 
 
 def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Sequence[str], full: int) -> _Kept:
     predictions = pair.record["predictions"]
-    predicted = np.array([numbers.get(prediction["label"], -1) for prediction in predictions], np.int64)
-    values = np.array([prediction["score"] for prediction in predictions], np.float32)
+    summed = _summed(predictions)
+    predicted = np.array([numbers.get(label, -1) for label in summed], np.int64)
+    values = np.array(list(summed.values()), np.float32)
     scores = None
     if len(predictions) == full and predicted.min(initial=0) >= 0:
         scores = np.zeros(len(numbers), np.float32)
-        np.add.at(scores, predicted, values)
+        scores[predicted] = values
         # What is best is all that is still needed: the rest is in `scores`.
         ranked = np.argsort(-scores, kind="stable")
         predicted, values = ranked[:1], scores[ranked[:1]]
     names = sorted(classes[label] for label in labels)
     identity = [pair.record["image"], pair.record.get("image_sha256"), names]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
-    return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores)
+    return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores, len(predictions))
+
+
+def _summed(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Labels with their scores, the best first; classes of one name are one label."""
+    sums: dict[str, float] = {}
+    for prediction in predictions:
+        sums[prediction["label"]] = sums.get(prediction["label"], 0.0) + prediction["score"]
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
@@ -188,7 +201,7 @@ def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
         rank=rank,
         confidence=np.array([item.values[0] for item in kept], np.float64),
         loss=-np.log(np.clip(score, smallest, 1)),
-        depth=min(len(classes) if item.scores is not None else len(item.predicted) for item in kept),
+        depth=min(len(classes) if item.scores is not None else item.depth for item in kept),
     )
 
 
