@@ -204,6 +204,15 @@ def test_a_survey_tells_whole_records_from_the_best_few() -> None:
     assert survey([record(0, scores[0], 3)], multi_label=False).full == 0
 
 
+def test_a_survey_tells_whether_images_may_have_several_labels() -> None:
+    one, several = (made(several=several)[0] for several in (False, True))
+    told = survey([record(row, several[row]) for row in range(9)], multi_label=False)
+    assert (told.multi_label, told.full) == (True, 6)
+    assert not survey([record(row, one[row], 3) for row in range(9)], multi_label=False).multi_label
+    kept = [{**record(row, one[row]), "label": ["jar"]} for row in range(9)]
+    assert survey(kept, multi_label=False).multi_label
+
+
 # --- chance ---------------------------------------------------------------------------------------------------------
 
 

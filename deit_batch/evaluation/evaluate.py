@@ -197,7 +197,7 @@ def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Mate
         labels.join(read_records(path)),
         classes,
         Matching(classes, label_map),
-        multi_label=source.multi_label,
+        multi_label=told.multi_label,
         full=told.full,
         threshold=request.threshold,
     )
@@ -205,7 +205,7 @@ def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Mate
     about = {
         "input": request.options.input,
         "labels": source.layout,
-        "multi_label": source.multi_label,
+        "multi_label": told.multi_label,
         "predictions": str(path),
         "predictions_without_label": labels.without_label,
         "never_predicted": [] if told.full else sorted(set(classes) - set(told.classes)),

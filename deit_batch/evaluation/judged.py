@@ -81,27 +81,35 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a file of predictions alone tells: the names of its classes, and how many predictions a record holds that
-    holds them all; 0 if that can't be told."""
+    """What a file of predictions alone tells: the names of its classes, how many predictions a record holds that holds
+    them all (0 if that can't be told), and whether an image may have several labels."""
 
     classes: list[str]
     full: int
+    multi_label: bool
 
 
 def survey(records: Iterable[dict[str, Any]], *, multi_label: bool) -> Survey:
     """Records hold every class's score if all name the same labels, each as often (classes may share a name), and (one
-    label an image) their scores add up to one."""
+    label an image) their scores add up to one. An image may have several labels if the data set says so
+    (`multi_label`), a record that keeps its labels has a list of them, or the scores of any add up to more than shares
+    of one do: to less, the best few do, too."""
     names: set[str] = set()
     first: Counter[str] | None = None
-    whole = True
+    same = True
+    least, most = 1.0, 1.0  # sums of scores
     for record in records:
+        multi_label |= isinstance(record.get("label"), list)
         if predictions := record["predictions"]:
             labels = Counter(prediction["label"] for prediction in predictions)
             names.update(labels)
             first = first or labels
-            whole &= labels == first
-            whole &= multi_label or abs(sum(prediction["score"] for prediction in predictions) - 1) < 1e-3
-    return Survey(sorted(names), first.total() if first and whole else 0)
+            same &= labels == first
+            total = sum(prediction["score"] for prediction in predictions)
+            least, most = min(least, total), max(most, total)
+    multi_label |= most > 1.01
+    whole = same and (multi_label or (least > 0.999 and most < 1.001))
+    return Survey(sorted(names), first.total() if first and whole else 0, multi_label)
 
 
 def judge(
