@@ -26,6 +26,7 @@ from sklearn.calibration import calibration_curve
 from deit_batch.cli import main
 from deit_batch.commands.evaluate import Gate
 from deit_batch.errors import InputError, UsageError
+from deit_batch.evaluation.joining import Labels
 from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, survey
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
@@ -34,6 +35,7 @@ from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.pictures import PICTURES, draw
+from deit_batch.labelled import open_labelled
 
 CLASSES = ["can", "carton", "jar", "lid", "milk bottle", "water bottle"]
 
@@ -82,7 +84,7 @@ def test_metrics_of_single_labels_are_scikit_learns() -> None:
         "balanced_accuracy_adjusted": sk.balanced_accuracy_score(labels, predicted, adjusted=True),
         "weighted_accuracy": sk.accuracy_score(labels, predicted, sample_weight=np.bincount(labels)[labels]),
         "matthews_corrcoef": sk.matthews_corrcoef(labels, predicted),
-        "log_loss": sk.log_loss(labels, scores.astype(np.float64), labels=range(6)),
+        "log_loss": sk.log_loss(labels, scores / scores.sum(1, keepdims=True, dtype=np.float64), labels=range(6)),
     }
     for average in ("micro", "macro", "weighted"):
         expected[f"f1_{average}"] = sk.f1_score(labels, predicted, average=average)
@@ -156,6 +158,20 @@ def test_the_best_five_give_what_they_can_and_say_what_they_cannot() -> None:
     assert some.unavailable["log_loss"] == "needs every class's score: score with --top-k all"
 
 
+def test_what_was_cut_off_above_the_threshold_is_no_miss_of_the_model() -> None:
+    truth = np.ones((4, len(CLASSES)), dtype=bool)
+    truth[0, 2:] = False
+    perfect = np.where(truth, 0.9, 0.1).astype(np.float32)
+    found = compute(judged(perfect, truth, several=True, top_k=3), 4)
+    assert {"accuracy", "f1_macro", "jaccard_micro", "recall_weighted"} <= found.unavailable.keys()
+    assert found.values == {}
+    assert "--top-k all" in found.unavailable["accuracy"]
+    again = unpack(json.loads(json.dumps(pack(judged(perfect, truth, several=True, top_k=3).outcomes))))
+    assert (intervals(again), again.predicted) == ({}, None)
+    enough = judged(perfect[:1], truth[:1], several=True, top_k=3)  # the third is below the threshold
+    assert compute(enough, 1).values["accuracy"] == 1
+
+
 def test_the_accuracy_table_counts_at_each_threshold() -> None:
     scores, truth = made(several=True)
     table = compute(judged(scores, truth, several=True), 300).accuracy_table
@@ -174,6 +190,10 @@ def test_two_classes_of_one_name_count_as_one() -> None:
     assert found.scores is not None
     assert found.scores.tolist() == [[pytest.approx(0.6), pytest.approx(0.4)]]
     assert compute(found, 1).values["accuracy"] == 1
+    told = survey([pair.record] * 2, multi_label=False)
+    assert (told.classes, told.full) == (classes, 3)
+    few = judge([pair], classes, Matching(classes, {}), multi_label=False, full=0, threshold=0.5)
+    assert compute(few, 1).values["accuracy"] == 1
 
 
 def test_a_survey_tells_whole_records_from_the_best_few() -> None:
@@ -182,6 +202,15 @@ def test_a_survey_tells_whole_records_from_the_best_few() -> None:
     assert (whole.classes, whole.full) == (CLASSES, 6)
     assert survey([record(row, scores[row], 3) for row in range(9)], multi_label=False).full == 0
     assert survey([record(0, scores[0], 3)], multi_label=False).full == 0
+
+
+def test_a_survey_tells_whether_images_may_have_several_labels() -> None:
+    one, several = (made(several=several)[0] for several in (False, True))
+    told = survey([record(row, several[row]) for row in range(9)], multi_label=False)
+    assert (told.multi_label, told.full) == (True, 6)
+    assert not survey([record(row, one[row], 3) for row in range(9)], multi_label=False).multi_label
+    kept = [{**record(row, one[row]), "label": ["jar"]} for row in range(9)]
+    assert survey(kept, multi_label=False).multi_label
 
 
 # --- chance ---------------------------------------------------------------------------------------------------------
@@ -397,6 +426,19 @@ def test_predictions_made_before_need_no_model_and_no_images(demo: Path, tmp_pat
     assert found["classes_without_images"] == ["ankle boot"]
     assert "log_loss" in found["metrics"]
     assert evaluated(*command, "--error-threshold", "1").exit_code == 0
+
+
+def test_a_file_s_name_joins_only_what_no_other_image_has(tmp_path: Path) -> None:
+    def joined(images: list[str], rows: str) -> tuple[list[tuple[str, int]], int]:
+        records = [{"index": number, "image": image, "predictions": []} for number, image in enumerate(images)]
+        (tmp_path / "l.csv").write_text("image,label\n" + rows)
+        labels = Labels(open_labelled(str(tmp_path / "l.csv")), records)
+        return [(pair.record["image"], pair.place) for pair in labels.join(records)], labels.without_label
+
+    rightful, rows = ["val/1.jpg", "val/2.jpg"], "val/1.jpg,cat\nval/2.jpg,cat\n"
+    assert joined(["train/1.jpg", "train/2.jpg", *rightful], rows) == ([("val/1.jpg", 0), ("val/2.jpg", 1)], 2)
+    assert joined(["a/1.jpg", "b/1.jpg", "c/2.jpg"], rows) == ([("c/2.jpg", 1)], 2)  # which 1.jpg can't be told
+    assert joined(["a/1.jpg", "c/2.jpg"], rows + "val/1.jpg,dog\n") == ([("c/2.jpg", 1)], 1)
 
 
 def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vit: Path, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ class Evaluation:
         values = self.document["metrics"]
         shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
         missing = f", {self.unjudged:,} not judged" if self.unjudged else ""
-        return f"{', '.join(shown)} on {self.document['judged']:,} of {self.inputs:,} images{missing}"
+        metrics = ", ".join(shown) or "no headline metric (report.md says why)"
+        return f"{metrics} on {self.document['judged']:,} of {self.inputs:,} images{missing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Mate
     """Predictions that were made before, joined to the labels by the images' names."""
     source = request.open_input()
     told = survey(read_records(path), multi_label=source.multi_label)
-    labels = Labels(source)
+    labels = Labels(source, read_records(path))
     classes = told.classes
     if not told.full:
         # What the model knows can't be told from its best few: a label that it never predicts is a class, too.
@@ -196,7 +197,7 @@ def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Mate
         labels.join(read_records(path)),
         classes,
         Matching(classes, label_map),
-        multi_label=source.multi_label,
+        multi_label=told.multi_label,
         full=told.full,
         threshold=request.threshold,
     )
@@ -204,7 +205,7 @@ def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Mate
     about = {
         "input": request.options.input,
         "labels": source.layout,
-        "multi_label": source.multi_label,
+        "multi_label": told.multi_label,
         "predictions": str(path),
         "predictions_without_label": labels.without_label,
         "never_predicted": [] if told.full else sorted(set(classes) - set(told.classes)),

@@ -15,11 +15,12 @@ _Row: TypeAlias = tuple[int, tuple[str, ...]]
 
 class Labels:
     """The labels of a whole input, by image. Found by the image's name as given (its digest, if it has none); or else
-    by the file's name alone, if no two images share that. An image that is there twice counts once; if its labels
-    differ, it has none. `inputs` counts images, `failures` those without labels or, once all are joined, predictions;
+    by the file's name alone, if one image of the input and one of the records have it, and no other. An image that is
+    there twice counts once; if its labels differ, it has none. `records`: those that are to be joined, for a first look
+    at their names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions;
     `without_label` counts records."""
 
-    def __init__(self, source: LabelledSource) -> None:
+    def __init__(self, source: LabelledSource, records: Iterable[Mapping[str, Any]]) -> None:
         self.inputs = self.without_label = 0
         self.names: set[str] = set()
         self.failures: Counter[str] = Counter()
@@ -38,8 +39,12 @@ class Labels:
                 file = _file_name(key)
                 self._by_file[file] = None if file in self._by_file else row
             elif (other := self._by_key[key]) and other[1] != row[1]:
-                self._by_key[key] = None
+                self._by_key[key] = self._by_file[_file_name(key)] = None
                 self.failures["labelled twice, differently"] += 1
+        self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record's key that has it
+        for key in map(_key, records):
+            if self._by_file.get(file := _file_name(key)):
+                self._only[file] = key if self._only.get(file, key) == key else None
 
     def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
         joined: set[int] = set()
@@ -60,7 +65,10 @@ class Labels:
 
     def _row(self, record: Mapping[str, Any]) -> _Row | None:
         key = _key(record)
-        return self._by_key[key] if key in self._by_key else self._by_file.get(_file_name(key))
+        if key in self._by_key:
+            return self._by_key[key]
+        file = _file_name(key)
+        return self._by_file.get(file) if self._only.get(file) == key else None
 
 
 def _key(record: Mapping[str, Any]) -> str:

@@ -45,12 +45,13 @@ class SingleLabel:
 
 @dataclass(frozen=True, slots=True)
 class MultiLabel:
-    """Of n images, any number of labels each. `truth` and `predicted`: [n, classes]; `keys` as above."""
+    """Of n images, any number of labels each. `truth` and `predicted`: [n, classes]; the latter None if of some image
+    labels may be missing whose scores reach the threshold; `keys` as above."""
 
     classes: list[str]
     keys: list[str]
     truth: Bools
-    predicted: Bools
+    predicted: Bools | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,35 +81,45 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a file of predictions alone tells: the names of its classes, and how many predictions a record holds that
-    holds them all; 0 if that can't be told."""
+    """What a file of predictions alone tells: the names of its classes, how many predictions a record holds that holds
+    them all (0 if that can't be told), and whether an image may have several labels."""
 
     classes: list[str]
     full: int
+    multi_label: bool
 
 
 def survey(records: Iterable[dict[str, Any]], *, multi_label: bool) -> Survey:
-    """Records hold every class's score if all name equally many labels, as many as there are names at all, and (one
-    label an image) their scores add up to one."""
+    """Records hold every class's score if all name the same labels, each as often (classes may share a name), and (one
+    label an image) their scores add up to one. An image may have several labels if the data set says so
+    (`multi_label`), a record that keeps its labels has a list of them, or the scores of any add up to more than shares
+    of one do: to less, the best few do, too."""
     names: set[str] = set()
-    lengths: set[int] = set()
-    whole = True
+    first: Counter[str] | None = None
+    same = True
+    least, most = 1.0, 1.0  # sums of scores
     for record in records:
+        multi_label |= isinstance(record.get("label"), list)
         if predictions := record["predictions"]:
-            names.update(prediction["label"] for prediction in predictions)
-            lengths.add(len(predictions))
-            whole &= multi_label or abs(sum(prediction["score"] for prediction in predictions) - 1) < 1e-3
-    full = max(lengths, default=0) if whole and len(lengths) == 1 and lengths >= {len(names)} else 0
-    return Survey(sorted(names), full)
+            labels = Counter(prediction["label"] for prediction in predictions)
+            names.update(labels)
+            first = first or labels
+            same &= labels == first
+            total = sum(prediction["score"] for prediction in predictions)
+            least, most = min(least, total), max(most, total)
+    multi_label |= most > 1.01
+    whole = same and (multi_label or (least > 0.999 and most < 1.001))
+    return Survey(sorted(names), first.total() if first and whole else 0, multi_label)
 
 
 def judge(
     pairs: Iterable[Pair], classes: Sequence[str], matching: Matching, *, multi_label: bool, full: int, threshold: float
 ) -> Judged:
     """`classes`: the model's, each name once. A model may have two classes of one name (ImageNet's "crane"): nothing in
-    the predictions tells them apart, and they count as one, with the sum of their scores. `full`: how many predictions
-    a record holds that holds all; `threshold`: from which score up a label counts as predicted, where an image may have
-    several. An image of which any label is unknown is not judged. Raises InputError if none is left."""
+    the predictions tells them apart, and they count as one, with the sum of their scores, as far as those are there.
+    `full`: how many predictions a record holds that holds all; `threshold`: from which score up a label counts as
+    predicted, where an image may have several. An image of which any label is unknown is not judged. Raises InputError
+    if none is left."""
     numbers = {name: number for number, name in enumerate(classes)}
     failures: Counter[str] = Counter()
     unknown_images = 0
@@ -139,7 +150,8 @@ def judge(
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Of one image what is kept until all are read. `predicted`, `values`: classes and scores of its predictions."""
+    """Of one image what is kept until all are read. `predicted`, `values`: classes and scores of its predictions, the
+    best first; `depth`: how many those were."""
 
     image: str | None
     place: int
@@ -148,23 +160,33 @@ class _Kept:
     predicted: Ints
     values: NDArray[np.float32]
     scores: NDArray[np.float32] | None
+    depth: int
 
 
 def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Sequence[str], full: int) -> _Kept:
     predictions = pair.record["predictions"]
-    predicted = np.array([numbers.get(prediction["label"], -1) for prediction in predictions], np.int64)
-    values = np.array([prediction["score"] for prediction in predictions], np.float32)
+    summed = _summed(predictions)
+    predicted = np.array([numbers.get(label, -1) for label in summed], np.int64)
+    values = np.array(list(summed.values()), np.float32)
     scores = None
     if len(predictions) == full and predicted.min(initial=0) >= 0:
         scores = np.zeros(len(numbers), np.float32)
-        np.add.at(scores, predicted, values)
+        scores[predicted] = values
         # What is best is all that is still needed: the rest is in `scores`.
         ranked = np.argsort(-scores, kind="stable")
         predicted, values = ranked[:1], scores[ranked[:1]]
     names = sorted(classes[label] for label in labels)
     identity = [pair.record["image"], pair.record.get("image_sha256"), names]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
-    return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores)
+    return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores, len(predictions))
+
+
+def _summed(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Labels with their scores, the best first; classes of one name are one label."""
+    sums: dict[str, float] = {}
+    for prediction in predictions:
+        sums[prediction["label"]] = sums.get(prediction["label"], 0.0) + prediction["score"]
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
@@ -187,19 +209,23 @@ def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
         rank=rank,
         confidence=np.array([item.values[0] for item in kept], np.float64),
         loss=-np.log(np.clip(score, smallest, 1)),
-        depth=min(len(classes) if item.scores is not None else len(item.predicted) for item in kept),
+        depth=min(len(classes) if item.scores is not None else item.depth for item in kept),
     )
 
 
 def _multi(kept: list[_Kept], classes: Sequence[str], threshold: float) -> MultiLabel:
+    """What was not kept has no higher score than the lowest that was: unless that is below the threshold, what else
+    was predicted is unknown, and no miss of the model."""
     truth, predicted = (np.zeros((len(kept), len(classes)), np.bool_) for _ in range(2))
+    cut = False
     for row, item in enumerate(kept):
         truth[row, item.labels] = True
         if item.scores is not None:
             predicted[row] = item.scores >= threshold
         else:
             predicted[row, item.predicted[(item.values >= threshold) & (item.predicted >= 0)]] = True
-    return MultiLabel(list(classes), [item.key for item in kept], truth, predicted)
+            cut |= bool(item.values.min(initial=np.inf) >= threshold)
+    return MultiLabel(list(classes), [item.key for item in kept], truth, None if cut else predicted)
 
 
 def _why_nothing(failures: Counter[str], matching: Matching, classes: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ BINS = 15
 """Of the confidence, as in Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), section 5."""
 
 _NO_SCORES = "needs every class's score: score with --top-k all"
+_CUT = "of some images labels may be missing whose scores reach the threshold: score with --top-k all, no --threshold"
 _THRESHOLDS = np.linspace(0, 1, 101)
 _MOST_TABLES = 100  # classes
 
@@ -43,7 +44,8 @@ def compute(judged: Judged, inputs: int) -> Metrics:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="sklearn")  # of classes without samples: those are reported
         found = _single(outcomes, judged) if isinstance(outcomes, SingleLabel) else _multi(outcomes, judged)
-    found.values["accuracy_of_all_inputs"] = found.values["accuracy"] * len(outcomes.keys) / inputs
+    if "accuracy" in found.values:
+        found.values["accuracy_of_all_inputs"] = found.values["accuracy"] * len(outcomes.keys) / inputs
     return found
 
 
@@ -78,6 +80,13 @@ def _single(outcomes: SingleLabel, judged: Judged) -> Metrics:
 def _multi(outcomes: MultiLabel, judged: Judged) -> Metrics:
     truth, predicted = outcomes.truth, outcomes.predicted
     found = Metrics()
+    if predicted is None:
+        names = [f"{name}_{average}" for name in ("precision", "recall", "f1", "jaccard") for average in AVERAGES]
+        found.unavailable = dict.fromkeys(["accuracy", "accuracy_of_all_inputs", *names], _CUT)
+        counts = truth.sum(0).tolist()
+        found.per_class = [{"class": name, "images": n} for name, n in zip(outcomes.classes, counts, strict=True)]
+        _add_what_needs_scores(found, truth, judged, single=False)
+        return found
     found.values = {"accuracy": sk.accuracy_score(truth, predicted), **_averaged(truth, predicted, AVERAGES)}
     for average in AVERAGES:
         found.values[f"jaccard_{average}"] = sk.jaccard_score(truth, predicted, average=average, zero_division=0)

@@ -37,7 +37,7 @@ def most_confident_mistakes(judged: Judged) -> list[Mistake]:
         found = [(row, int(outcomes.predicted[row]), float(outcomes.confidence[row])) for row in order]
         labels = {row: outcomes.classes[outcomes.labels[row]] for row in order}
     else:
-        if judged.scores is None:
+        if judged.scores is None or outcomes.predicted is None:
             return []
         made_up = np.where(outcomes.predicted & ~outcomes.truth, judged.scores, -1.0)
         best = made_up.argmax(1)

@@ -43,8 +43,10 @@ def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
             tests["top_5_accuracy"] = _mcnemar(_within_5(before.rank), _within_5(now.rank))
     elif isinstance(before, MultiLabel) and isinstance(now, MultiLabel):
         before, now = _paired(before, now)
-        right = [(outcomes.truth == outcomes.predicted).all(1) for outcomes in (before, now)]
-        tests = {"accuracy": _mcnemar(*right)}
+        tests = {}
+        if before.predicted is not None and now.predicted is not None:
+            right = [(part.truth == part.predicted).all(1) for part in (before, now)]
+            tests = {"accuracy": _mcnemar(*right)}
     else:
         return {"images": 0, "metrics": {}}
     changes: dict[str, Any] = {}
@@ -80,6 +82,8 @@ def statistics(outcomes: Outcomes, weights: NDArray[Any]) -> dict[str, Floats]:
     """The headline metrics of weighted images. `weights`: [resamples, n]; each metric: [resamples]."""
     if isinstance(outcomes, MultiLabel):
         truth, predicted = outcomes.truth, outcomes.predicted
+        if predicted is None:
+            return {}
         weights = weights.astype(np.float32)
         tp, said, there = (weights @ part.astype(np.float32) for part in (truth & predicted, predicted, truth))
         sums = tp.sum(1), (said + there).sum(1)
@@ -156,9 +160,12 @@ def _chosen(outcomes: Kind, rows: list[int], classes: list[str]) -> Kind:
     numbers = np.array([classes.index(name) for name in outcomes.classes])
     keys = [outcomes.keys[row] for row in rows]
     if isinstance(outcomes, MultiLabel):
-        wide = np.zeros((2, len(rows), len(classes)), np.bool_)
-        wide[:, :, numbers] = outcomes.truth[rows], outcomes.predicted[rows]
-        return replace(outcomes, classes=classes, keys=keys, truth=wide[0], predicted=wide[1])
+        truth, predicted = np.zeros((2, len(rows), len(classes)), np.bool_)
+        truth[:, numbers] = outcomes.truth[rows]
+        if outcomes.predicted is None:
+            return replace(outcomes, classes=classes, keys=keys, truth=truth)
+        predicted[:, numbers] = outcomes.predicted[rows]
+        return replace(outcomes, classes=classes, keys=keys, truth=truth, predicted=predicted)
     return replace(
         outcomes,
         classes=classes,

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from deit_batch.errors import UsageError
-from deit_batch.evaluation.judged import MultiLabel, SingleLabel
+from deit_batch.evaluation.judged import Bools, MultiLabel, SingleLabel
 
 
 def pack(outcomes: SingleLabel | MultiLabel) -> dict[str, Any]:
     """Columns, a place for each image; classes by their number in `classes`."""
     packed: dict[str, Any] = {"classes": outcomes.classes, "keys": outcomes.keys}
     if isinstance(outcomes, MultiLabel):
-        columns = {"truth": outcomes.truth, "predicted": outcomes.predicted}
-        return packed | {name: [np.flatnonzero(row).tolist() for row in value] for name, value in columns.items()}
+        predicted = outcomes.predicted
+        return packed | {
+            "truth": _numbers(outcomes.truth),
+            "predicted": None if predicted is None else _numbers(predicted),
+        }
     return packed | {
         "labels": outcomes.labels.tolist(),
         "predicted": outcomes.predicted.tolist(),
@@ -26,6 +29,17 @@ def pack(outcomes: SingleLabel | MultiLabel) -> dict[str, Any]:
         "loss": [None if np.isnan(value) else round(value, 6) for value in outcomes.loss.tolist()],
         "depth": outcomes.depth,
     }
+
+
+def _numbers(marks: Bools) -> list[list[int]]:
+    return [np.flatnonzero(row).tolist() for row in marks]
+
+
+def _marks(numbers: list[list[int]], shape: tuple[int, int]) -> Bools:
+    marks = np.zeros(shape, np.bool_)
+    for row, marked in zip(marks, numbers, strict=True):
+        row[marked] = True
+    return marks
 
 
 def read_baseline(path: Path) -> SingleLabel | MultiLabel:
@@ -42,11 +56,9 @@ def read_baseline(path: Path) -> SingleLabel | MultiLabel:
 def unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:
     classes, keys = list(packed["classes"]), list(packed["keys"])
     if "truth" in packed:
-        marks = np.zeros((2, len(keys), len(classes)), np.bool_)
-        for mark, name in zip(marks, ("truth", "predicted"), strict=True):
-            for row, numbers in zip(mark, packed[name], strict=True):
-                row[numbers] = True
-        return MultiLabel(classes, keys, *marks)
+        shape, predicted = (len(keys), len(classes)), packed["predicted"]
+        told = None if predicted is None else _marks(predicted, shape)
+        return MultiLabel(classes, keys, _marks(packed["truth"], shape), told)
     labels, predicted, rank = (np.array(packed[name], np.int64) for name in ("labels", "predicted", "rank"))
     confidence, loss = (np.array(packed[name], np.float64) for name in ("confidence", "loss"))  # null becomes NaN
     if any(column.shape != (len(keys),) for column in (labels, predicted, rank, confidence, loss)):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
-from deit_batch.evaluation.judged import Judged, MultiLabel, SingleLabel
+from deit_batch.evaluation.judged import Bools, Judged, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import Metrics, confusion
 from deit_batch.evaluation.mistakes import Mistake
 
@@ -29,7 +29,10 @@ def draw(
     """Those of PICTURES that there is something for. `mistakes` with their pictures, None for one that can't be had."""
     outcomes = judged.outcomes
     matrix, reliability, precision_recall, contact_sheet = PICTURES
-    yield matrix, _png(_confusion(outcomes) if isinstance(outcomes, SingleLabel) else _counts(outcomes))
+    if isinstance(outcomes, SingleLabel):
+        yield matrix, _png(_confusion(outcomes))
+    elif outcomes.predicted is not None:
+        yield matrix, _png(_counts(outcomes.classes, outcomes.truth, outcomes.predicted))
     if metrics.bins:
         yield reliability, _png(_reliability(metrics))
     if judged.scores is not None and "average_precision_micro" in metrics.values:
@@ -82,9 +85,8 @@ def _confusion(outcomes: SingleLabel) -> Figure:
     return figure
 
 
-def _counts(outcomes: MultiLabel) -> Figure:
+def _counts(classes: list[str], truth: Bools, predicted: Bools) -> Figure:
     """Where images have several labels there is no confusion matrix: of each label, found, missed and made up."""
-    truth, predicted = outcomes.truth, outcomes.predicted
     parts = {"found": truth & predicted, "missed": truth & ~predicted, "made up": predicted & ~truth}
     counts = {name: part.sum(0) for name, part in parts.items()}
     wrong = counts["missed"] + counts["made up"]
@@ -95,7 +97,7 @@ def _counts(outcomes: MultiLabel) -> Figure:
     for (name, count), colour in zip(counts.items(), (_RIGHT, _REST, _WRONG), strict=True):
         axes.barh(range(len(chosen)), count[chosen], left=left, color=colour, label=name)
         left += count[chosen]
-    axes.set_yticks(range(len(chosen)), [_short(outcomes.classes[number]) for number in chosen])
+    axes.set_yticks(range(len(chosen)), [_short(classes[number]) for number in chosen])
     axes.set(xlabel="images")
     axes.set_title("Labels that were found, missed and made up, the most wrong first", loc="left", fontsize=10)
     axes.legend(frameon=False, loc="lower right")

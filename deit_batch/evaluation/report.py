@@ -53,7 +53,7 @@ def _what(document: Mapping[str, Any]) -> Iterator[str]:
     if judged < inputs:
         lines.append(
             f"**{inputs - judged:,} are not**, and no metric knows of them but `accuracy_of_all_inputs`, which counts "
-            f"them as wrong: {document['metrics']['accuracy_of_all_inputs']:.4f}."
+            f"them as wrong: {_number(document['metrics'].get('accuracy_of_all_inputs')) or 'not computed'}."
         )
     yield "\n".join(lines)
     notes = [f"{number:,} failed: {kind}" for kind, number in document["failures"].items()]
@@ -136,7 +136,7 @@ def _pictures(pictures: Iterable[str]) -> Iterator[str]:
 
 def _classes(document: Mapping[str, Any], single: bool) -> Iterator[str]:
     rows = [row for row in document["per_class"] if row["images"] or row.get("fp")]
-    rows.sort(key=lambda row: row["f1"])
+    rows.sort(key=lambda row: row.get("f1", 0))
     if len(rows) > _MOST_ROWS:
         yield f"The {_MOST_ROWS} of {len(rows):,} with the lowest F1; all are in metrics.json."
     numbers = ["precision", "recall", "f1"]

@@ -35,7 +35,7 @@ def find_labels(
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
         source = open_labelled(labels, label_column=column)
-        several, known = source.multi_label, Labels(source)
+        several, known = source.multi_label, Labels(source, read_records(predictions))
         named = _namer(predictions, mapping, several)
         return Labelling(source.layout, several, lambda record: named(known.of(record)))
     field, several = _carried(predictions, column)
