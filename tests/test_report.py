@@ -166,6 +166,13 @@ def test_labelled_images_that_failed_or_have_no_prediction_are_not_right(tmp_pat
     assert "right 50.0 %" in page.text
 
 
+@pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
+def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
+    records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
+    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0", *options)
+    assert "1 of 1 labelled images are right" in page.text
+
+
 def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
     predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
     for wrong in (["--label-column", "kind"], ["--label-map", "imagenet"], ["--labels", "none"], ["--images", "none"]):
