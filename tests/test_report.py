@@ -146,7 +146,7 @@ def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
             label = "jar" if n < 6 else "milk_bottle"
             each["label"] = [label] if kind == "several" else label
     page = reported(write(tmp_path / "p.jsonl", records), *options)
-    assert "6 of 8 labelled images are right (75.0 %)" in page.text
+    assert "6 of 9 labelled images are right (66.7 %); 1 could not be scored" in page.text
     if kind == "several":
         assert "milk_bottle 0 2 0" in page.text  # found, missed, made up
         assert "jar 6 0 2" in page.text
@@ -154,6 +154,23 @@ def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
         assert "milk_bottle jar 2" in page.text
     states = [page.data["states"][number] for number in page.data["values"]["state"]]
     assert states == ["right"] * 6 + ["wrong"] * 2 + ["failed"]
+
+
+def test_labelled_images_that_failed_or_have_no_prediction_are_not_right(tmp_path: Path) -> None:
+    records = [record(n, f"{n}.jpg", ("can", 0.9), label="can") for n in range(5)]
+    records += [record(n, f"{n}.jpg", error="broken", label="can") for n in range(5, 9)]
+    records.append(record(9, "9.jpg", label="can"))
+    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0")
+    told = "5 of 10 labelled images are right (50.0 %); 4 could not be scored; 1 had no label from the run's threshold"
+    assert told in page.text
+    assert "right 50.0 %" in page.text
+
+
+@pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
+def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
+    records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
+    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0", *options)
+    assert "1 of 1 labelled images are right" in page.text
 
 
 def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:

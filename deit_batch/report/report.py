@@ -192,6 +192,8 @@ def _confusions(summary: Summary, table: Table) -> dict[str, Any] | None:
         "several": confusions.several,
         "labelled": confusions.labelled,
         "right": confusions.right,
+        "failed": confusions.failed,
+        "without_prediction": confusions.without_prediction,
         "pairs": [
             {"truth": truth, "label": label, "images": images, "filter": _filter(table, truth, label)}
             for (truth, label), images in wrong.most_common(MOST_PAIRS)

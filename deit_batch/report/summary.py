@@ -53,20 +53,27 @@ class Reason(NamedTuple):
 
 @dataclass(slots=True)
 class Confusions:
-    """`taken`: how many images of one label (the first) were taken for another; where an image may have several,
-    `found`, `missed` and `made_up` count by label instead."""
+    """`labelled`: all images with labels, those included that `failed` or are `without_prediction`; `taken`: how many
+    of one label (the first) were taken for another; where an image may have several, `found`, `missed` and `made_up`
+    count by label instead."""
 
     several: bool
     labelled: int = 0
     right: int = 0
+    failed: int = 0
+    without_prediction: int = 0
     taken: Counter[tuple[str, str]] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
     made_up: Counter[str] = field(default_factory=Counter)
 
-    def add(self, truth: Sequence[str], predictions: Sequence[Json]) -> None:
+    def add(self, truth: Sequence[str], predictions: Sequence[Json], state: State) -> None:
         self.labelled += 1
-        self.right += _is_right(truth, predictions, several=self.several)
+        self.right += state == "right"
+        self.failed += state == "failed"
+        self.without_prediction += state == "no label"
+        if state not in ("right", "wrong"):
+            return
         if not self.several:
             self.taken[truth[0], predictions[0]["label"]] += 1
             return
@@ -121,12 +128,12 @@ def summarise(
         seen = Seen(place, _slim(record), bars, labels, _state(record, labels, several))
         sample.offer(seen)
         summary.tally.count(record)
+        predictions = record["predictions"]
+        if summary.confusions and labels is not None:
+            summary.confusions.add(labels, predictions, seen.state)
         if "error" in record:
             _count_failure(summary.reasons, record["error"])
             continue
-        predictions = record["predictions"]
-        if summary.confusions and labels is not None and seen.state in ("right", "wrong"):
-            summary.confusions.add(labels, predictions)
         if not predictions:
             summary.without_prediction += 1
             continue

@@ -48,9 +48,12 @@ def find_labels(
 
 
 def _carried(predictions: Path, column: str | None) -> tuple[str | None, bool]:
-    """The field of the records that holds labels, and whether an image may have several, as the first label tells."""
+    """The field of the records that holds labels, and whether an image may have several, as the first label tells. One
+    of a malformed row has no such fields: what there is, the first that was scored tells."""
     for record in read_records(predictions):
         field = next((name for name in ((column,) if column else LABEL_COLUMNS) if name in record), None)
+        if field is None and "error" in record:
+            continue
         if field is None and column:
             raise UsageError(f"the records have no field {column!r}, only {', '.join(record)}")
         if field is None:
