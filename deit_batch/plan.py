@@ -139,7 +139,7 @@ class Plan:
         first_size = min(self.batch_size, self.pass_size * passes_at_once(self.device))
         return batched(references, self.batch_size, first_size=first_size)
 
-    def load(self) -> Classifier:
+    def load(self, most_cores: int | None = None) -> Classifier:
         """Raises CheckpointError if the weights do not fit."""
         from deit_batch.model import load_classifier
 
@@ -151,6 +151,7 @@ class Plan:
             pass_size=self.pass_size,
             compile=self.compile,
             features=self.features,
+            most_cores=most_cores,
         )
 
     def settings(self, options: Options) -> dict[str, object]:
