@@ -138,31 +138,26 @@ def test_a_run_that_was_stopped_continues_from_its_parts_to_the_local_result(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_parquet(table: Path, local: Path, tmp_path: Path) -> None:
+def test_after_giving_up_it_goes_on_and_parquet_comes_out(table: Path, local: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    on_ray(table, tmp_path / "out", format="parquet", options={"limit": 20})
-    rows = [row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    expected = read_jsonl(local)[:20]
-    for row, record in zip(rows, expected, strict=True):
-        assert {name: row[name] for name in RECORD_FIELDS if row.get(name) is not None} == {
-            name: record[name] for name in RECORD_FIELDS if record.get(name) is not None
-        }
-    assert [row["name"] for row in json.loads((tmp_path / "out" / "manifest.json").read_bytes())["parts"]] == [
-        "part-000000.parquet",
-        "part-000001.parquet",
-        "part-000002.parquet",
-    ]
+    out = tmp_path / "out"
+    with pytest.raises(TooManyFailures):
+        on_ray(table, out, format="parquet", options={"limit": 20}, error_threshold=ErrorThreshold(0))
+    assert json.loads((tmp_path / "out.partial" / "run.json").read_bytes())["status"] == "gave up"
+    on_ray(table, out, format="parquet", options={"limit": 20})
+    names = [row["name"] for row in json.loads((out / "manifest.json").read_bytes())["parts"]]
+    assert names == [f"part-{number:06}.parquet" for number in range(3)]
+    rows = [row for name in names for row in pq.read_table(out / name).to_pylist()]
+    for row, record in zip(rows, read_jsonl(local)[:20], strict=True):
+        assert {name: row[name] for name in RECORD_FIELDS} == {name: record.get(name) for name in RECORD_FIELDS}
 
 
 @pytest.mark.usefixtures("cluster")
-def test_too_many_failures_end_the_run_and_a_bad_model_does_not_begin_it(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooManyFailures):
-        on_ray(table, tmp_path / "out", error_threshold=ErrorThreshold(0))
-    assert json.loads((tmp_path / "out.partial" / "run.json").read_bytes())["status"] == "gave up"
+def test_a_model_that_is_none_ends_the_run_before_it_begins(table: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"):
-        on_ray(table, tmp_path / "other", options={"model": str(tmp_path)})
-    assert not (tmp_path / "other.partial").exists()
+        on_ray(table, tmp_path / "out", options={"model": str(tmp_path)})
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_actor_and_then_a_node_are_killed_and_nothing_is_lost(
