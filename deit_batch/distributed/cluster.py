@@ -59,11 +59,14 @@ def connected(address: str | None, *, verbose: bool) -> Iterator[None]:
             "'auto', there"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # if one is started: nothing is sent to anybody
+    if not verbose:  # stderr is for our own messages
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"--ray-address {address}" if address else "Ray"
-        raise DeitBatchError(f"{where}: there is no cluster to be reached: {_first_line(error)}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise DeitBatchError(f"{where}: there is no cluster to be reached: {reason}") from error
     try:
         yield
     finally:
@@ -111,11 +114,10 @@ def _ours(error: BaseException) -> DeitBatchError:
         if isinstance(inner, DeitBatchError) and not isinstance(inner, ray.exceptions.RayError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
-    return DeitBatchError(
-        f"the cluster gave up: {_first_line(error)}; run the same command again to continue, with --verbose to see more"
-    )
-
-
-def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    of_ours = [line for line in lines if line.startswith("deit_batch.errors.")]  # of an actor that did not start
+    if of_ours:
+        return DeitBatchError(of_ours[-1].partition(": ")[2])
+    return DeitBatchError(
+        f"the cluster gave up: {lines[0]}; run the same command again to continue, with --verbose to see more"
+    )

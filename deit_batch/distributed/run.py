@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -115,8 +115,9 @@ def run(
         if found.parts:
             logger.info("going on with %s parts that an earlier run has left", f"{len(found.parts):,}")
         progress = stack.enter_context(closing(Progress(source.total, found.tally, stopwatch, quiet=quiet)))
+        rows = stack.enter_context(closing(_rows(job, layout, folder.partial, found)))
         try:
-            for _ in _rows(job, layout, folder.partial, found):
+            for _ in rows:
                 progress.update(found.tally.inputs)
                 stop.check()
                 if error_threshold:
@@ -171,8 +172,8 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path) if os.path.exists(path) else path
 
 
-def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Iterator[Done]:
-    """Each part that is written, as soon as it is."""
+def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Generator[Done, None, None]:
+    """Each part that is written, as soon as it is. Closing it ends what is under way."""
     blocks = Input(job.options, job.part_size, frozenset(found.parts), os.getcwd())
     decoding = {"recipe": job.plan.recipe, "limits": job.options.limits}
     scoring = {"options": job.options, "settings": job.plan.settings, "cores": layout.cores, "folder": folder}
