@@ -1,5 +1,5 @@
-"""The results of shards, of `deit-batch score --shard I/N`, to what one run would have left: the same records in the
-same order, and its report.
+"""The results of shards, of `deit-batch score --shard I/N`, or the parts of a run with `--engine ray`, to what one run
+would have left: the same records in the same order, and its report.
 
 For the output it is a run like any other, of which each record is known beforehand: so it appears whole, in any format.
 """
@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Earlier, Failure, Record, Reference, Tally
 from deit_batch.output import Mode, digest_of, open_output
+from deit_batch.parts import REPORT, part_name, read_manifest
 from deit_batch.sinks import Columns, choose_format
 
 BATCH = 1000
@@ -49,26 +50,59 @@ class Part:
 
 
 def merge(paths: Sequence[Path], out: str, *, format: str | None = None, mode: Mode = "continue") -> Tally:
-    """Writes all the records of the shards `paths` to `out`, in the order of the whole input.
+    """Writes all the records of the shards `paths`, or of the parts in one folder, to `out`, in the order of the whole
+    input.
 
-    Raises UsageError unless they are the finished results of all shards of one run."""
+    Raises UsageError unless they are the finished results of all shards of one run, or of a run in parts."""
+    if paths[0].is_dir():
+        return _merge_folder(paths, out, format, mode)
     parts = all_of_one_run([open_part(path) for path in paths])
-    settings = parts[0].settings
-    keep = list(settings["keep"])
-    format = choose_format(out, format, keep)
     if out != "-" and os.path.exists(out) and any(os.path.samefile(out, part.path) for part in parts):
         raise UsageError(f"--out {out} is one of the shards")
-    del settings["format"]
+    settings = parts[0].settings
     with ExitStack() as stack:
-        output = stack.enter_context(
-            closing(open_output(out, format, settings=settings, columns=Columns(keep), mode=mode))
-        )
         files = [stack.enter_context(open(part.path, "rb")) for part in parts]
-        references = _in_order(files, parts, keep)
+        references = _in_order(files, parts, settings["keep"])
+        return _write(references, out, format, mode, settings, lambda tally: _report(parts, tally))
+
+
+def _merge_folder(paths: Sequence[Path], out: str, format: str | None, mode: Mode) -> Tally:
+    folder, *others = paths
+    if others:
+        raise UsageError(f"{folder} is a folder of parts, and merged alone")
+    rows = read_manifest(folder)
+    report = json.loads((folder / REPORT).read_bytes())
+    settings = {name: value for name, value in report["settings"].items() if name != "part_size"}
+    if settings["format"] != "jsonl":
+        raise UsageError(f"{folder} is {settings['format']}; parts are merged from jsonl")
+
+    def references() -> Iterator[Reference]:
+        for row in rows:
+            with open(folder / part_name(row.number), "rb") as lines:
+                for line in lines:
+                    yield _reference(json.loads(line), settings["keep"])
+
+    kept = {name: report[name] for name in report.keys() - {"status", "settings", "references_sha256"}}
+    return _write(references(), out, format, mode, settings, lambda tally: {**kept, "parts": str(folder)})
+
+
+def _write(
+    references: Iterator[Reference],
+    out: str,
+    format: str | None,
+    mode: Mode,
+    settings: Mapping[str, Any],
+    report: Callable[[Tally], dict[str, object]],
+) -> Tally:
+    keep = list(settings["keep"])
+    format = choose_format(out, format, keep)
+    settings = {name: value for name, value in settings.items() if name != "format"}
+    columns = Columns(keep)
+    with closing(open_output(out, format, settings=settings, columns=columns, mode=mode)) as output:
         for batch in output.remaining(iter(lambda: list(islice(references, BATCH)), [])):
             output.write([_record(reference) for reference in batch])
         if not output.complete:
-            output.finish(_report(parts, output.tally))
+            output.finish(report(output.tally))
     return output.tally
 
 

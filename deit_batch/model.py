@@ -74,8 +74,8 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> str
     return name
 
 
-def passes_at_once(device: torch.device) -> int:
-    return min(cores(), MOST_PASSES) if device.type == "cpu" else 1
+def passes_at_once(device: torch.device, granted: int | None = None) -> int:
+    return min(granted or cores(), MOST_PASSES) if device.type == "cpu" else 1
 
 
 def choose_sizes(
@@ -117,11 +117,14 @@ def load_classifier(
     pass_size: int,
     compile: bool = False,
     features: Sequence[FeatureName] | None = None,
+    most_cores: int | None = None,
 ) -> Classifier:
-    """Its results are these `features`, if there are any, instead of scores. Raises CheckpointError for a checkpoint
-    that must not be scored with, DeitBatchError if it can't be compiled."""
-    passes = passes_at_once(device)
-    threads = cores() // passes
+    """Its results are these `features`, if there are any, instead of scores. It takes `most_cores` of those that are
+    granted, or all. Raises CheckpointError for a checkpoint that must not be scored with, DeitBatchError if it can't be
+    compiled."""
+    granted = min(cores(), most_cores or cores())
+    passes = passes_at_once(device, granted)
+    threads = granted // passes
     forward: Forward
     if checkpoint.weights == "onnx":
         from deit_batch.exported import Session

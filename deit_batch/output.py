@@ -138,7 +138,7 @@ class _File:
         self._digest = hashlib.sha256()
         self._replaces: object = None
         self._retries = False
-        with _writing(target):
+        with writing(target):
             self._lock = Lock(self._beside("lock"), str(target))
             try:
                 self._earlier = self._previous()
@@ -204,17 +204,7 @@ class _File:
                 f"{self._target} is there and no report beside it says what it is; give another --out, or replace it "
                 "with --fresh"
             )
-        mine = json.loads(_pretty(self._settings))
-        changes = [
-            f"{name} was {_short(settings.get(name))}, is {_short(mine.get(name))}"
-            for name in {**settings, **mine}
-            if settings.get(name) != mine.get(name)
-        ]
-        if changes:
-            raise UsageError(
-                f"{self._target} is of another run ({'; '.join(changes)}); give another --out, or replace it "
-                "with --fresh"
-            )
+        require_same_settings(self._target, settings, self._settings)
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
         return self._recalled(references) if self._retries else references
@@ -222,9 +212,9 @@ class _File:
     def _recalled(self, references: Iterable[Reference]) -> Iterator[Reference]:
         with open(self._target, "rb") as results:
             for reference in references:
-                record = _parse_record(results.readline()) or {}
-                self._require_same_input(reference, record)
-                earlier = None if _has_failed(record) else Earlier(record["predictions"])
+                record = parse_record(results.readline()) or {}
+                require_same_input(self._target, reference, record)
+                earlier = None if has_failed(record) else Earlier(record["predictions"])
                 yield replace(reference, earlier=earlier)
             if results.readline():
                 raise UsageError(f"{self._target}: its input has become shorter since; start over with --fresh")
@@ -233,7 +223,7 @@ class _File:
         if self.complete:
             self._check_complete(batches)
             return iter(())
-        with _writing(self._target):
+        with writing(self._target):
             if self._partial.exists():
                 written_ns = self._partial.stat().st_mtime_ns
                 self._file = open(self._partial, "r+b")  # noqa: SIM115 - grows to the end of the run
@@ -250,7 +240,7 @@ class _File:
         first = None
         for batch in self._digested(batches):
             for reference in batch:
-                if _has_changed(reference, made_ns):
+                if has_changed(reference, made_ns):
                     changed, first = changed + 1, first or reference.image
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
@@ -275,20 +265,20 @@ class _File:
         again = self._earlier.get("status") == "gave up"
         for batch in batches:
             start = self._file.tell()
-            records = [record for _ in batch if (record := _parse_record(self._file.readline()))]
-            changed = [reference.image for reference in batch if _has_changed(reference, written_ns)]
+            records = [record for _ in batch if (record := parse_record(self._file.readline()))]
+            changed = [reference.image for reference in batch if has_changed(reference, written_ns)]
             if changed:
                 logger.warning("%s has changed since it was scored: going on from there", changed[0])
-            if changed or len(records) < len(batch) or (again and any(map(_has_failed, records))):
+            if changed or len(records) < len(batch) or (again and any(map(has_failed, records))):
                 self._file.seek(start)
                 self._file.truncate()
                 return chain([batch], batches)
             for reference, record in zip(batch, records, strict=True):
-                self._require_same_input(reference, record)
+                require_same_input(self._target, reference, record)
                 self.tally.count(record)
             self._add_to_digest(batch)
         start = self._file.tell()
-        if _parse_record(self._file.readline()):
+        if parse_record(self._file.readline()):
             raise UsageError(
                 f"{self._target} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
@@ -297,14 +287,6 @@ class _File:
         self._file.truncate()
         return batches
 
-    def _require_same_input(self, reference: Reference, record: Mapping[str, Any]) -> None:
-        for name, value in _fixed_fields(reference).items():
-            if record.get(name) != value:
-                raise UsageError(
-                    f"{self._target} can't be continued: the input has changed. Record {reference.index} has {name} "
-                    f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
-                )
-
     def _digested(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             self._add_to_digest(batch)
@@ -312,7 +294,7 @@ class _File:
 
     def _add_to_digest(self, batch: Batch) -> None:
         for reference in batch:
-            self._digest.update(json_line(_fixed_fields(reference)))
+            self._digest.update(reference_line(reference))
 
     def write(self, records: Sequence[Record]) -> None:
         lines = []
@@ -320,12 +302,12 @@ class _File:
             values = record.as_dict()
             self.tally.count(values)
             lines.append(json_line(values))
-        with _writing(self._target):
+        with writing(self._target):
             self._file.write(b"".join(lines))
             self._file.flush()
 
     def finish(self, report: Mapping[str, object]) -> None:
-        with _writing(self._target):
+        with writing(self._target):
             os.fsync(self._file.fileno())
             self._file.close()
             result = self._partial
@@ -343,7 +325,7 @@ class _File:
             self._partial.unlink(missing_ok=True)
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
-        with _writing(self._target):
+        with writing(self._target):
             os.fsync(self._file.fileno())
             self._write_report("gave up" if gave_up else "interrupted", report)
 
@@ -353,7 +335,7 @@ class _File:
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
         going_on = {"replaces": self._replaces, "retries": self._retries}
         values = {"status": status, **report, **going_on, "settings": self._settings}
-        write_atomically(self._report, _pretty(values))
+        write_atomically(self._report, pretty(values))
 
 
 def _mark(path: Path) -> list[int] | None:
@@ -370,7 +352,7 @@ def digest_of(path: Path) -> dict[str, object]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _parse_record(line: bytes) -> dict[str, Any] | None:
+def parse_record(line: bytes) -> dict[str, Any] | None:
     """The record of a whole line; None if it is none."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
@@ -381,22 +363,51 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
     return record if "predictions" in record or "features" in record else None
 
 
-def _has_failed(record: Mapping[str, Any]) -> bool:
+def has_failed(record: Mapping[str, Any]) -> bool:
     return "error" in record
 
 
-def _has_changed(reference: Reference, since_ns: int) -> bool:
+def has_changed(reference: Reference, since_ns: int) -> bool:
     """Whether it is a file that was written, or put under its name, after that time."""
     mark = stamp(reference.location)
     return mark is not None and max(mark[1:]) > since_ns
 
 
-def _fixed_fields(reference: Reference) -> dict[str, object]:
+def require_same_settings(target: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UsageError, saying which differ, unless what was left at `target` was made with the same settings."""
+    mine = json.loads(pretty(now))
+    changes = [
+        f"{name} was {_short(before.get(name))}, is {_short(mine.get(name))}"
+        for name in {**before, **mine}
+        if before.get(name) != mine.get(name)
+    ]
+    if changes:
+        raise UsageError(
+            f"{target} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
+        )
+
+
+def require_same_input(target: Path, reference: Reference, record: Mapping[str, Any]) -> None:
+    """Raises UsageError unless the record, left by an earlier run, is of this reference."""
+    for name, value in fixed_fields(reference).items():
+        if record.get(name) != value:
+            raise UsageError(
+                f"{target} can't be continued: the input has changed. Record {reference.index} has {name} "
+                f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
+            )
+
+
+def reference_line(reference: Reference) -> bytes:
+    """What of a reference goes into the digest of an input."""
+    return json_line(fixed_fields(reference))
+
+
+def fixed_fields(reference: Reference) -> dict[str, object]:
     """The fields of a record that the input alone decides."""
     return {**identity(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
 
 
-def _pretty(value: object) -> bytes:
+def pretty(value: object) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
 
 
@@ -406,7 +417,7 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

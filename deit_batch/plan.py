@@ -143,7 +143,7 @@ class Plan:
 
         return batched(references, self.batch_size, first_size=self.round_size)
 
-    def load(self) -> Classifier:
+    def load(self, most_cores: int | None = None) -> Classifier:
         """Raises CheckpointError if the weights do not fit."""
         from deit_batch.model import load_classifier
 
@@ -155,6 +155,7 @@ class Plan:
             pass_size=self.pass_size,
             compile=self.compile,
             features=self.features,
+            most_cores=most_cores,
         )
 
     def settings(self, options: Options) -> dict[str, object]:

@@ -50,6 +50,7 @@ def merge(
     log_format: str,
 ) -> None:
     """Make one result of all SHARDS of a run, in the order of its input: what one run without --shard would have left.
+    SHARDS may also be the one folder that a run with --engine ray has left.
 
     Nothing is written unless all are there, finished, unchanged, and of one run. Exit status as of score.
     """

@@ -14,6 +14,7 @@ import click
 from deit_batch.errors import UsageError
 from deit_batch.exits import DONE, SOME_FAILED, told
 from deit_batch.options import (
+    AT_LEAST_ONE,
     CONFIG,
     ERROR_THRESHOLD,
     FRESH,
@@ -76,6 +77,29 @@ FIRST_SHOWN = 5
     ERROR_THRESHOLD,
 )
 @section("Speed", *SPEED)
+@section(
+    "Cluster",
+    option(
+        "--engine",
+        default="local",
+        show_default=True,
+        type=click.Choice(["local", "ray"]),
+        help="ray: on the machines of a Ray cluster, into parts in a folder, --out DIR; needs the extra ray.",
+    ),
+    option(
+        "--ray-address",
+        metavar="HOST:PORT|auto|local",
+        help="The cluster. [default: RAY_ADDRESS, or one on this machine, started if need be]",
+    ),
+    option("--actors", type=AT_LEAST_ONE, metavar="N", help="How many score. [default: as many as there is room for]"),
+    option(
+        "--actor-cores",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Cores of each, on CPUs. [default: those of the smallest machine, 8 at most]",
+    ),
+    option("--part-size", type=AT_LEAST_ONE, metavar="N", help="Images in each part. [default: 256]"),
+)
 @section("Limits of one image", *LIMITS)
 @section(
     "Run",
@@ -100,6 +124,7 @@ def score(
     incremental: bool,
     retry_failed: bool,
     error_threshold: str | None,
+    engine: str,
     dry_run: bool,
     quiet: bool,
     verbose: bool,
@@ -117,11 +142,17 @@ def score(
 
     set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
     chosen["limits"] = limits_from(chosen)
+    cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
     if dry_run:
         with told(verbose):
-            sys.exit(_dry_run(chosen, out, format))
+            sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
     with told(verbose), recorded(metrics_file, good=DONE) as ending, told(verbose):
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
+        if engine == "ray":
+            sys.exit(_score_on_ray(chosen, cluster, out, format, mode, quiet, verbose, error_threshold, ending))
+        for name, value in cluster.items():
+            if value is not None:
+                raise UsageError(f"--{name.replace('_', '-')} is for --engine ray")
         sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold, ending))
 
 
@@ -162,6 +193,43 @@ def _score(
     )
     ending.tally = outcome.tally
     logger.info("%s%s", outcome.summary("scored"), "" if out == "-" else f": {out}")
+    return SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE
+
+
+def _score_on_ray(
+    chosen: dict[str, Any],
+    cluster: dict[str, Any],
+    out: str | None,
+    format: str | None,
+    mode: Mode,
+    quiet: bool,
+    verbose: bool,
+    error_threshold: str | None,
+    ending: Ending,
+) -> int:
+    if out is None:
+        raise UsageError("Missing option '--out', the folder of the parts.")
+    if mode in ("incremental", "retry-failed"):
+        raise UsageError(
+            f"--{mode} is for the local engine; --engine ray can continue a run, or start over with --fresh"
+        )
+    from deit_batch.distributed.run import Where, run
+    from deit_batch.plan import Options
+    from deit_batch.runner import ErrorThreshold
+
+    threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
+    outcome = run(
+        Options(**chosen),
+        Where(**{name: value for name, value in cluster.items() if value is not None}),
+        out=out,
+        format=format,
+        fresh=mode == "fresh",
+        error_threshold=threshold,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    ending.tally = outcome.tally
+    logger.info("%s: %s", outcome.summary("scored"), out)
     return SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE
 
 

@@ -1,0 +1,233 @@
+"""The driver: reads, decodes and scores on the cluster what has no part yet, and makes the folder whole at the end.
+
+Ray Data streams the blocks from stage to stage, holds back a stage that is ahead of the next, and does again what a
+worker, an actor or a machine was at when it died. A part that is there is not made again: a run that died goes on with
+the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import ray
+import ray.data
+
+from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, task
+from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
+from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
+from deit_batch.interrupt import stop_on_signals
+from deit_batch.io import Tally
+from deit_batch.parts import Folder, Part, cut, in_order, part_name, tally_of
+from deit_batch.plan import Options
+from deit_batch.progress import Progress, Stopwatch
+from deit_batch.runner import ErrorThreshold, Outcome
+
+logger = logging.getLogger("deit_batch")
+
+FORMATS = ("jsonl", "parquet")
+PART_SIZE = 256
+IN_AN_ACTOR = 2  # blocks at a time, see Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """The cluster and how to use it; the command line's options of the same names."""
+
+    ray_address: str | None = None
+    actors: int | None = None
+    actor_cores: int | None = None
+    part_size: int = PART_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is decided before the first block. `options` are those that any machine understands, `settings` those that a
+    run must share with the one that it continues."""
+
+    options: Options
+    plan: Planned
+    settings: dict[str, object]
+    part_size: int
+
+
+@dataclass(slots=True)
+class Found:
+    """What there is of the parts, and what has been found out on the way."""
+
+    parts: dict[int, Part]
+    tally: Tally = field(init=False)
+    seconds: Counter[str] = field(default_factory=Counter)
+    machines: set[str] = field(default_factory=set)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    error: DeitBatchError | None = None
+
+    def __post_init__(self) -> None:
+        self.tally = tally_of(self.parts.values())
+
+    def add(self, done: Done) -> None:
+        self.parts[done.part.number] = done.part
+        self.tally.scored += done.part.scored
+        self.tally.failures.update(done.part.failures)
+        self.seconds.update(done.seconds)
+        self.machines.add(done.machine)
+
+
+def run(
+    options: Options,
+    where: Where,
+    *,
+    out: str,
+    format: str | None = None,
+    fresh: bool = False,
+    error_threshold: ErrorThreshold | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Outcome:
+    """Scores `options.input` into parts in the folder `out`, which all machines of the cluster must see, as they must
+    the images and the checkpoint.
+
+    Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
+    call continues it."""
+    stopwatch = Stopwatch()
+    format = format or "jsonl"
+    _check(options, out, format)
+    source = options.open_source()  # here first: what is wrong with it is wrong usage
+    with ExitStack() as stack:
+        stack.enter_context(connected(where.ray_address, verbose=verbose))
+        stop = stack.enter_context(stop_on_signals())
+        layout = lay_out(options.device, actors=where.actors, cores=where.actor_cores)
+        job = _planned(options, layout, format, where.part_size)
+        folder = stack.enter_context(closing(Folder(Path(os.path.realpath(out)), job.settings, fresh=fresh)))
+        blocks = cut(source.references, where.part_size)
+        if folder.complete:
+            parts = folder.finished(blocks)
+            logger.info("%s is finished already: nothing to do", out)
+            return Outcome(tally_of(parts), {}, source.passed_over)
+        folder.begin()
+        found = Found(folder.standing(blocks))
+        if found.parts:
+            logger.info("going on with %s parts that an earlier run has left", f"{len(found.parts):,}")
+        progress = stack.enter_context(closing(Progress(source.total, found.tally, stopwatch, quiet=quiet)))
+        rows = stack.enter_context(closing(_rows(job, layout, folder.partial, found)))
+        try:
+            for _ in rows:
+                progress.update(found.tally.inputs)
+                stop.check()
+                if error_threshold:
+                    error_threshold.check(found.tally, source.total(0))
+            if found.error:
+                raise found.error
+            parts = in_order(found.parts)
+        except (DeitBatchError, Interrupted) as error:
+            report = _report(job, layout, found, stopwatch, progress)
+            folder.interrupt(report, gave_up=isinstance(error, TooManyFailures))
+            raise
+        if not parts:
+            logger.warning("%s has no rows: the output is empty", options.input)
+        result = _converted(folder.partial, parts, format, options.keep, layout)
+        report = _report(job, layout, found, stopwatch, progress)
+        folder.finish(parts, report, result, format)
+        return Outcome(found.tally, report, found.passed_over)
+
+
+def _check(options: Options, out: str, format: str) -> None:
+    """Raises UsageError for what only the local engine can do."""
+    if out == "-" or format not in FORMATS:
+        raise UsageError(f"--engine ray writes a folder of parts, {' or '.join(FORMATS)}: give --out DIR")
+    if options.input == "-":
+        raise UsageError("--engine ray can't read stdin, for it may have to read the input twice; give a file")
+    if options.shard:
+        raise UsageError("--shard is for machines that know nothing of each other; --engine ray shares out by itself")
+    if options.workers is not None:
+        raise UsageError("--workers is for the local engine; Ray decides how many tasks decode")
+
+
+def _planned(options: Options, layout: Layout, format: str, part_size: int) -> Job:
+    """Planned on a machine that has what an actor has: the driver's may have no GPU. Paths are made such that other
+    working folders don't matter."""
+
+    options_there = replace(
+        options,
+        model=_absolute(options.model),
+        image_processor=options.image_processor and _absolute(options.image_processor),
+        device="cuda" if layout.on_gpus else "cpu",
+        limits=replace(options.limits, root=options.limits.root and _absolute(options.limits.root)),
+    )
+    with plainly():
+        plan: Planned = ray.get(task(planned, layout.of_an_actor).remote(options_there))
+    as_given = {"model": options.model, "incremental": False, "format": format, "part_size": part_size}
+    commit = plan.settings["commit"]
+    return Job(replace(options_there, revision=commit), plan, {**plan.settings, **as_given}, part_size)
+
+
+def _absolute(path: str) -> str:
+    """If it is a path: a model and a recipe may also be names."""
+    return os.path.abspath(path) if os.path.exists(path) else path
+
+
+def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Generator[Done, None, None]:
+    """Each part that is written, as soon as it is. Closing it ends what is under way."""
+    blocks = Input(job.options, job.part_size, frozenset(found.parts), os.getcwd())
+    decoding = {"recipe": job.plan.recipe, "limits": job.options.limits}
+    scoring = {"options": job.options, "settings": job.plan.settings, "cores": layout.cores, "folder": folder}
+    actors = ray.data.ActorPoolStrategy(
+        size=layout.actors, max_concurrent_calls_per_actor=IN_AN_ACTOR, enable_true_multi_threading=True
+    )
+    whole = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1  # bytes: each row stays a block of its own, and so a task's
+    dataset = (
+        ray.data.read_datasource(blocks, num_cpus=0, override_num_blocks=1)
+        .map_batches(decode, fn_kwargs=decoding, **whole, **layout.of_a_decoder)
+        .map_batches(Scorer, fn_constructor_kwargs=scoring, compute=actors, **whole, **layout.of_an_actor)
+    )
+    with plainly():
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in unpacked(table):
+                if isinstance(row, End):
+                    found.passed_over, found.error = row
+                else:
+                    found.add(row)
+                    yield row
+
+
+def _converted(partial: Path, parts: Sequence[Part], format: str, keep: Sequence[str], layout: Layout) -> Path:
+    """The folder that holds the parts in their format: that in which they grew, or one in it."""
+    if format == "jsonl":
+        return partial
+    target = partial / format
+    target.mkdir(exist_ok=True)
+    converting = task(convert, layout.of_a_decoder)
+    names = [(part_name(part.number), part_name(part.number, format)) for part in parts]
+    with plainly():
+        ray.get([converting.remote(partial / grown, target / name, format, keep) for grown, name in names])
+    return target
+
+
+def _report(job: Job, layout: Layout, found: Found, stopwatch: Stopwatch, progress: Progress) -> dict[str, object]:
+    """As runner's; the seconds of a stage are the sum of all machines'."""
+    tally = found.tally
+    return {
+        "counts": {
+            "inputs": tally.inputs,
+            "scored": tally.scored,
+            "failed": tally.failed,
+            "failures": dict(tally.failures),
+            "passed_over": dict(found.passed_over),
+        },
+        "images_per_second": round(progress.images_per_second, 2),
+        "seconds": {**{name: round(value, 3) for name, value in found.seconds.items()}, **stopwatch.report()},
+        "architecture": job.plan.architecture,
+        "machine": sorted(found.machines),
+        "actors": asdict(layout),
+        "options": asdict(job.options),
+        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": job.plan.versions,
+    }

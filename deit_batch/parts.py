@@ -1,0 +1,294 @@
+"""A result in parts: each the records of a fixed range of the input, whichever machine wrote it and when.
+
+    DIR.partial             grows; a dead run is continued from the parts in it
+      part-000000.jsonl       the records of the first inputs, as many as a part has; each part appears whole
+      run.json                what the run is (settings), and how it went
+    DIR                     the same folder, under its own name when the run is finished, and then with
+      manifest.json           its parts, in the order of the input, with their digests and counts
+    DIR.lock                held while a run writes
+
+Several processes on several machines write parts; only the one that holds the lock does anything else here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.io import Record, Reference, Tally, json_line, rename_durably, write_atomically
+from deit_batch.lock import Lock
+from deit_batch.output import (
+    digest_of,
+    has_changed,
+    has_failed,
+    parse_record,
+    pretty,
+    reference_line,
+    require_same_input,
+    require_same_settings,
+    writing,
+)
+
+logger = logging.getLogger("deit_batch")
+
+MANIFEST, REPORT = "manifest.json", "run.json"
+NOTHING_YET = hashlib.sha256().hexdigest()
+"""The digest of no reference: where an input begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The references of one part. `before`, `after`: the SHA-256 of all references of the input up to its first, and up
+    to its last. A block fits behind another if that one's `after` is its `before`; so all are of one reading, or of
+    readings that were the same."""
+
+    number: int
+    references: list[Reference]
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a manifest says of a part. `output`: the size and digest of its file, as output.digest_of."""
+
+    number: int
+    scored: int
+    failures: Mapping[str, int]
+    output: Mapping[str, object]
+    before: str
+    after: str
+
+    @classmethod
+    def of(cls, block: Block, tally: Tally, data: bytes) -> Self:
+        output = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        return cls(block.number, tally.scored, dict(tally.failures), output, block.before, block.after)
+
+
+def cut(references: Iterable[Reference], size: int) -> Iterator[Block]:
+    """Blocks of `size` references, the last of fewer."""
+    references = iter(references)
+    digest = hashlib.sha256()
+    number, before = 0, NOTHING_YET
+    while block := list(islice(references, size)):
+        for reference in block:
+            digest.update(reference_line(reference))
+        after = digest.hexdigest()
+        yield Block(number, block, before, after)
+        number, before = number + 1, after
+
+
+def part_name(number: int, format: str = "jsonl") -> str:
+    return f"part-{number:06}.{format}"
+
+
+def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
+    """Writes the part of a block, whole or not at all, whoever else may be writing the same."""
+    values = [record.as_dict() for record in records]
+    tally = Tally()
+    for value in values:
+        tally.count(value)
+    data = b"".join(map(json_line, values))
+    path = folder / part_name(block.number)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with writing(path):
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(temporary, path)
+    return Part.of(block, tally, data)
+
+
+def in_order(parts: Mapping[int, Part]) -> list[Part]:
+    """Raises DeitBatchError unless they are all parts of one reading of an input."""
+    ordered = [parts[number] for number in sorted(parts)]
+    end = NOTHING_YET
+    for place, part in enumerate(ordered):
+        if (part.number, part.before) != (place, end):
+            raise DeitBatchError(
+                f"the input changed while it was being scored: {part_name(part.number)} does not fit behind what was "
+                "read before it; run the same command with --fresh"
+            )
+        end = part.after
+    return ordered
+
+
+class Folder:
+    """The folder of a run, and its lock."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, fresh: bool) -> None:
+        """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
+        nothing can be written there."""
+        self._out = out
+        self.partial = out.with_name(f"{out.name}.partial")
+        self._settings = settings
+        if not out.parent.is_dir():
+            raise UsageError(f"--out {out}: there is no folder {out.parent}")
+        with writing(out):
+            self._lock = Lock(out.with_name(f"{out.name}.lock"), str(out))
+        try:
+            self._earlier = self._look_around(fresh)
+        except DeitBatchError:
+            self._lock.release()
+            raise
+
+    def _look_around(self, fresh: bool) -> dict[str, Any]:
+        """The report of the run that is gone on with."""
+        with writing(self._out):
+            if fresh:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                return {}
+            for folder in (self.partial, self._out):
+                if os.path.lexists(folder):
+                    earlier = _read(folder / REPORT)
+                    if not isinstance(earlier.get("settings"), dict):
+                        raise UsageError(
+                            f"{folder} is there and no {REPORT} in it says what it is; give another --out, or replace "
+                            "it with --fresh"
+                        )
+                    require_same_settings(folder, earlier["settings"], self._settings)
+                    return earlier
+        return {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run has finished all this already."""
+        return self._earlier.get("status") == "finished" and not self.partial.exists()
+
+    def finished(self, blocks: Iterable[Block]) -> list[Part]:
+        """The parts of a complete folder. Raises UsageError unless they are what its run has left there, and of these
+        blocks."""
+        parts = read_manifest(self._out)
+        end = NOTHING_YET
+        for block in blocks:
+            end = block.after
+        if end != (parts[-1].after if parts else NOTHING_YET):
+            raise UsageError(
+                f"{self._out} is finished, but its input has changed since; give another --out, or replace it with "
+                "--fresh"
+            )
+        return parts
+
+    def begin(self) -> None:
+        """Makes the folder, if there is none to go on with."""
+        with writing(self._out):
+            self.partial.mkdir(exist_ok=True)
+            self._write_report("running", {})
+
+    def standing(self, blocks: Iterable[Block]) -> dict[int, Part]:
+        """The parts that an earlier run has finished, by number; those that must be made anew are taken away. Reads no
+        more of the input than those go. Raises UsageError if the input has changed."""
+        numbers = {int(path.stem.removeprefix("part-")) for path in self.partial.glob("part-*.jsonl")}
+        last = max(numbers, default=-1)
+        parts: dict[int, Part] = {}
+        for block in islice(blocks, last + 1):
+            if block.number in numbers:
+                part = self._standing(block)
+                if part:
+                    parts[block.number] = part
+                numbers.discard(block.number)
+        if numbers:
+            raise UsageError(
+                f"{self._out} can't be continued: the input has become shorter, and {part_name(min(numbers))} is of "
+                "none of it; start over with --fresh"
+            )
+        return parts
+
+    def _standing(self, block: Block) -> Part | None:
+        path = self.partial / part_name(block.number)
+        data = path.read_bytes()
+        records = [record for line in data.splitlines(keepends=True) if (record := parse_record(line))]
+        changed = [each.image for each in block.references if has_changed(each, path.stat().st_mtime_ns)]
+        if changed:
+            logger.warning("%s has changed since it was scored: its part is made anew", changed[0])
+        again = self._earlier.get("status") == "gave up" and any(map(has_failed, records))
+        if changed or again or len(records) != len(block.references):
+            path.unlink()
+            return None
+        tally = Tally()
+        for reference, record in zip(block.references, records, strict=True):
+            require_same_input(self._out, reference, record)
+            tally.count(record)
+        return Part.of(block, tally, data)
+
+    def finish(self, parts: Sequence[Part], report: Mapping[str, object], result: Path, format: str) -> None:
+        """Makes `result`, the partial folder or one in it, appear under the name of the run, for what stood there."""
+        with writing(self._out):
+            for path in self.partial.glob(".part-*"):  # of a writer that was killed
+                path.unlink()
+            digest = parts[-1].after if parts else NOTHING_YET
+            report = {**report, "references_sha256": digest}
+            write_atomically(result / REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
+            write_atomically(result / MANIFEST, pretty(_manifest(parts, result, format)))
+            old = self._out.with_name(f"{self._out.name}.old")
+            if self._out.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                self._out.rename(old)
+            rename_durably(result, self._out)
+            for rest in (old, self.partial):
+                shutil.rmtree(rest, ignore_errors=True)
+
+    def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
+        with writing(self._out):
+            self._write_report("gave up" if gave_up else "interrupted", report)
+
+    def _write_report(self, status: str, report: Mapping[str, object]) -> None:
+        write_atomically(self.partial / REPORT, pretty({"status": status, **report, "settings": self._settings}))
+
+    def close(self) -> None:
+        self._lock.release()
+
+
+def read_manifest(folder: Path) -> list[Part]:
+    """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says."""
+    manifest = _read(folder / MANIFEST)
+    try:
+        parts = []
+        for row in manifest["parts"]:
+            name, part = row.pop("name"), Part(**row)
+            if digest_of(folder / name) != part.output:
+                raise UsageError(f"{folder / name} is not what its run has left there; score it again, with --fresh")
+            parts.append(part)
+    except (KeyError, TypeError, OSError) as error:
+        raise UsageError(f"{folder} is no finished result in parts: {MANIFEST}: {error!r}") from error
+    return parts
+
+
+def _manifest(parts: Sequence[Part], folder: Path, format: str) -> dict[str, object]:
+    """Digests are of the files as they are now: in another format than that in which they grew, they are others."""
+    rows = []
+    for part in parts:
+        name = part_name(part.number, format)
+        output = part.output if format == "jsonl" else digest_of(folder / name)
+        rows.append({"name": name, **asdict(replace(part, output=output))})
+    tally = tally_of(parts)
+    return {"format": format, "inputs": tally.inputs, "failed": tally.failed, "parts": rows}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def tally_of(parts: Iterable[Part]) -> Tally:
+    """Of all these."""
+    tally = Tally()
+    for part in parts:
+        tally.scored += part.scored
+        tally.failures += Counter(part.failures)
+    return tally
