@@ -8,6 +8,7 @@ Statistical Tests, Neural Computation 10, 1998, section 3.1).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from deit_batch.errors import UsageError
 from deit_batch.evaluation.judged import Floats, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import bin_numbers
 
@@ -34,7 +36,8 @@ def intervals(outcomes: Outcomes) -> dict[str, tuple[float, float]]:
 
 def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
     """The change of each headline metric on the images that both have seen, with the same labels. `within_noise`: the
-    LEVEL interval of the difference holds 0, or, where there is a `p_value`, that is not below 1 - LEVEL."""
+    LEVEL interval of the difference holds 0, or, where there is a `p_value`, that is not below 1 - LEVEL.
+    Raises UsageError if there is nothing to compare."""
     if isinstance(before, SingleLabel) and isinstance(now, SingleLabel):
         before, now = _paired(before, now)
         right = [outcomes.labels == outcomes.predicted for outcomes in (before, now)]
@@ -48,22 +51,22 @@ def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
             right = [(part.truth == part.predicted).all(1) for part in (before, now)]
             tests = {"accuracy": _mcnemar(*right)}
     else:
-        return {"images": 0, "metrics": {}}
+        several = "these" if isinstance(now, MultiLabel) else "its images"
+        raise UsageError(f"--baseline: only {several} may have several labels an image, which can't be compared")
     changes: dict[str, Any] = {}
-    if now.keys:
-        old, new = resampled(before), resampled(now)
-        was, is_ = (statistics(outcomes, np.ones((1, len(outcomes.keys)))) for outcomes in (before, now))
-        for name in (name for name in new if name in old):
-            low, high = _interval(new[name] - old[name])
-            p_value = tests.get(name)
-            changes[name] = {
-                "before": float(was[name][0]),
-                "now": float(is_[name][0]),
-                "change": float(is_[name][0] - was[name][0]),
-                "interval": [low, high],
-                **({} if p_value is None else {"p_value": p_value}),
-                "within_noise": low <= 0 <= high if p_value is None else p_value >= 1 - LEVEL,
-            }
+    old, new = resampled(before), resampled(now)
+    was, is_ = (statistics(outcomes, np.ones((1, len(outcomes.keys)))) for outcomes in (before, now))
+    for name in (name for name in new if name in old):
+        low, high = _interval(new[name] - old[name])
+        p_value = tests.get(name)
+        changes[name] = {
+            "before": float(was[name][0]),
+            "now": float(is_[name][0]),
+            "change": float(is_[name][0] - was[name][0]),
+            "interval": [low, high],
+            **({} if p_value is None else {"p_value": p_value}),
+            "within_noise": low <= 0 <= high if p_value is None else p_value >= 1 - LEVEL,
+        }
     return {"images": len(now.keys), "metrics": changes}
 
 
@@ -148,12 +151,22 @@ def _mcnemar(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> float:
 def _paired(before: Kind, now: Kind) -> tuple[Kind, Kind]:
     """The images that both have, in one order, with one numbering of the classes."""
     classes = list(dict.fromkeys([*now.classes, *before.classes]))
-    there = {key: row for row, key in enumerate(before.keys)}
-    rows = [row for row, key in enumerate(now.keys) if key in there]
-    return (
-        _chosen(before, [there[now.keys[row]] for row in rows], classes),
-        _chosen(now, rows, classes),
-    )
+    rows = _shared(before.keys, now.keys) or _shared(_once(before.files), _once(now.files))
+    if not rows:
+        raise UsageError("--baseline: no image of it is here with the same label, neither by its name nor its file's")
+    return _chosen(before, [was for was, _ in rows], classes), _chosen(now, [is_ for _, is_ in rows], classes)
+
+
+def _shared(before: list[str] | list[str | None], now: list[str] | list[str | None]) -> list[tuple[int, int]]:
+    """The rows of what both have."""
+    there = {key: row for row, key in enumerate(before) if key is not None}
+    return [(there[key], row) for row, key in enumerate(now) if key is not None and key in there]
+
+
+def _once(files: list[str]) -> list[str | None]:
+    """None for those that are there more often."""
+    counts = Counter(files)
+    return [file if counts[file] == 1 else None for file in files]
 
 
 def _chosen(outcomes: Kind, rows: list[int], classes: list[str]) -> Kind:
@@ -163,13 +176,14 @@ def _chosen(outcomes: Kind, rows: list[int], classes: list[str]) -> Kind:
         truth, predicted = np.zeros((2, len(rows), len(classes)), np.bool_)
         truth[:, numbers] = outcomes.truth[rows]
         if outcomes.predicted is None:
-            return replace(outcomes, classes=classes, keys=keys, truth=truth)
+            return replace(outcomes, classes=classes, keys=keys, files=[], truth=truth)
         predicted[:, numbers] = outcomes.predicted[rows]
-        return replace(outcomes, classes=classes, keys=keys, truth=truth, predicted=predicted)
+        return replace(outcomes, classes=classes, keys=keys, files=[], truth=truth, predicted=predicted)
     return replace(
         outcomes,
         classes=classes,
         keys=keys,
+        files=[],
         labels=numbers[outcomes.labels[rows]],
         predicted=numbers[outcomes.predicted[rows]],
         rank=outcomes.rank[rows],
