@@ -224,7 +224,8 @@ def test_what_is_resampled_is_what_is_reported(several: bool) -> None:
     for name, value in once.items():
         assert value[0] == pytest.approx(whole[name], rel=1e-4), name
     for name, (low, high) in intervals(found.outcomes).items():
-        assert low <= whole[name] <= high or name == "expected_calibration_error", name  # which chance makes larger
+        assert low <= whole[name] <= high, name
+    assert "expected_calibration_error" not in intervals(found.outcomes)  # chance makes that of a resample larger
 
 
 def test_intervals_are_as_wide_as_the_binomials() -> None:
@@ -232,6 +233,13 @@ def test_intervals_are_as_wide_as_the_binomials() -> None:
     low, high = intervals(found.outcomes)["accuracy"]
     share = compute(found, 2000).values["accuracy"]
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 2000), rel=0.1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_all_right_of_twenty_is_not_certainty(several: bool) -> None:
+    _, truth = made(20, several=several)
+    reach = intervals(judged(np.where(truth, 0.9, 0.02).astype(np.float32), truth, several=several).outcomes)
+    assert reach["accuracy"] == pytest.approx((0.8389, 1.0), abs=1e-4)  # Wilson's: n / (n + 1.96²) to 1
 
 
 @pytest.mark.parametrize("several", [False, True])
