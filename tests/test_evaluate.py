@@ -224,7 +224,8 @@ def test_what_is_resampled_is_what_is_reported(several: bool) -> None:
     for name, value in once.items():
         assert value[0] == pytest.approx(whole[name], rel=1e-4), name
     for name, (low, high) in intervals(found.outcomes).items():
-        assert low <= whole[name] <= high or name == "expected_calibration_error", name  # which chance makes larger
+        assert low <= whole[name] <= high, name
+    assert "expected_calibration_error" not in intervals(found.outcomes)  # chance makes that of a resample larger
 
 
 def test_intervals_are_as_wide_as_the_binomials() -> None:
@@ -232,6 +233,13 @@ def test_intervals_are_as_wide_as_the_binomials() -> None:
     low, high = intervals(found.outcomes)["accuracy"]
     share = compute(found, 2000).values["accuracy"]
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 2000), rel=0.1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_all_right_of_twenty_is_not_certainty(several: bool) -> None:
+    _, truth = made(20, several=several)
+    reach = intervals(judged(np.where(truth, 0.9, 0.02).astype(np.float32), truth, several=several).outcomes)
+    assert reach["accuracy"] == pytest.approx((0.8389, 1.0), abs=1e-4)  # Wilson's: n / (n + 1.96²) to 1
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -265,6 +273,24 @@ def test_the_test_of_accuracy_is_mcnemars_of_the_images_that_both_have_seen() ->
     assert found["images"] == 200
     assert found["metrics"]["accuracy"]["p_value"] == binomtest(won, won + lost).pvalue
     assert found["metrics"]["accuracy"]["change"] == pytest.approx(is_.mean() - was.mean())
+
+
+def test_a_baseline_of_another_folder_is_found_by_the_files_names() -> None:
+    scores, truth = made(several=False)
+
+    def of(folder: str, rows: range) -> SingleLabel | MultiLabel:
+        pairs = [
+            Pair({**record(row, scores[row]), "image": f"{folder}/{row}.jpg"}, [CLASSES[truth[row].argmax()]], row)
+            for row in rows
+        ]
+        return judge(pairs, CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5).outcomes
+
+    before, now = unpack(pack(of("/old/val", range(200)))), of("/new/val", range(100, 300))
+    assert compare(before, now)["images"] == 100
+    with pytest.raises(UsageError, match="no image of it is here with the same label"):
+        compare(of("/old/val", range(50)), now)
+    with pytest.raises(UsageError, match="only these may have several labels"):
+        compare(before, judged(*made(several=True), several=True).outcomes)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20), st.booleans())
@@ -408,6 +434,7 @@ def test_gates_and_a_baseline_as_ci_uses_them(demo: Path, tmp_path: Path) -> Non
     assert f"--fail-under: f1_macro is {found['metrics']['f1_macro']:.4f}, {gap:.4g} under 0.999" in below.stderr
     assert [gate["passed"] for gate in found["gates"].values()] == [True, True, False]
     assert found["baseline"]["images"] == 40
+    assert f"against {demo / 'metrics.json'}, on the 40 images of both: no metric changed beyond noise" in below.stderr
     assert all(change["within_noise"] for change in found["baseline"]["metrics"].values())
     assert evaluated(*command, *gates[:4]).exit_code == 0
     missing = evaluated(*command, "--fail-under", "jaccard_macro=0.1")

@@ -107,6 +107,7 @@ def evaluate(request: Request) -> Evaluation:
     compared = None
     if baseline:
         compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
+        logger.info("%s", _changed(compared))
     gates, below = _check_gates(request.gates, found)
     mistakes = most_confident_mistakes(judged)
     document = {
@@ -232,6 +233,14 @@ def _counts(material: _Material, found: Metrics) -> dict[str, Any]:
         "classes_without_images": empty,
         "listed_without_images": folders,
     }
+
+
+def _changed(compared: Mapping[str, Any]) -> str:
+    metrics = compared["metrics"]
+    beyond = [f"{name} {of['change']:+.4f}" for name, of in metrics.items() if not of["within_noise"]]
+    none = "no metric changed beyond noise" if metrics else "no metric that both have"
+    told = f"beyond noise: {', '.join(beyond)}" if beyond else none
+    return f"against {compared['file']}, on the {compared['images']:,} images of both: {told}"
 
 
 def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], list[str]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from deit_batch.evaluation.judged import Pair
+from deit_batch.evaluation.judged import Pair, file_name
 from deit_batch.io import Failure, identity
 from deit_batch.labelled import LabelledSource
 
@@ -36,14 +36,14 @@ class Labels:
             if key not in self._by_key:
                 self.inputs += 1
                 self._by_key[key] = row
-                file = _file_name(key)
+                file = file_name(key)
                 self._by_file[file] = None if file in self._by_file else row
             elif (other := self._by_key[key]) and other[1] != row[1]:
-                self._by_key[key] = self._by_file[_file_name(key)] = None
+                self._by_key[key] = self._by_file[file_name(key)] = None
                 self.failures["labelled twice, differently"] += 1
         self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record's key that has it
         for key in map(_key, records):
-            if self._by_file.get(file := _file_name(key)):
+            if self._by_file.get(file := file_name(key)):
                 self._only[file] = key if self._only.get(file, key) == key else None
 
     def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
@@ -67,13 +67,9 @@ class Labels:
         key = _key(record)
         if key in self._by_key:
             return self._by_key[key]
-        file = _file_name(key)
+        file = file_name(key)
         return self._by_file.get(file) if self._only.get(file) == key else None
 
 
 def _key(record: Mapping[str, Any]) -> str:
     return str(record.get("image") or record.get("image_sha256"))
-
-
-def _file_name(key: str) -> str:
-    return key.rsplit("/", 1)[-1]

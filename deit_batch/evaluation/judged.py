@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,9 +29,10 @@ _KEY_CHARS = 12  # of SHA-256 in hexadecimal: of 50,000 images no two share thei
 @dataclass(frozen=True, slots=True)
 class SingleLabel:
     """Of n images, one label each. `keys`: a digest of image and label, by which one evaluation finds the images of
-    another; `labels`, `predicted`: numbers of classes; `rank`: at which place of the predictions the label stands, from
-    1, or 0 if it is not among them; `depth`: how many there are at least; `confidence`: the best score; `loss`: minus
-    the logarithm of the label's score, NaN if that is not there. All [n]."""
+    another; `files`: the same of the file's name alone, for images in another folder ([] of an evaluation that has not
+    kept them); `labels`, `predicted`: numbers of classes; `rank`: at which place of the predictions the label stands,
+    from 1, or 0 if it is not among them; `depth`: how many there are at least; `confidence`: the best score; `loss`:
+    minus the logarithm of the label's score, NaN if that is not there. All [n]."""
 
     classes: list[str]
     keys: list[str]
@@ -41,17 +42,19 @@ class SingleLabel:
     confidence: Floats
     loss: Floats
     depth: int
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class MultiLabel:
     """Of n images, any number of labels each. `truth` and `predicted`: [n, classes]; the latter None if of some image
-    labels may be missing whose scores reach the threshold; `keys` as above."""
+    labels may be missing whose scores reach the threshold; `keys` and `files` as above."""
 
     classes: list[str]
     keys: list[str]
     truth: Bools
     predicted: Bools | None
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class _Kept:
     image: str | None
     place: int
     key: str
+    file: str
     labels: list[int]
     predicted: Ints
     values: NDArray[np.float32]
@@ -175,10 +179,17 @@ def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Se
         # What is best is all that is still needed: the rest is in `scores`.
         ranked = np.argsort(-scores, kind="stable")
         predicted, values = ranked[:1], scores[ranked[:1]]
-    names = sorted(classes[label] for label in labels)
-    identity = [pair.record["image"], pair.record.get("image_sha256"), names]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
-    return _Kept(pair.record["image"], pair.place, key, labels, predicted, values, scores, len(predictions))
+    image, rest = pair.record["image"], [pair.record.get("image_sha256"), sorted(classes[label] for label in labels)]
+    key, file = _digest([image, *rest]), _digest([image and file_name(image), *rest])
+    return _Kept(image, pair.place, key, file, labels, predicted, values, scores, len(predictions))
+
+
+def file_name(image: str) -> str:
+    return image.rsplit("/", 1)[-1]
+
+
+def _digest(identity: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
 
 
 def _summed(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -210,6 +221,7 @@ def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
         confidence=np.array([item.values[0] for item in kept], np.float64),
         loss=-np.log(np.clip(score, smallest, 1)),
         depth=min(len(classes) if item.scores is not None else item.depth for item in kept),
+        files=[item.file for item in kept],
     )
 
 
@@ -225,7 +237,8 @@ def _multi(kept: list[_Kept], classes: Sequence[str], threshold: float) -> Multi
         else:
             predicted[row, item.predicted[(item.values >= threshold) & (item.predicted >= 0)]] = True
             cut |= bool(item.values.min(initial=np.inf) >= threshold)
-    return MultiLabel(list(classes), [item.key for item in kept], truth, None if cut else predicted)
+    keys, files = [item.key for item in kept], [item.file for item in kept]
+    return MultiLabel(list(classes), keys, truth, None if cut else predicted, files)
 
 
 def _why_nothing(failures: Counter[str], matching: Matching, classes: Sequence[str]) -> str:

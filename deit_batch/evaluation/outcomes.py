@@ -1,4 +1,4 @@
-"""The few numbers of each image that a later evaluation is compared by, in JSON: about 40 bytes an image."""
+"""The few numbers of each image that a later evaluation is compared by, in JSON: about 60 bytes an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deit_batch.evaluation.judged import Bools, MultiLabel, SingleLabel
 
 def pack(outcomes: SingleLabel | MultiLabel) -> dict[str, Any]:
     """Columns, a place for each image; classes by their number in `classes`."""
-    packed: dict[str, Any] = {"classes": outcomes.classes, "keys": outcomes.keys}
+    packed: dict[str, Any] = {"classes": outcomes.classes, "keys": outcomes.keys, "files": outcomes.files}
     if isinstance(outcomes, MultiLabel):
         predicted = outcomes.predicted
         return packed | {
@@ -54,13 +54,15 @@ def read_baseline(path: Path) -> SingleLabel | MultiLabel:
 
 
 def unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:
-    classes, keys = list(packed["classes"]), list(packed["keys"])
+    classes, keys, files = list(packed["classes"]), list(packed["keys"]), list(packed.get("files", []))
+    if files and len(files) != len(keys):
+        raise ValueError("columns of different lengths")
     if "truth" in packed:
         shape, predicted = (len(keys), len(classes)), packed["predicted"]
         told = None if predicted is None else _marks(predicted, shape)
-        return MultiLabel(classes, keys, _marks(packed["truth"], shape), told)
+        return MultiLabel(classes, keys, _marks(packed["truth"], shape), told, files)
     labels, predicted, rank = (np.array(packed[name], np.int64) for name in ("labels", "predicted", "rank"))
     confidence, loss = (np.array(packed[name], np.float64) for name in ("confidence", "loss"))  # null becomes NaN
     if any(column.shape != (len(keys),) for column in (labels, predicted, rank, confidence, loss)):
         raise ValueError("columns of different lengths")
-    return SingleLabel(classes, keys, labels, predicted, rank, confidence, loss, int(packed["depth"]))
+    return SingleLabel(classes, keys, labels, predicted, rank, confidence, loss, int(packed["depth"]), files)

@@ -14,8 +14,6 @@ _HEADLINES = {
     "f1_macro": "F1, macro",
     "f1_micro": "F1, micro",
     "jaccard_macro": "Jaccard (IoU), macro",
-    "roc_auc_macro": "ROC AUC, macro",
-    "average_precision_macro": "average precision, macro",
     "log_loss": "log loss (lower is better)",
     "expected_calibration_error": "expected calibration error (lower is better)",
 }
