@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ def test_images_of_one_name_and_of_none_are_joined_by_turns_and_digests(tmp_path
     found = compared(old, new, tmp_path)
     assert found.flips == {("d", "e"): 1, ("c", "z"): 1}
     assert (found.states["same label"], found.states["only in new"], found.states["only in old"]) == (2, 1, 0)
+
+
+def test_names_that_are_not_utf8_are_not_mixed_up(tmp_path: Path) -> None:
+    """Both are the same name in the records, with a replacement character."""
+
+    def named(index: int, name: bytes, label: str) -> Json:
+        given = name.decode("utf-8", "replace")
+        return record(index, given, (label, 0.5), image_bytes=base64.b64encode(name).decode())
+
+    old = [named(0, b"\xe9.jpg", "can"), named(1, b"\xe8.jpg", "jar"), named(2, b"\xe8.jpg", "lid")]
+    found = compared(old, [named(0, b"\xe8.jpg", "jar"), named(1, b"\xe7.jpg", "lid")], tmp_path)
+    assert found.states == {"same label": 1, "only in new": 1, "only in old": 2}
+    assert [change.record["image"] for change in found.changed] == ["\ufffd.jpg"] * 3
 
 
 RECORDS = st.lists(

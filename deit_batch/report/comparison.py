@@ -259,7 +259,10 @@ class _Answers:
 
 
 def _key(record: Mapping[str, Any]) -> str:
-    """The image's name, or after a NUL, which no name has, what there is instead."""
+    """The image's name, with its exact bytes in base64 if it is not UTF-8; or what there is instead. A NUL, which no
+    name has, stands before those."""
+    if exact := record.get("image_bytes"):
+        return f"{record['image']}\0{exact}"
     return record["image"] or f"\0{record.get('image_sha256') or record['index']}"
 
 
