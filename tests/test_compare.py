@@ -148,6 +148,17 @@ def test_what_ci_sees(tmp_path: Path) -> None:
     assert "--fail-under: the agreement is 0.2000, under 0.21" in gated.stderr
 
 
+def test_a_sample_is_not_called_all_of_them(tmp_path: Path) -> None:
+    """Nor do the images of the largest changes, some of which have kept their label, count for the missing ones."""
+    old = [record(n, f"{n}.jpg", ("can", 0.9)) for n in range(8)]
+    new = [record(n, f"{n}.jpg", ("can" if n < 4 else "jar", 0.1)) for n in range(8)]
+    paths = write(tmp_path / "old.jsonl", old), write(tmp_path / "new.jsonl", new)
+    for rows, told in (("3", "A random sample of 3 of the 4 that did"), ("4", "All of them")):
+        done = invoke("compare", *paths, "--rows", rows, "--thumbnails", "8", "--out", tmp_path / "c.html")
+        assert done.exit_code == 0, done.output
+        assert told in Page((tmp_path / "c.html").read_text()).text
+
+
 def test_an_agreement_that_can_not_be_had_passes_no_gate(tmp_path: Path) -> None:
     broken = write(tmp_path / "a.jsonl", [record(0, "a.jpg", error="broken")])
     assert invoke("compare", broken, broken).exit_code == 0
