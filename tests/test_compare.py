@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,19 @@ def test_images_of_one_name_and_of_none_are_joined_by_turns_and_digests(tmp_path
     assert (found.states["same label"], found.states["only in new"], found.states["only in old"]) == (2, 1, 0)
 
 
+def test_names_that_are_not_utf8_are_not_mixed_up(tmp_path: Path) -> None:
+    """Both are the same name in the records, with a replacement character."""
+
+    def named(index: int, name: bytes, label: str) -> Json:
+        given = name.decode("utf-8", "replace")
+        return record(index, given, (label, 0.5), image_bytes=base64.b64encode(name).decode())
+
+    old = [named(0, b"\xe9.jpg", "can"), named(1, b"\xe8.jpg", "jar"), named(2, b"\xe8.jpg", "lid")]
+    found = compared(old, [named(0, b"\xe8.jpg", "jar"), named(1, b"\xe7.jpg", "lid")], tmp_path)
+    assert found.states == {"same label": 1, "only in new": 1, "only in old": 2}
+    assert [change.record["image"] for change in found.changed] == ["\ufffd.jpg"] * 3
+
+
 RECORDS = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "c", None]),
@@ -132,6 +146,17 @@ def test_what_ci_sees(tmp_path: Path) -> None:
         assert gated.exit_code == status
         assert json.loads((tmp_path / "d.json").read_bytes())["passed"] == (status == 0)
     assert "--fail-under: the agreement is 0.2000, under 0.21" in gated.stderr
+
+
+def test_a_sample_is_not_called_all_of_them(tmp_path: Path) -> None:
+    """Nor do the images of the largest changes, some of which have kept their label, count for the missing ones."""
+    old = [record(n, f"{n}.jpg", ("can", 0.9)) for n in range(8)]
+    new = [record(n, f"{n}.jpg", ("can" if n < 4 else "jar", 0.1)) for n in range(8)]
+    paths = write(tmp_path / "old.jsonl", old), write(tmp_path / "new.jsonl", new)
+    for rows, told in (("3", "A random sample of 3 of the 4 that did"), ("4", "All of them")):
+        done = invoke("compare", *paths, "--rows", rows, "--thumbnails", "8", "--out", tmp_path / "c.html")
+        assert done.exit_code == 0, done.output
+        assert told in Page((tmp_path / "c.html").read_text()).text
 
 
 def test_an_agreement_that_can_not_be_had_passes_no_gate(tmp_path: Path) -> None:

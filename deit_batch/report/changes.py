@@ -113,7 +113,7 @@ def _as_page(comparison: Comparison, document: Mapping[str, Any], pictures: Mapp
             "note": "Of the score of the label that was the best before. The first bar is before, the second now.",
             "cards": [_card(change, pictures[change.place]) for change in comparison.largest],
         },
-        sampled=changed > len(comparison.changed),
+        sampled=comparison.sampled,
         changed=changed,
         data=table.as_data(),
     )

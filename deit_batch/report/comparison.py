@@ -94,7 +94,8 @@ class Side:
 @dataclass(slots=True)
 class Comparison:
     """`flips`: images by the label before and now; `largest`: the largest changes of score; `changed`: every image that
-    is not as it was (a random sample, if those are many) and those of the largest changes, by place."""
+    is not as it was (a random sample, if those are many; `sampled` of them) and those of the largest changes, by
+    place."""
 
     old: Side
     new: Side
@@ -104,6 +105,7 @@ class Comparison:
     kept: Counter[str] = field(default_factory=Counter)
     largest: list[Change] = field(default_factory=list)
     changed: list[Change] = field(default_factory=list)
+    sampled: int = 0
     run: Json | None = None
 
     @property
@@ -183,6 +185,7 @@ def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Compari
             sample.offer(change)
     comparison.largest = largest.ranked()
     shown = {change.place: change for change in (*sample.kept, *comparison.largest)}
+    comparison.sampled = len(sample.kept)
     comparison.changed = [shown[place] for place in sorted(shown)]
     if not (comparison.compared or comparison.states["fails in both"]):
         raise InputError(f"no image is both in {old} and in {new}: images are joined by their names")
@@ -259,7 +262,10 @@ class _Answers:
 
 
 def _key(record: Mapping[str, Any]) -> str:
-    """The image's name, or after a NUL, which no name has, what there is instead."""
+    """The image's name, with its exact bytes in base64 if it is not UTF-8; or what there is instead. A NUL, which no
+    name has, stands before those."""
+    if exact := record.get("image_bytes"):
+        return f"{record['image']}\0{exact}"
     return record["image"] or f"\0{record.get('image_sha256') or record['index']}"
 
 
