@@ -214,7 +214,9 @@ def gain(folder: Path) -> str:
         [metric(folder, f"{kind}-{seed}-test", "accuracy") for seed in SEEDS] for kind in ("alone", "taught")
     )
     points = [100 * (one - other) for one, other in zip(taught, alone, strict=True)]
-    verdict = "Distillation helped" if min(points) > 0 else "Distillation brought no gain that three seeds agree on"
+    verdict = "Distillation did neither good nor harm that all seeds agree on"
+    if min(points) > 0 or max(points) < 0:
+        verdict = "Distillation helped" if min(points) > 0 else "Distillation did not help, it did harm"
     return f"{verdict}: {', '.join(f'{point:+.2f}' for point in points)} points of accuracy, with the same seeds."
 
 
