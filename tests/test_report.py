@@ -310,10 +310,17 @@ def test_every_format_with_names_is_read_back(format: str, photos: Path, vit: Pa
         ("p.jsonl", "not json"),
         ("p.jsonl", "[]"),
         ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": NaN}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": 1e308}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": -0.1}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": true}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": 1%s}]}' % ("0" * 400)),
+        ("p.jsonl", '{"index": 0, "image": "a", "image_bytes": 5, "predictions": []}'),
         ("p.jsonl", '{"index": 0, "image": "a", "predictions": [], "error": "x"}'),
         ("p.jsonl", '{"index": 0, "image": 5, "predictions": []}'),
         ("p.csv", "index,image\n0,a\n"),
         ("p.csv", "index,image,predictions,error_type,error_message\nx,a,[],,\n"),
+        ("p.csv", "index,image,predictions,error_type,error_message\n0,a,[],,\n1,b"),
+        ("p.csv", "index,image,predictions,error_type,error_message\n0,a,[],,,more\n"),
         ("p.parquet", "PAR1"),
     ],
 )
@@ -334,6 +341,32 @@ def test_a_run_report_of_another_file_is_not_believed(
     predictions.write_bytes(predictions.read_bytes() * 2)
     assert run_report(predictions) is None
     assert "is of another file" in messages[-1]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"images_per_second": "fast"},
+        {"seconds": [1]},
+        {"seconds": {"total": "1"}},
+        {"versions": ["torch"]},
+        {"settings": {"commit": 5}},
+        {"settings": {"recipe": {"resample": []}}},
+        {"settings": {"recipe": {"mean": ["x"]}}},
+        {"settings": {"threshold": float("nan")}},
+        {"settings": {"limit": "x"}},
+        {"settings": None},
+    ],
+    ids=str,
+)
+def test_a_run_report_of_odd_types_ends_nothing(odd: Json, tmp_path: Path, messages: list[str]) -> None:
+    predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
+    run = {"output": {"bytes": predictions.stat().st_size}, "settings": {}}
+    (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run))
+    assert run_report(predictions) == run
+    (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run | odd))
+    assert run_report(predictions) is None
+    assert "can't be read" in messages[-1]
 
 
 # --- the few out of many --------------------------------------------------------------------------------------------
