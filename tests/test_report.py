@@ -181,6 +181,12 @@ def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["p.jsonl"]
 
 
+def test_an_image_is_counted_where_the_table_finds_it() -> None:
+    scores = [0.049996, 0.05, 0.04994, 0.15, 0.99999, 1.0, 0.0]
+    found = summarise((record(n, "x", ("can", score)) for n, score in enumerate(scores)), most_rows=9, most_shown=0)
+    assert {number: images for number, images in enumerate(found.bins) if images} == {0: 2, 1: 2, 3: 1, 19: 2}
+
+
 def test_failures_of_endless_kinds_are_bounded() -> None:
     found = summarise((record(n, "x", error=f"line {n}") for n in range(1000)), most_rows=10, most_shown=1)
     assert len(found.reasons) == MOST_REASONS + 1
