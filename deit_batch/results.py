@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     if suffix == ".json":
         raise UsageError(f"{path}: says of no prediction which image it is of; give a .jsonl, .csv or .parquet file")
     readers: dict[str, Callable[[Path], Iterator[Any]]] = {".csv": _read_csv, ".parquet": _read_parquet}
+    number = 0
     try:
         for number, record in enumerate(readers.get(suffix, _read_jsonl)(path), 1):
             if not _is_record(record):
@@ -35,10 +35,12 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     except (
         ValueError,
         KeyError,
+        TypeError,
+        OverflowError,
         RecursionError,
         csv.Error,
     ) as error:  # of pyarrow's, those about content are ValueErrors
-        raise UsageError(f"{path}: not a file of predictions that can be read: {error}") from error
+        raise UsageError(f"{path}, record {number + 1}: can't be read as predictions of score: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
 
@@ -47,14 +49,40 @@ def run_report(path: Path) -> dict[str, Any] | None:
     """What lies beside a file of predictions as its `.run.json`; None if there is none, or it is of another file."""
     try:
         report = json.loads(Path(os.path.realpath(path) + ".run.json").read_bytes())
-        if report["output"]["bytes"] == path.stat().st_size and isinstance(report["settings"], dict):
+        json.dumps(report, allow_nan=False)  # as it may be written again
+        if not _is_report(report):
+            raise ValueError("not as score writes it")
+        if report["output"]["bytes"] == path.stat().st_size:
             return dict(report)
         logger.warning("%s.run.json is of another file: the page says nothing of the run", path)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s.run.json can't be read: the page says nothing of the run (%r)", path, error)
     return None
+
+
+def _is_report(report: Any) -> bool:
+    """Whether all that its readers use is of the type that they take for granted, or not there."""
+    numbers, text = (int, float), str
+    if not (isinstance(report, dict) and isinstance(report.get("settings"), dict)):
+        return False
+    if not _has(report, {"images_per_second": numbers, "seconds": dict, "versions": dict}):
+        return False
+    settings, seconds = report["settings"], report.get("seconds") or {}
+    if not _has(settings, {"commit": text, "recipe": dict, "column": text, "limit": int}):
+        return False
+    recipe = settings.get("recipe") or {}
+    if not (_has(recipe, {"resample": int, "mean": list, "std": list}) and _has(seconds, {"total": numbers})):
+        return False
+    return all(isinstance(value, numbers) for name in ("mean", "std") for value in recipe.get(name) or [])
+
+
+def _has(values: Any, types: Mapping[str, type | tuple[type, ...]]) -> bool:
+    """Whether it is an object whose fields, where they say something, are of these types."""
+    return isinstance(values, dict) and all(
+        isinstance(values[name], kind) for name, kind in types.items() if values.get(name) is not None
+    )
 
 
 def _is_record(record: Any) -> bool:
@@ -64,7 +92,7 @@ def _is_record(record: Any) -> bool:
     error = record.get("error", {"type": "", "message": ""})
     return (
         isinstance(record["index"], int)
-        and isinstance(record["image"], str | None)
+        and all(isinstance(record.get(name), str | None) for name in ("image", "image_bytes", "image_sha256"))
         and isinstance(record["predictions"], list)
         and all(_is_prediction(prediction) for prediction in record["predictions"])
         and isinstance(error, dict)
@@ -77,7 +105,8 @@ def _is_prediction(value: Any) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("label"), str)
         and isinstance(value.get("score"), int | float)
-        and math.isfinite(value["score"])
+        and not isinstance(value["score"], bool)
+        and 0 <= value["score"] <= 1  # and so no NaN
     )
 
 
@@ -91,6 +120,8 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(MAX_ROW_CHARS)  # all the scores of a thousand classes are one field
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, strict=True):
+            if None in row or None in row.values():
+                raise ValueError("not as many fields as the header has; is the file cut off?")
             record: dict[str, Any] = {name: value or None for name, value in row.items() if name not in _CSV_OWN}
             record |= {"index": int(row["index"]), "predictions": json.loads(row["predictions"])}
             if row["error_type"]:

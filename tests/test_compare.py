@@ -148,6 +148,18 @@ def test_what_ci_sees(tmp_path: Path) -> None:
     assert "--fail-under: the agreement is 0.2000, under 0.21" in gated.stderr
 
 
+def test_names_and_labels_forge_no_line_of_a_log(tmp_path: Path) -> None:
+    name = "a\n::error::\x1b[2J\u202egpj.exe"
+    old = write(tmp_path / "old.jsonl", [record(0, name, ("can\r", 0.9))])
+    new = write(tmp_path / "new.jsonl", [record(0, name, ("jar\x9b", 0.9))])
+    lines = invoke("compare", old, new).stdout.split("\n")
+    assert lines[-3:] == [
+        r"flip  can\r → jar\x9b: 1",
+        r"change  -0.9000 can\r 0.9000 → jar\x9b 0.9000: a\n::error::\x1b[2J\u202egpj.exe",
+        "",
+    ]
+
+
 def test_a_sample_is_not_called_all_of_them(tmp_path: Path) -> None:
     """Nor do the images of the largest changes, some of which have kept their label, count for the missing ones."""
     old = [record(n, f"{n}.jpg", ("can", 0.9)) for n in range(8)]

@@ -181,6 +181,12 @@ def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["p.jsonl"]
 
 
+def test_an_image_is_counted_where_the_table_finds_it() -> None:
+    scores = [0.049996, 0.05, 0.04994, 0.15, 0.99999, 1.0, 0.0]
+    found = summarise((record(n, "x", ("can", score)) for n, score in enumerate(scores)), most_rows=9, most_shown=0)
+    assert {number: images for number, images in enumerate(found.bins) if images} == {0: 2, 1: 2, 3: 1, 19: 2}
+
+
 def test_failures_of_endless_kinds_are_bounded() -> None:
     found = summarise((record(n, "x", error=f"line {n}") for n in range(1000)), most_rows=10, most_shown=1)
     assert len(found.reasons) == MOST_REASONS + 1
@@ -310,10 +316,17 @@ def test_every_format_with_names_is_read_back(format: str, photos: Path, vit: Pa
         ("p.jsonl", "not json"),
         ("p.jsonl", "[]"),
         ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": NaN}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": 1e308}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": -0.1}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": true}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": 1%s}]}' % ("0" * 400)),
+        ("p.jsonl", '{"index": 0, "image": "a", "image_bytes": 5, "predictions": []}'),
         ("p.jsonl", '{"index": 0, "image": "a", "predictions": [], "error": "x"}'),
         ("p.jsonl", '{"index": 0, "image": 5, "predictions": []}'),
         ("p.csv", "index,image\n0,a\n"),
         ("p.csv", "index,image,predictions,error_type,error_message\nx,a,[],,\n"),
+        ("p.csv", "index,image,predictions,error_type,error_message\n0,a,[],,\n1,b"),
+        ("p.csv", "index,image,predictions,error_type,error_message\n0,a,[],,,more\n"),
         ("p.parquet", "PAR1"),
     ],
 )
@@ -334,6 +347,32 @@ def test_a_run_report_of_another_file_is_not_believed(
     predictions.write_bytes(predictions.read_bytes() * 2)
     assert run_report(predictions) is None
     assert "is of another file" in messages[-1]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"images_per_second": "fast"},
+        {"seconds": [1]},
+        {"seconds": {"total": "1"}},
+        {"versions": ["torch"]},
+        {"settings": {"commit": 5}},
+        {"settings": {"recipe": {"resample": []}}},
+        {"settings": {"recipe": {"mean": ["x"]}}},
+        {"settings": {"threshold": float("nan")}},
+        {"settings": {"limit": "x"}},
+        {"settings": None},
+    ],
+    ids=str,
+)
+def test_a_run_report_of_odd_types_ends_nothing(odd: Json, tmp_path: Path, messages: list[str]) -> None:
+    predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
+    run = {"output": {"bytes": predictions.stat().st_size}, "settings": {}}
+    (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run))
+    assert run_report(predictions) == run
+    (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run | odd))
+    assert run_report(predictions) is None
+    assert "can't be read" in messages[-1]
 
 
 # --- the few out of many --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from deit_batch.io import Tally
 from deit_batch.report.chosen import Best, Sample
-from deit_batch.report.table import Bar
+from deit_batch.report.table import SCALE, Bar
 
 BINS = 20
 """Of the distribution of confidence, of equal width."""
@@ -139,7 +139,7 @@ def summarise(
             continue
         best = predictions[0]
         summary.classes[best["label"]] += 1
-        summary.bins[min(BINS - 1, max(0, int(best["score"] * BINS)))] += 1
+        summary.bins[_bin(best["score"])] += 1
         least.offer(-best["score"], seen)
         most.offer(best["score"], seen)
         if seen.state == "wrong":
@@ -159,6 +159,11 @@ def _state(record: Json, truth: Sequence[str] | None, several: bool) -> State:
     if truth is None:
         return "scored" if predictions else "no label"
     return "right" if _is_right(truth, predictions, several=several) else "wrong"
+
+
+def _bin(score: float) -> int:
+    """By the score as the table shows it, in whole numbers of 1 / SCALE, so that the table finds what is counted."""
+    return min(BINS - 1, round(score * SCALE) * BINS // SCALE)
 
 
 def _slim(record: Json) -> Json:
