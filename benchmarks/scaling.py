@@ -1,9 +1,9 @@
-"""What --engine ray costs, and how it grows: 1 and 2 actors pinned to one core each, beside the local engine on these
-cores.
+"""What --engine ray costs, and how it grows: scaling.py [--quick]. 1 and 2 actors pinned to one core each, beside the
+local engine on the same cores.
 
 Each node of the cluster is a process of this machine with one core; the head, which does no work, and the driver share
 those cores, as everything of the local engine does. Writes scaling.md beside itself. Three minutes on 2 cores that have
-nothing else to do.
+nothing else to do; --quick is one turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ray.cluster_utils import Cluster
 from report import describe_machine, versions
 
 HERE = Path(__file__).resolve().parent
-TURNS, IMAGES, PART = 3, 192, 16
+TURNS = 1 if "--quick" in sys.argv else 3
+IMAGES, PART = 192, 16
 CORES = sorted(os.sched_getaffinity(0))[:2]
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -134,7 +135,7 @@ def main() -> None:
 PAGE = """# On a cluster
 
 Written by `benchmarks/scaling.py`, on {machine}, with {libraries}, ray {ray}; the machine's load was {load:.1f} at the
-end. DeiT-Ti, float32, {images} pictures of 500×375 pixels in parts of {part}; {turns} turns, the median with the least
+end. DeiT-Ti, float32, {images} pictures of 500×375 pixels in parts of {part}; {turns} turn(s), the median with the least
 and the greatest. Each actor is on a node of its own, pinned to one core, on which its node's decoding and all of Ray's
 own processes run, too; the local engine has the same cores. Only ratios travel.
 
