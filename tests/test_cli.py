@@ -302,7 +302,7 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tmp_path: Path, monkeypatch:
 def test_every_command_and_option_has_help_that_opens_with_an_example() -> None:
     for name, command in main.commands.items():
         shown = CliRunner().invoke(main, [name, "--help"]).stdout
-        assert shown.startswith(f"Example:\n\n  deit-batch {name} ")
+        assert shown.startswith(f"Example:\n\n  deit-batch {name}")
         with click.Context(command) as context:
             for param in command.get_params(context):
                 if isinstance(param, click.Option):
