@@ -89,7 +89,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     old = [record(n, f"{n:03}.jpg", (LABELS[n % 3], 0.5)) for n in range(60)]
-    new = [record(n, f"{n:03}.jpg", (LABELS[n % 2], 0.4 + n / 100)) for n in range(5, 65)]
+    new = [record(n, f"{n:03}.jpg", (LABELS[n % 2], 0.3 + n / 100)) for n in range(5, 65)]
     new[9] = record(14, "014.jpg", error=HOSTILE[0])
     done = invoke(
         "compare", write(folder / "old.jsonl", old), write(folder / "new.jsonl", new), "--out", folder / "c.html"
