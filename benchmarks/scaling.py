@@ -134,10 +134,12 @@ def main() -> None:
 
 PAGE = """# On a cluster
 
-Written by `benchmarks/scaling.py`, on {machine}, with {libraries}, ray {ray}; the machine's load was {load:.1f} at the
-end. DeiT-Ti, float32, {images} pictures of 500×375 pixels in parts of {part}; {turns} turn(s), the median with the least
-and the greatest. Each actor is on a node of its own, pinned to one core, on which its node's decoding and all of Ray's
-own processes run, too; the local engine has the same cores. Only ratios travel.
+Written by `benchmarks/scaling.py`, on {machine}, with
+{libraries}, ray {ray}; the machine's load was {load:.1f} at the end, of which about 2 is the benchmark's own.
+
+DeiT-Ti, float32, {images} pictures of 500×375 pixels in parts of {part}. Turns: {turns}; the median, with the least and
+the greatest. Each actor is on a node of its own, pinned to one core, on which its node's decoding and all of Ray's own
+processes run, too; the local engine has the same cores. Only ratios travel.
 
 | speed once it runs | ratio |
 | --- | ---: |
