@@ -1,4 +1,4 @@
-"""One location to bytes, within limits; the URLs of a batch side by side."""
+"""One location to bytes, within limits; the URLs and stored objects of a batch side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -18,8 +18,9 @@ from functools import cached_property
 import httpcore2
 import httpx2
 
+from deit_batch import stores
 from deit_batch.errors import FetchError, ImageError, RowError
-from deit_batch.io import Base64, Failure, LocalFile, Location, Url
+from deit_batch.io import Base64, Failure, LocalFile, Location, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.network import Network
 
@@ -43,6 +44,8 @@ class Fetcher:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._stores: dict[str, stores.Store] = {}
+        self._making_a_store = threading.Lock()
 
     @cached_property
     def _network(self) -> Network:
@@ -66,10 +69,12 @@ class Fetcher:
         return defaultdict(lambda: threading.Semaphore(self._limits.connections))
 
     def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
-        """The bytes at each location, in order, or why they can't be had. URLs are fetched at the same time."""
-        urls = [(i, self._threads.submit(self.fetch, at)) for i, at in enumerate(locations) if isinstance(at, Url)]
-        results = [b"" if isinstance(at, Url) else self.fetch(at) for at in locations]
-        for i, future in urls:
+        """The bytes at each location, in order, or why they can't be had. What is far away is fetched at the same
+        time."""
+        far = [isinstance(at, Url | StoredFile) for at in locations]
+        coming = [(i, self._threads.submit(self.fetch, at)) for i, at in enumerate(locations) if far[i]]
+        results = [b"" if far[i] else self.fetch(at) for i, at in enumerate(locations)]
+        for i, future in coming:
             results[i] = future.result()
         return results
 
@@ -85,7 +90,9 @@ class Fetcher:
                 case LocalFile(path):
                     data = self._read_file(path)
                 case Url(url):
-                    data = self._download(url)
+                    data = self._persistently(lambda: self._follow(url))
+                case StoredFile():
+                    data = self._read_object(location)
             if not data:
                 raise FetchError("no bytes: the file or field is empty")
             if len(data) > self._limits.image_bytes:
@@ -116,17 +123,27 @@ class Fetcher:
         """The path with every link resolved, if a root is set: what is opened is what was checked."""
         if self._limits.root is None:
             return path
+        if stores.is_stored(self._limits.root):
+            raise FetchError("outside of --root")
         root, real = os.path.realpath(self._limits.root), os.path.realpath(path)
         if os.path.commonpath([root, real]) != root:
             raise FetchError("outside of --root")
         return real
 
-    # --- URLs -------------------------------------------------------------------------------------------------------
+    def _require_under_root(self, address: str) -> None:
+        root = self._limits.root
+        if root is None:
+            return
+        inside = stores.is_stored(root) and address.startswith(root.rstrip("/") + "/")
+        if not inside or ".." in address.split("/"):
+            raise FetchError("outside of --root")
 
-    def _download(self, url: str) -> bytes:
+    # --- what is far away -------------------------------------------------------------------------------------------
+
+    def _persistently(self, fetch: Callable[[], bytes]) -> bytes:
         for attempt in range(self._limits.retries + 1):
             try:
-                return self._follow(url)
+                return fetch()
             except _PassingError as error:
                 if attempt == self._limits.retries:
                     raise FetchError(str(error)) from error
@@ -134,6 +151,32 @@ class Fetcher:
                 wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
                 time.sleep(min(wait, LONGEST_WAIT))
         raise AssertionError  # the last attempt returns or raises
+
+    def _read_object(self, file: StoredFile) -> bytes:
+        self._require_under_root(file.address)
+        scheme, _, path = file.address.partition("://")
+        return self._persistently(lambda: self._read_at_once(self._store(scheme), path, file.size))
+
+    def _store(self, scheme: str) -> stores.Store:
+        """Made where it is used: a store must not be carried into a worker."""
+        with self._making_a_store:
+            if scheme not in self._stores:
+                self._stores[scheme] = stores.Store(scheme, patient=False, connections=self._limits.connections)
+            return self._stores[scheme]
+
+    def _read_at_once(self, store: stores.Store, path: str, size: int | None) -> bytes:
+        """One try. The size is asked for if no listing has told it."""
+        try:
+            with self._turns[path.partition("/")[0]]:
+                start = time.monotonic()
+                if size is None:
+                    size = store.look_at(path, self._limits.fetch_seconds).size or 0
+                if size > self._limits.image_bytes:
+                    raise self._too_large()
+                left = self._limits.fetch_seconds - (time.monotonic() - start)
+                return store.read(path, self._limits.image_bytes + 1, max(left, 0.001)) if size else b""
+        except stores.StoreError as error:
+            raise _PassingError(str(error)) if error.passing else FetchError(str(error)) from error
 
     def _follow(self, url: str) -> bytes:
         """One try: a request, and those to which it redirects. Credentials in the URL go to its own host only."""

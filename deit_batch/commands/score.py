@@ -185,4 +185,10 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     return DONE
 
 
-_KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
+_KINDS = {
+    "LocalFile": "files",
+    "Url": "URLs",
+    "StoredFile": "objects",
+    "Base64": "base64 strings",
+    "bytes": "images in the table",
+}
