@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Earlier, Failure, Record, Reference, Tally
+from deit_batch.outbox import at_hand
 from deit_batch.output import Mode, digest_of, open_output
 from deit_batch.sinks import Columns, choose_format
 
@@ -60,8 +61,9 @@ def merge(paths: Sequence[Path], out: str, *, format: str | None = None, mode: M
         raise UsageError(f"--out {out} is one of the shards")
     del settings["format"]
     with ExitStack() as stack:
+        path = stack.enter_context(at_hand(out, fresh=mode == "fresh"))
         output = stack.enter_context(
-            closing(open_output(out, format, settings=settings, columns=Columns(keep), mode=mode))
+            closing(open_output(path, format, settings=settings, columns=Columns(keep), mode=mode, name=out))
         )
         files = [stack.enter_context(open(part.path, "rb")) for part in parts]
         references = _in_order(files, parts, keep)

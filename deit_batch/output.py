@@ -72,8 +72,12 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def open_output(out: str, format: str, *, settings: Mapping[str, object], columns: Columns, mode: Mode) -> Output:
-    """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
+def open_output(
+    out: str, format: str, *, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+) -> Output:
+    """`name` is what messages call it.
+
+    Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
     if out == "-":
         return _Stream(sys.stdout.buffer, format)
@@ -82,7 +86,7 @@ def open_output(out: str, format: str, *, settings: Mapping[str, object], column
     target = Path(os.path.realpath(out))  # a link stays a link: what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
-    return _File(target, format, {**settings, "format": format}, columns, mode)
+    return _File(target, format, {**settings, "format": format}, columns, mode, name)
 
 
 class _Stream:
@@ -126,9 +130,12 @@ class _Stream:
 
 
 class _File:
-    def __init__(self, target: Path, format: str, settings: Mapping[str, object], columns: Columns, mode: Mode) -> None:
+    def __init__(
+        self, target: Path, format: str, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+    ) -> None:
         self.tally = Tally()
         self._target = target
+        self._name = name
         self._partial = self._beside("partial")
         self._report = self._beside("run.json")
         self._rows = self._beside("rows.jsonl") if format == "npy" else None
@@ -139,7 +146,7 @@ class _File:
         self._replaces: object = None
         self._retries = False
         with _writing(target):
-            self._lock = Lock(self._beside("lock"), str(target))
+            self._lock = Lock(self._beside("lock"), name)
             try:
                 self._earlier = self._previous()
                 self.complete = self._look_around(mode)
@@ -190,10 +197,13 @@ class _File:
         return not self._retries
 
     def _require_own_result(self) -> None:
-        for name, path in (("output", self._target), ("rows", self._rows)):
+        for name, path, shown in (
+            ("output", self._target, self._name),
+            ("rows", self._rows, f"{self._name}.rows.jsonl"),
+        ):
             if path and not (path.exists() and self._earlier.get(name) == digest_of(path)):
                 raise UsageError(
-                    f"{path} is not what its run has left there; give another --out, or replace it with --fresh"
+                    f"{shown} is not what its run has left there; give another --out, or replace it with --fresh"
                 )
 
     def _require_same_settings(self) -> None:
@@ -201,7 +211,7 @@ class _File:
         settings = self._earlier.get("settings")
         if not isinstance(settings, dict):
             raise UsageError(
-                f"{self._target} is there and no report beside it says what it is; give another --out, or replace it "
+                f"{self._name} is there and no report beside it says what it is; give another --out, or replace it "
                 "with --fresh"
             )
         mine = json.loads(_pretty(self._settings))
@@ -212,8 +222,7 @@ class _File:
         ]
         if changes:
             raise UsageError(
-                f"{self._target} is of another run ({'; '.join(changes)}); give another --out, or replace it "
-                "with --fresh"
+                f"{self._name} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
             )
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
@@ -227,7 +236,7 @@ class _File:
                 earlier = None if _has_failed(record) else Earlier(record["predictions"])
                 yield replace(reference, earlier=earlier)
             if results.readline():
-                raise UsageError(f"{self._target}: its input has become shorter since; start over with --fresh")
+                raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
@@ -254,7 +263,7 @@ class _File:
                     changed, first = changed + 1, first or reference.image
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
-                f"{self._target} is finished, but its input has changed since; give another --out, or replace it with "
+                f"{self._name} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
         if changed:
@@ -262,7 +271,7 @@ class _File:
                 "%s images have changed since %s was made, %s first: it has their old predictions; --fresh or "
                 "--incremental makes new ones",
                 f"{changed:,}",
-                self._target,
+                self._name,
                 first,
             )
         counts = self._earlier["counts"]
@@ -290,7 +299,7 @@ class _File:
         start = self._file.tell()
         if _parse_record(self._file.readline()):
             raise UsageError(
-                f"{self._target} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
+                f"{self._name} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
             )
         self._file.seek(start)
@@ -301,7 +310,7 @@ class _File:
         for name, value in _fixed_fields(reference).items():
             if record.get(name) != value:
                 raise UsageError(
-                    f"{self._target} can't be continued: the input has changed. Record {reference.index} has {name} "
+                    f"{self._name} can't be continued: the input has changed. Record {reference.index} has {name} "
                     f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
                 )
 

@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -155,6 +155,17 @@ class Store:
         options = {"chunksize": _BLOCK, "max_concurrency": 4} if self._scheme == "s3" else {}
         with _translated():
             self._files.put_file(str(source), path, **options)
+
+    def require_writable(self, path: str) -> None:
+        """Finds out early that there is no such bucket, or no right to write there: by a multipart upload that is begun
+        and given up. Only S3 can be asked."""
+        if self._scheme != "s3":
+            return
+        bucket, _, key = path.partition("/")
+        with _translated():
+            upload = self._files.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+        with suppress(Exception):  # no right to give up: the store will, in time
+            self._files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
     # --- listing ----------------------------------------------------------------------------------------------------
 
