@@ -5,9 +5,9 @@
         origin.json                           the address, and what stood there when the run began
     ~/.cache/deit-batch/outputs/<digest>.lock
 
-A run begins with copies of what the store has, so that it finds a finished result as it would in a folder. A folder with
-work in it, records or a result that has not been sent, outranks the store: the same command goes on from it. The result
-is sent before its report, and the folder removed.
+A run begins with copies of what the store has, and so finds a finished result as it would beside any output. A folder
+with work in it, records or a result that has not been sent, outranks the store: the same command goes on from it. The
+result is sent, then its report, and the folder removed.
 
 A store has no locks. The lock keeps a second run on this machine away; one on another is noticed at the end, if what
 stands at the address is no longer what stood there at the start.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ from deit_batch.io import json_line, write_atomically
 from deit_batch.lock import Lock
 from deit_batch.stores import StoreError
 
+logger = logging.getLogger("deit_batch")
+
 _CHUNK = 2**20
 
 
@@ -39,21 +42,21 @@ def at_hand(out: str, *, fresh: bool, beside: Sequence[str] = ()) -> Iterator[st
     """Where to write `out`: that path itself; for an address on a store, one whose files are sent when the block ends
     without an exception. `beside`: the endings of the files that go with it, but for the report, which always does.
 
-    Raises OutputError if it can't be written, or if what is there is not any more what the run found there when it began,
-    unless it is to be made `fresh`."""
+    Raises OutputError if it can't be written, or if what is there is no longer what the run found when it began, unless
+    it is to be made `fresh`."""
     if not stores.is_stored(out):
         yield out
         return
     outbox = Outbox(out, beside)
-    lock = Lock(outbox.lock, out)
+    with outbox.told("can't be written"):
+        outbox.lock.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(outbox.lock, out)
     try:
         outbox.fill(fresh=fresh)
-        try:
-            yield str(outbox.path)
-            outbox.send()
-        finally:
-            outbox.tidy()
+        yield str(outbox.path)
+        outbox.send()
     finally:
+        outbox.tidy()
         lock.release()
 
 
@@ -70,24 +73,18 @@ class Outbox:
         self.lock = cache / f"{self._folder.name}.lock"
         self._endings = [*(f".{what}" for what in beside), "", ".run.json"]
         """In the order in which they are sent."""
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{cache}: can't be made: {error.strerror}; XDG_CACHE_HOME names another place"
-            ) from error
 
     # --- before the run ---------------------------------------------------------------------------------------------
 
     def fill(self, *, fresh: bool) -> None:
-        with self._told("can't be read"):
+        with self.told("can't be read"):
             if self._holds_work() and not fresh:
                 self._require_unchanged()
                 return
             shutil.rmtree(self._folder, ignore_errors=True)
             there = self._store.mark(self._target)
             self._copy(there, [] if fresh or there is None else self._endings)
-        with self._told("can't be written"):
+        with self.told("can't be written"):
             self._store.require_writable(self._target)
 
     def _copy(self, there: stores.Mark | None, endings: Sequence[str]) -> None:
@@ -135,8 +132,9 @@ class Outbox:
     def send(self) -> None:
         if not self._holds_work():
             return
-        with self._told(f"can't be written, but the result is whole, in {self._folder}; the same command sends it"):
+        with self.told(f"can't be written, but the result is whole, in {self._folder}; the same command sends it"):
             self._require_unchanged()
+            logger.info("sending the result to %s", self._address)
             with stop_on_signals():
                 for ending in self._endings:
                     file = Path(f"{self.path}{ending}")
@@ -162,13 +160,13 @@ class Outbox:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def told(self, what: str) -> Iterator[None]:
         try:
             yield
         except StoreError as error:
             raise OutputError(f"{self._address}: {what}: {error}") from error
         except OSError as error:
-            raise OutputError(f"{self._folder}: {error.strerror or error}; make room or mend the folder") from error
+            raise OutputError(f"{self._folder}: {error.strerror or error}; make room, or set XDG_CACHE_HOME") from error
 
 
 def _mark(path: Path) -> list[int] | None:

@@ -163,7 +163,7 @@ class Bucket:
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket=self.name, Key=key)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return [found["Key"] for found in self._client.list_objects_v2(Bucket=self.name).get("Contents", [])]
 
     def unfinished_uploads(self) -> int:

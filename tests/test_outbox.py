@@ -30,6 +30,12 @@ def run(bucket: Bucket, photos: Path, vit: Path, out: str = OUT, **options: Any)
     return runner.run(chosen, out=bucket.address(out), **how)
 
 
+def stopped(bucket: Bucket, photos: Path, vit: Path) -> None:
+    """The same run, interrupted in the middle."""
+    with pytest.MonkeyPatch.context() as patch, interrupted_after(3, patch), pytest.raises(Interrupted):
+        run(bucket, photos, vit)
+
+
 def outboxes(tmp_path: Path) -> list[str]:
     """What is left on this machine."""
     return sorted(path.name for path in (tmp_path / "cache" / "deit-batch" / "outputs").rglob("*"))
@@ -40,7 +46,7 @@ def test_the_result_and_its_report_appear_and_nothing_else_is_left(
 ) -> None:
     local = scored(photos, vit, tmp_path)
     run(bucket, photos, vit)
-    assert bucket.keys() == [OUT, f"{OUT}.run.json"]
+    assert bucket.names() == [OUT, f"{OUT}.run.json"]
     assert bucket.get(OUT) == local.read_bytes()
     report = json.loads(bucket.get(f"{OUT}.run.json"))
     assert report["status"] == "finished"
@@ -57,11 +63,10 @@ def test_the_result_and_its_report_appear_and_nothing_else_is_left(
 
 
 def test_an_interrupted_run_shows_nothing_and_goes_on(
-    bucket: Bucket, photos: Path, vit: Path, tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, photos: Path, vit: Path, tmp_path: Path, messages: list[str]
 ) -> None:
-    with interrupted_after(3, monkeypatch), pytest.raises(Interrupted):
-        run(bucket, photos, vit)
-    assert bucket.keys() == []
+    stopped(bucket, photos, vit)
+    assert bucket.names() == []
     assert "preds.jsonl.partial" in outboxes(tmp_path)
     run(bucket, photos, vit)
     assert any("going on after" in message for message in messages)
@@ -87,7 +92,7 @@ def test_a_large_result_is_one_upload_that_is_completed_last(
     bucket.fault("AccessDenied", "PUT large.*partNumber=3")
     with pytest.raises(stores.StoreError, match="not permitted"):
         store.put(tmp_path / "large", path)
-    assert bucket.keys() == []
+    assert bucket.names() == []
     assert bucket.unfinished_uploads() == 0
 
 
@@ -98,10 +103,10 @@ def test_a_result_that_could_not_be_sent_is_sent_by_the_same_command(
     bucket.fault(kind, rf"PUT {what}$")
     with pytest.raises(OutputError, match=r"can't be written, but the result is whole, in .*: not permitted"):
         run(bucket, photos, vit)
-    assert f"{OUT}.run.json" not in bucket.keys()
+    assert f"{OUT}.run.json" not in bucket.names()
     bucket.proxy.faults.clear()
     run(bucket, photos, vit)
-    assert bucket.keys() == [OUT, f"{OUT}.run.json"]
+    assert bucket.names() == [OUT, f"{OUT}.run.json"]
     assert outboxes(tmp_path) == []
 
 
@@ -136,10 +141,9 @@ def test_what_is_of_another_run_is_left_alone_unless_told(
 
 
 def test_a_run_elsewhere_that_was_faster_is_not_written_over(
-    bucket: Bucket, photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, photos: Path, vit: Path, tmp_path: Path
 ) -> None:
-    with interrupted_after(3, monkeypatch), pytest.raises(Interrupted):
-        run(bucket, photos, vit)
+    stopped(bucket, photos, vit)
     bucket.put(OUT, b"theirs")
     with pytest.raises(OutputError, match="has changed since this run began, and is left as it is"):
         run(bucket, photos, vit)
@@ -153,36 +157,40 @@ def test_an_upload_whose_answer_was_lost_is_recognised(bucket: Bucket, photos: P
     with pytest.raises(OutputError):
         run(bucket, photos, vit)
     bucket.proxy.faults.clear()
-    assert bucket.keys() == [OUT]  # as this run has made it, though nothing that it keeps here says so
+    assert bucket.names() == [OUT]  # as this run has made it, though nothing that it keeps here says so
     run(bucket, photos, vit)
-    assert bucket.keys() == [OUT, f"{OUT}.run.json"]
+    assert bucket.names() == [OUT, f"{OUT}.run.json"]
 
 
 def test_what_failed_is_tried_again_and_what_is_known_is_kept_from_any_machine(
-    bucket: Bucket, photos: Path, vit: Path
+    bucket: Bucket, photos: Path, vit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deit_batch.known._YOUNG_NS", 0)  # the objects are new, but nobody replaces them
     (photos / "00.jpg").write_bytes(b"no image")
     assert run(bucket, photos, vit).tally.failed == 1
-    bucket.put("list.txt", b"")
     (photos / "00.jpg").write_bytes(jpeg())
     assert run(bucket, photos, vit, mode="retry-failed").tally.failed == 0
 
     for number in range(3):
         bucket.put(f"in/{number}.jpg", jpeg(number))
-    into = {"out": "inc.jsonl", "input": bucket.address("in/"), "incremental": True, "mode": "incremental"}
-    time.sleep(2.1)  # until the stamps of those can be trusted
+    into: dict[str, Any] = {
+        "out": "inc.jsonl",
+        "input": bucket.address("in/"),
+        "incremental": True,
+        "mode": "incremental",
+    }
     run(bucket, photos, vit, **into)
     bucket.put("in/3.jpg", jpeg(3))
     bucket.proxy.requests.clear()
     outcome = run(bucket, photos, vit, **into)
     assert (outcome.kept, outcome.tally.scored) == (3, 4)
     assert bucket.seen("GET in/[012].jpg") == 0
-    assert "inc.jsonl.known" in bucket.keys()
+    assert "inc.jsonl.known" in bucket.names()
 
 
 def test_features_and_merged_shards_go_there_too(bucket: Bucket, photos: Path, vit: Path, tmp_path: Path) -> None:
     run(bucket, photos, vit, out="f.npy", features=("cls",))
-    assert bucket.keys() == ["f.npy", "f.npy.rows.jsonl", "f.npy.run.json"]
+    assert bucket.names() == ["f.npy", "f.npy.rows.jsonl", "f.npy.run.json"]
     (tmp_path / "f.npy").write_bytes(bucket.get("f.npy"))
     assert np.load(tmp_path / "f.npy").shape == (40, 32)
 
@@ -205,7 +213,7 @@ def test_the_command_kills_and_all(bucket: Bucket, photos: Path, vit: Path, tmp_
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    assert bucket.keys()[-1] == "in/39.jpg"  # nothing of the output
+    assert bucket.names()[-1] == "in/39.jpg"  # nothing of the output
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "going on after" in done.stderr
