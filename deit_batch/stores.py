@@ -152,7 +152,11 @@ class Store:
 
     def put(self, source: Path, path: str) -> None:
         """Uploads a file. Its name appears when it is whole: a multipart upload is completed last."""
-        options = {"chunksize": _BLOCK, "max_concurrency": 4} if self._scheme == "s3" else {}
+        options: dict[str, Any] = {}
+        if self._scheme == "s3":
+            options = {"chunksize": _BLOCK, "max_concurrency": 4}
+        elif _LIBRARIES[self._scheme][0] == "adlfs":
+            options = {"overwrite": True}
         with _translated():
             self._files.put_file(str(source), path, **options)
 
@@ -196,7 +200,7 @@ class Store:
     def _walk(self, folder: str, recursive: bool) -> Iterator[StoredFile | str]:
         infos = [
             {**info, "name": info["name"] + "/" if info["type"] == "directory" else info["name"]}
-            for info in self._files.ls(folder, detail=True)
+            for info in self._files.ls(folder.rstrip("/"), detail=True)
         ]
         self._files.invalidate_cache()  # or it would keep every folder
         for info in sorted(infos, key=lambda info: str(info["name"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -249,6 +250,24 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(monkeypatch: py
         open_source("gs://bucket/in/")
 
 
+def test_nothing_of_it_is_imported_where_no_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    program = """
+import sys
+from deit_batch import fetch, limits, outbox, sources
+for input in sys.argv[1:]:
+    for reference in sources.open_source(input).references:
+        assert isinstance(fetch.Fetcher(limits.Limits()).fetch(reference.location), bytes)
+with outbox.at_hand("preds.jsonl", fresh=False):
+    print(*sorted({"fsspec", "s3fs", "aiohttp", "asyncio"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path, tmp_path / "list.txt"], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
 @pytest.mark.parametrize(
     ("text", "stored"),
     [
@@ -320,10 +339,10 @@ def test_a_table_is_streamed_through_cut_connections(bucket: Bucket, monkeypatch
 
 def test_a_table_that_changes_while_it_is_read_ends_the_run(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "_BLOCK", 2**16)
-    address = bucket.put("list.txt", b"a.jpg\n" * 10**5)
+    address = bucket.put("list.txt", (b"a" * 100 + b".jpg\n") * 30_000)
     references = open_source(address).references
     next(references)
-    bucket.put("list.txt", b"b.jpg\n" * 10**5)
+    bucket.put("list.txt", (b"b" * 100 + b".jpg\n") * 30_000)
     with pytest.raises(InputError, match="can't be read past line"):
         list(references)
 

@@ -54,8 +54,8 @@ FIRST_SHOWN = 5
     option(
         "--out",
         metavar="FILE",
-        help="Where the predictions go: .jsonl, .json, .csv or .parquet; - streams JSONL to stdout. Appears when it is "
-        "whole.",
+        help="Where the predictions go: .jsonl, .json, .csv or .parquet, also on a store (s3://…); - streams JSONL to "
+        "stdout. Appears when it is whole.",
     ),
     option(
         "--format",
