@@ -27,7 +27,8 @@ from report import describe_machine, versions
 
 HERE = Path(__file__).resolve().parent
 TURNS = 1 if "--quick" in sys.argv else 3
-IMAGES, PART = 192, 16
+IMAGES, PART = 320, 16
+MOST_LOAD = 0.5
 CORES = sorted(os.sched_getaffinity(0))[:2]
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -100,7 +101,8 @@ def ratio(found: Speeds, one: str, other: str) -> str:
     return shown([a / b for a, b in zip(found[one], found[other], strict=True)])
 
 
-def page(found: Speeds) -> str:
+def page(found: Speeds, load: float) -> str:
+    """`load`: of the machine before the first turn."""
     rows = [
         ("Ray over local, 1 core", "ray 1", "local 1"),
         ("Ray over local, 2 cores", "ray 2", "local 2"),
@@ -111,10 +113,12 @@ def page(found: Speeds) -> str:
     names = [f"{engine} {count}" for count in (1, 2) for engine in ("local", "ray")]
     figures = "\n".join(f"| {name} | {shown(found[name])} | {shown(found[f'{name}: first'])} |" for name in names)
     libraries = ", ".join(f"{name} {number}" for name, number in versions().items())
-    load = os.getloadavg()[0]
+    beside = "Nothing else ran on the machine."
+    if load > MOST_LOAD:
+        beside = f"The machine had other work (its load was {load:.1f} before): measure again, when it has none."
     return PAGE.format(
         machine=describe_machine(), libraries=libraries, ray=ray.__version__, images=IMAGES, part=PART, turns=TURNS,
-        ratios=ratios, figures=figures, load=load,
+        ratios=ratios, figures=figures, beside=beside,
     )  # fmt: skip
 
 
@@ -126,18 +130,21 @@ def main() -> None:
         checkpoint = material.checkpoint(Path(name) / "ti", material.PLAIN, **material.TINY)
         table = Path(name) / "t.txt"
         table.write_text("\n".join(material.jpegs(Path(name) / "images", IMAGES, material.SMALL)))
+        load = os.getloadavg()[0]
         found = measure(checkpoint, table)
-    text = page(found)
+    text = page(found, load)
     (HERE / "scaling.md").write_text(text, encoding="utf-8")
     print(text)
 
 
 PAGE = """# On a cluster
 
-Written by `benchmarks/scaling.py`, on {machine}, with {libraries}, ray {ray}; the machine's load was {load:.1f} at the
-end. DeiT-Ti, float32, {images} pictures of 500×375 pixels in parts of {part}; {turns} turn(s), the median with the
-least and the greatest. Each actor is on a node of its own, pinned to one core, on which its node's decoding and all of
-Ray's own processes run, too; the local engine has the same cores. Only ratios travel.
+Written by `benchmarks/scaling.py`, on {machine}, with
+{libraries}, ray {ray}. {beside}
+
+DeiT-Ti, float32, {images} pictures of 500×375 pixels in parts of {part}. Turns: {turns}; the median, with the least and
+the greatest. Each actor is on a node of its own, pinned to one core, on which its node's decoding and all of Ray's own
+processes run, too; the local engine has the same cores. Only ratios travel.
 
 | speed once it runs | ratio |
 | --- | ---: |

@@ -111,8 +111,8 @@ def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
     return Part.of(block, tally, data)
 
 
-def in_order(parts: Mapping[int, Part]) -> list[Part]:
-    """Raises DeitBatchError unless they are all parts of one reading of an input."""
+def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
+    """Raises DeitBatchError unless they are all parts of one reading of an input, whose references have this digest."""
     ordered = [parts[number] for number in sorted(parts)]
     end = NOTHING_YET
     for place, part in enumerate(ordered):
@@ -122,6 +122,8 @@ def in_order(parts: Mapping[int, Part]) -> list[Part]:
                 "read before it; run the same command with --fresh"
             )
         end = part.after
+    if end != digest:
+        raise DeitBatchError(f"{part_name(len(ordered))} is missing; run the same command again, it goes on")
     return ordered
 
 

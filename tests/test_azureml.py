@@ -140,7 +140,7 @@ def wait_for_server(address: str, process: subprocess.Popen[bytes], log: Path) -
     for _ in range(600):
         assert process.poll() is None, log.read_text()
         try:
-            urllib.request.urlopen(address, timeout=5)
+            urllib.request.urlopen(address, timeout=5).close()
         except OSError:
             time.sleep(0.2)
         else:
@@ -154,7 +154,8 @@ def post(address: str, body: bytes) -> tuple[int, Any]:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        with error:
+            return error.code, json.load(error)
 
 
 def test_an_online_deployment_answers_as_the_card_says(endpoint: str, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     old = [record(n, f"{n:03}.jpg", (LABELS[n % 3], 0.5)) for n in range(60)]
-    new = [record(n, f"{n:03}.jpg", (LABELS[n % 2], 0.4 + n / 100)) for n in range(5, 65)]
+    new = [record(n, f"{n:03}.jpg", (LABELS[n % 2], 0.3 + n / 100)) for n in range(5, 65)]
     new[9] = record(14, "014.jpg", error=HOSTILE[0])
     done = invoke(
         "compare", write(folder / "old.jsonl", old), write(folder / "new.jsonl", new), "--out", folder / "c.html"
@@ -163,6 +163,27 @@ def test_what_stands_above_filters_the_table(browser: Browser, report: Path) -> 
         assert set(column(page, 4)) == {"can"}
         page.get_by_role("button", name=re.compile("show those that failed")).first.click()
         expect(page.locator("#count")).to_have_text("1 of 126 images")
+
+
+def test_filters_find_what_they_count(browser: Browser, tmp_path: Path) -> None:
+    """Failures that are not told apart, or of a message of two lines; a label that is in no row of the sample."""
+    records = [record(n, f"{n}.jpg", error=f"broken\n{n}") for n in range(210)]
+    out = tmp_path / "r.html"
+    assert invoke("report", write(tmp_path / "p.jsonl", records), "--out", out).exit_code == 0
+    with Opened(browser, out) as page:
+        page.get_by_role("button", name="10: show those that failed").click()
+        expect(page.locator("#count")).to_have_text("10 of 210 images")
+        page.get_by_role("button", name=re.compile("show those that failed by DecodeError: broken 7$")).click()
+        expect(page.locator("#count")).to_have_text("1 of 210 images")
+    records = [record(n, f"{n}.jpg", ("can" if n else "jar", 0.5)) for n in range(50)]
+    records[1]["predictions"][0]["score"] = 0.6
+    options = ["--rows", "1", "--thumbnails", "0"]
+    assert invoke("report", write(tmp_path / "p.jsonl", records), "--out", out, *options).exit_code == 0
+    with Opened(browser, out) as page:
+        page.locator(".chart button").filter(has_text="jar").click()
+        expect(page.locator("#count")).to_have_text("0 of 1 images")
+        page.get_by_role("button", name="Clear filters").click()
+        expect(page.locator("#count")).to_have_text("1 images")
 
 
 def test_it_sorts_and_turns_pages(browser: Browser, report: Path) -> None:

@@ -59,7 +59,7 @@ def finish(out: Path, *, fresh: bool = False) -> None:
         for block in cut(references(9), 2):
             if block.number not in parts:
                 parts[block.number] = write(folder.partial, block)
-        folder.finish(in_order(parts), {}, folder.partial, "jsonl")
+        folder.finish(in_order(parts, block.after), {}, folder.partial, "jsonl")
 
 
 def test_what_a_dead_run_has_finished_stands(died: Path) -> None:
@@ -162,13 +162,16 @@ def test_an_input_that_has_changed_is_refused(died: Path) -> None:
 
 def test_parts_of_two_readings_that_differ_do_not_go_together(tmp_path: Path) -> None:
     parts = {block.number: write(tmp_path, block) for block in cut(references(6), 2)}
-    assert [part.number for part in in_order(dict(reversed(parts.items())))] == [0, 1, 2]
+    end = parts[2].after
+    assert [part.number for part in in_order(dict(reversed(parts.items())), end)] == [0, 1, 2]
     others = [Reference(index, "other.jpg", LocalFile("other.jpg")) for index in range(6)]
     mixed = parts | {block.number: write(tmp_path, block) for block in cut(others, 2) if block.number == 2}
     with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl does not fit behind"):
-        in_order(mixed)
+        in_order(mixed, end)
     with pytest.raises(DeitBatchError, match="does not fit"):
-        in_order({0: parts[0], 2: parts[2]})
+        in_order({0: parts[0], 2: parts[2]}, end)
+    with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl is missing"):
+        in_order({0: parts[0], 1: parts[1]}, end)
 
 
 @given(count=st.integers(0, 30), size=st.integers(1, 9))

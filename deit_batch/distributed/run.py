@@ -65,8 +65,7 @@ class Found:
     tally: Tally = field(init=False)
     seconds: Counter[str] = field(default_factory=Counter)
     machines: set[str] = field(default_factory=set)
-    passed_over: Counter[str] = field(default_factory=Counter)
-    error: DeitBatchError | None = None
+    end: End = field(default_factory=lambda: End("", Counter(), None))
 
     def __post_init__(self) -> None:
         self.tally = tally_of(self.parts.values())
@@ -122,9 +121,9 @@ def run(
                 stop.check()
                 if error_threshold:
                     error_threshold.check(found.tally, source.total(0))
-            if found.error:
-                raise found.error
-            parts = in_order(found.parts)
+            if found.end.error:
+                raise found.end.error
+            parts = in_order(found.parts, found.end.digest)
         except (DeitBatchError, Interrupted) as error:
             report = _report(job, layout, found, stopwatch, progress)
             folder.interrupt(report, gave_up=isinstance(error, TooManyFailures))
@@ -134,7 +133,7 @@ def run(
         result = _converted(folder.partial, parts, format, options.keep, layout)
         report = _report(job, layout, found, stopwatch, progress)
         folder.finish(parts, report, result, format)
-        return Outcome(found.tally, report, found.passed_over)
+        return Outcome(found.tally, report, found.end.passed_over)
 
 
 def _check(options: Options, out: str, format: str) -> None:
@@ -192,7 +191,7 @@ def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Generator[Don
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in unpacked(table):
                 if isinstance(row, End):
-                    found.passed_over, found.error = row
+                    found.end = row
                 else:
                     found.add(row)
                     yield row
@@ -220,7 +219,7 @@ def _report(job: Job, layout: Layout, found: Found, stopwatch: Stopwatch, progre
             "scored": tally.scored,
             "failed": tally.failed,
             "failures": dict(tally.failures),
-            "passed_over": dict(found.passed_over),
+            "passed_over": dict(found.end.passed_over),
         },
         "images_per_second": round(progress.images_per_second, 2),
         "seconds": {**{name: round(value, 3) for name, value in found.seconds.items()}, **stopwatch.report()},

@@ -34,15 +34,17 @@ from deit_batch.images import Recipe
 from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
 from deit_batch.loader import Decoded, Loader, Settled
-from deit_batch.parts import Block, Part, cut, write_part
+from deit_batch.parts import NOTHING_YET, Block, Part, cut, write_part
 from deit_batch.plan import Options, Plan
 from deit_batch.progress import Stopwatch
 from deit_batch.runner import score_batch
 
 
 class End(NamedTuple):
-    """The last row: what was found out about the input on the way, and why it could not be read further."""
+    """The last row: the digest of all references, as Block.after; what was found out about the input on the way; and
+    why it could not be read further."""
 
+    digest: str
     passed_over: Counter[str]
     error: DeitBatchError | None
 
@@ -100,14 +102,15 @@ def read(options: Options, part_size: int, skip: frozenset[int], folder: str) ->
     The last block before an error is not whole, and left to the run that comes after it."""
     with chdir(folder):
         source = options.open_source()
-        error = None
+        error, digest = None, NOTHING_YET
         try:
             for block in cut(source.references, part_size):
+                digest = block.after
                 if block.number not in skip:
                     yield packed(replace(block, references=[_absolute(each, folder) for each in block.references]))
         except DeitBatchError as caught:
             error = caught
-        yield packed(End(source.passed_over, error))
+        yield packed(End(digest, source.passed_over, error))
 
 
 def _absolute(reference: Reference, folder: str) -> Reference:

@@ -22,6 +22,8 @@
   const isNumber = (column) => column.kind === "score" || column.kind === "change";
 
   let found = rows, page = 0, order = {key: null, down: false}, shown = NONE;
+  let notes = null;  // those of which the failures are shown, if not of all
+  let unseen = false;  // whether what is asked for is in no row
 
   // --- filters
 
@@ -58,7 +60,8 @@
       .map(([name, select]) => [data.values[name], Number(select.value)]);
     const [least, most] = bounds.map((input) => (input.value === "" ? null : Math.round(Number(input.value) * SCALE)));
     const scores = data.values.score;
-    found = rows.filter((row) =>
+    found = unseen ? [] : rows.filter((row) =>
+      (notes === null || notes.has(data.notes[row])) &&
       (text === "" || lower[row].includes(text) || (data.notes[row] !== NONE && inMessage[data.notes[row]])) &&
       equal.every(([values, wanted]) => values[row] === wanted) &&
       (least === null || (scores[row] !== null && scores[row] >= least)) &&
@@ -93,8 +96,13 @@
   function filterBy(wanted) {
     clear();
     for (const [name, value] of Object.entries(wanted)) {
+      if (name === "notes") {
+        notes = new Set(value);
+        continue;
+      }
       const input = selects[name] || at(name);
       input.value = String(value);
+      if (input.value !== String(value)) unseen = true;  // no row has that label, so there is no such option
     }
     refilter();
     at("records").scrollIntoView();
@@ -103,6 +111,8 @@
 
   function clear() {
     at("filters").reset();
+    notes = null;
+    unseen = false;
   }
 
   // --- the table
@@ -217,6 +227,7 @@
 
   let waiting = 0;
   at("filters").addEventListener("input", () => {
+    unseen = false;
     clearTimeout(waiting);
     waiting = setTimeout(refilter, 120);
   });

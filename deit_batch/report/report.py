@@ -13,7 +13,7 @@ from deit_batch.limits import Limits
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.summary import BINS, PREDICTED_FROM, Seen, Summary, summarise
+from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, summarise
 from deit_batch.report.table import SCALE, Column, Row, Table
 from deit_batch.report.truth import Labelling, find_labels
 from deit_batch.results import read_records, run_report
@@ -89,7 +89,7 @@ def as_page(
         ],
         "bins": [_bin(number, images, highest) for number, images in enumerate(summary.bins)],
         "galleries": _galleries(summary, pictures),
-        "reasons": summary.reasons.most_common(),
+        "reasons": _reasons(summary, table),
         "labelling": labelling,
         "confusions": _confusions(summary, table),
         "predicted_from": PREDICTED_FROM,
@@ -140,9 +140,22 @@ def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[Row]:
         values = [label, score, seen.state]
         if labelling:
             values.insert(2, None if seen.truth is None else _joined(seen.truth))
-        error = seen.record.get("error")
-        reason = f"{error['type']}: {error['message']}" if error else ""
-        yield Row(seen.place, seen.record, values, [seen.bars], reason)
+        yield Row(seen.place, seen.record, values, [seen.bars], _note(seen))
+
+
+def _note(seen: Seen) -> str:
+    error = seen.record.get("error")
+    return f"{error['type']}: {error['message']}" if error else ""
+
+
+def _reasons(summary: Summary, table: Table) -> list[tuple[Reason, int, list[int]]]:
+    """Each with how many images it has, and the numbers of its notes in the table."""
+    notes: dict[Reason, dict[int, None]] = {reason: {} for reason in summary.reasons}
+    for seen in summary.rows:
+        if error := seen.record.get("error"):
+            reason = Reason(error["type"], error["message"])
+            notes[reason if reason in notes else Reason(error["type"], "")][table.note(_note(seen))] = None
+    return [(reason, images, list(notes[reason])) for reason, images in summary.reasons.most_common()]
 
 
 def _joined(labels: Sequence[str]) -> str:

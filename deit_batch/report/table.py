@@ -66,6 +66,10 @@ class Table:
         """Its number, for a filter."""
         return self._names["label"].number(name)
 
+    def note(self, text: str) -> int:
+        """Its number, for a filter."""
+        return self._names["note"].number(text)
+
     def as_data(self) -> dict[str, Any]:
         """In JSON's types. Names are without the folder that all share, which is `folder`."""
         rows = list(self.rows)
