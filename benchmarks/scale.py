@@ -44,7 +44,7 @@ def batches(folder: Path, shard: Shard | None = None) -> Iterator[list[Reference
 
 def output(path: Path, shard: Shard | None = None) -> Output:
     settings: dict[str, object] = {"made up": True, "shard": shard, "keep": []}
-    return open_output(str(path), "jsonl", settings=settings, columns=Columns(()), mode="continue")
+    return open_output(str(path), "jsonl", settings=settings, columns=Columns(()), mode="continue", name=str(path))
 
 
 def scored(folder: Path, name: str, shard: Shard | None = None, most: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One location to bytes, within limits; the URLs of a batch side by side."""
+"""One location to bytes, within limits; the URLs and stored objects of a batch side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -18,8 +18,9 @@ from weakref import WeakValueDictionary
 import httpcore2
 import httpx2
 
+from deit_batch import stores
 from deit_batch.errors import FetchError, ImageError, RowError
-from deit_batch.io import Base64, Failure, LocalFile, Location, Url
+from deit_batch.io import Base64, Failure, LocalFile, Location, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.network import Network
 
@@ -27,7 +28,7 @@ LONGEST_WAIT = 30.0
 """Seconds between two tries, at most, whatever a server's Retry-After says."""
 
 MOST_AT_ONCE = 64
-"""URLs, of all hosts."""
+"""URLs and stored objects, of all hosts."""
 
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _NO_IMAGES = ("text/", "application/json", "application/xml", "application/xhtml")
@@ -46,6 +47,7 @@ class Fetcher:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._stores: dict[str, stores.Store] = {}
 
     @cached_property
     def _network(self) -> Network:
@@ -73,33 +75,35 @@ class Fetcher:
     def _places(self) -> threading.Semaphore:
         return threading.Semaphore(MOST_AT_ONCE)
 
-    def start(self, url: Url, gone: threading.Event | None = None) -> Future[bytes | Failure]:
+    def start(self, far: Url | StoredFile, gone: threading.Event | None = None) -> Future[bytes | Failure]:
         """Fetches it in a thread, which keeps no program from ending, and, once whoever waits for it has `gone`, makes
         no other try."""
         for _ in (self._pool, self._turns, self._lock, self._places):
             pass  # made here, or several threads would each make their own
         future: Future[bytes | Failure] = Future()
-        threading.Thread(target=self._fetch_for, args=(future, url, gone), name="fetch", daemon=True).start()
+        threading.Thread(target=self._fetch_for, args=(future, far, gone), name="fetch", daemon=True).start()
         return future
 
-    def _fetch_for(self, future: Future[bytes | Failure], url: Url, gone: threading.Event | None) -> None:
+    def _fetch_for(self, future: Future[bytes | Failure], far: Url | StoredFile, gone: threading.Event | None) -> None:
         with self._places:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(self.fetch(url, gone))
+                future.set_result(self.fetch(far, gone))
             except BaseException as error:
                 future.set_exception(error)
 
     def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
-        """The bytes at each location, in order, or why they can't be had. URLs are fetched at the same time."""
-        urls = [(i, self.start(at)) for i, at in enumerate(locations) if isinstance(at, Url)]
-        results = [b"" if isinstance(at, Url) else self.fetch(at) for at in locations]
-        for i, future in urls:
+        """The bytes at each location, in order, or why they can't be had. What is far away is fetched at the same
+        time."""
+        coming = [(i, self.start(at)) for i, at in enumerate(locations) if isinstance(at, Url | StoredFile)]
+        results = [b"" if isinstance(at, Url | StoredFile) else self.fetch(at) for at in locations]
+        for i, future in coming:
             results[i] = future.result()
         return results
 
     def fetch(self, location: Location, gone: threading.Event | None = None) -> bytes | Failure:
+        gone = gone or threading.Event()
         try:
             match location:
                 case Failure():
@@ -111,7 +115,9 @@ class Fetcher:
                 case LocalFile(path):
                     data = self._read_file(path)
                 case Url(url):
-                    data = self._download(url, gone or threading.Event())
+                    data = self._persistently(lambda: self._follow(url, gone), gone)
+                case StoredFile():
+                    data = self._read_object(location, gone)
             if not data:
                 raise FetchError("no bytes: the file or field is empty")
             if len(data) > self._limits.image_bytes:
@@ -142,17 +148,27 @@ class Fetcher:
         """The path with every link resolved, if a root is set: what is opened is what was checked."""
         if self._limits.root is None:
             return path
+        if stores.is_stored(self._limits.root):
+            raise FetchError("outside of --root")
         root, real = os.path.realpath(self._limits.root), os.path.realpath(path)
         if os.path.commonpath([root, real]) != root:
             raise FetchError("outside of --root")
         return real
 
-    # --- URLs -------------------------------------------------------------------------------------------------------
+    def _require_under_root(self, address: str) -> None:
+        root = self._limits.root
+        if root is None:
+            return
+        inside = stores.is_stored(root) and address.startswith(root.rstrip("/") + "/")
+        if not inside or ".." in address.split("/"):
+            raise FetchError("outside of --root")
 
-    def _download(self, url: str, gone: threading.Event) -> bytes:
+    # --- what is far away -------------------------------------------------------------------------------------------
+
+    def _persistently(self, fetch: Callable[[], bytes], gone: threading.Event) -> bytes:
         for attempt in range(self._limits.retries + 1):
             try:
-                return self._follow(url, gone)
+                return fetch()
             except _PassingError as error:
                 if attempt == self._limits.retries:
                     raise FetchError(str(error)) from error
@@ -160,6 +176,32 @@ class Fetcher:
                 wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
                 gone.wait(min(wait, LONGEST_WAIT))
         raise AssertionError  # the last attempt returns or raises
+
+    def _read_object(self, file: StoredFile, gone: threading.Event) -> bytes:
+        self._require_under_root(file.address)
+        scheme, _, path = file.address.partition("://")
+        return self._persistently(lambda: self._read_at_once(self._store(scheme), path, file.size), gone)
+
+    def _store(self, scheme: str) -> stores.Store:
+        """Made where it is used: a store must not be carried into a worker."""
+        with self._lock:
+            if scheme not in self._stores:
+                self._stores[scheme] = stores.Store(scheme, patient=False, connections=self._limits.connections)
+            return self._stores[scheme]
+
+    def _read_at_once(self, store: stores.Store, path: str, size: int | None) -> bytes:
+        """One try. The size is asked for if no listing has told it."""
+        try:
+            with self._turn(path.partition("/")[0]):
+                start = time.monotonic()
+                if size is None:
+                    size = store.look_at(path, self._limits.fetch_seconds).size or 0
+                if size > self._limits.image_bytes:
+                    raise self._too_large()
+                left = self._limits.fetch_seconds - (time.monotonic() - start)
+                return store.read(path, self._limits.image_bytes + 1, max(left, 0.001)) if size else b""
+        except stores.StoreError as error:
+            raise _PassingError(str(error)) if error.passing else FetchError(str(error)) from error
 
     def _follow(self, url: str, gone: threading.Event) -> bytes:
         """One try: a request, and those to which it redirects. Credentials in the URL go to its own host only."""

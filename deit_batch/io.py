@@ -44,6 +44,15 @@ class Url:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An object on a store, `s3://bucket/key`; its size in bytes and time of change (ns) where a listing has told."""
+
+    address: str
+    size: int | None = None
+    modified_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Base64:
     """Base64 text, standard or URL-safe, with or without padding and line breaks."""
 
@@ -62,7 +71,7 @@ class Failure:
         return cls(type(error).__name__, str(error))
 
 
-Location: TypeAlias = LocalFile | Url | Base64 | bytes | Failure
+Location: TypeAlias = LocalFile | Url | StoredFile | Base64 | bytes | Failure
 """Where an image's bytes are; the bytes themselves; or why that can't be told."""
 
 
@@ -178,6 +187,8 @@ def identity(item: Reference | Record) -> dict[str, object]:
 def stamp(location: Location) -> tuple[int, int, int] | None:
     """Size, time of change and time of the name's change (ns) of a file: as long as they stay, so does what is in it.
     None for what is no file, or can't be looked at."""
+    if isinstance(location, StoredFile) and location.size is not None and location.modified_ns is not None:
+        return location.size, location.modified_ns, location.modified_ns
     if not isinstance(location, LocalFile):
         return None
     try:

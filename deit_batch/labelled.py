@@ -22,9 +22,10 @@ from functools import partial
 from itertools import chain
 from typing import BinaryIO, TypeAlias
 
+from deit_batch import stores
 from deit_batch.errors import RowError, UsageError
 from deit_batch.io import Failure, Reference, clean
-from deit_batch.sources import Source, is_image_name, open_source
+from deit_batch.sources import Source, is_image_name, is_stored_folder, open_source
 from deit_batch.tars import is_tars
 
 logger = logging.getLogger("deit_batch")
@@ -109,17 +110,28 @@ def open_labelled(
 
 def _is_by_name(spec: str) -> bool:
     is_glob = glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec) and not is_tars(spec)
-    return os.path.isdir(spec) or is_image_name(spec) or is_glob
+    return _is_folder(spec) or is_image_name(spec) or is_glob
+
+
+def _is_folder(spec: str) -> bool:
+    return os.path.isdir(spec) or is_stored_folder(spec)
+
+
+def _folders(spec: str) -> list[str]:
+    """The names of the folders in a folder."""
+    if not stores.is_stored(spec):
+        return [entry.name for entry in os.scandir(spec) if entry.is_dir()]
+    store, path = stores.open_store(spec)
+    found = store.list(path.rstrip("/") + "/", recursive=False)
+    return [os.path.basename(folder.rstrip("/")) for folder in found if isinstance(folder, str)]
 
 
 def _by_folder(spec: str, source: Source) -> LabelledSource:
     names, root = None, None
     layout = "the folder that an image lies in"
-    if os.path.isdir(spec):
+    if _is_folder(spec):
         root = spec
-        names = sorted(
-            clean(entry.name) for entry in os.scandir(spec) if entry.is_dir() and not entry.name.startswith(".")
-        )
+        names = sorted(clean(name) for name in _folders(spec) if not name.startswith("."))
         if not names:
             raise UsageError(f"{spec} has no class folders and no {LABELS_FILE}: nothing says what its images show")
         layout = f"class folders, {_counted(names)}"
@@ -149,14 +161,14 @@ def _counted(names: Sequence[str]) -> str:
 
 def labels_table(spec: str) -> str | None:
     """The path of the labels.csv that `spec` is, or that is in it."""
-    path = os.path.join(spec, LABELS_FILE) if os.path.isdir(spec) else spec
-    return path if os.path.basename(path) == LABELS_FILE and os.path.isfile(path) else None
+    path = os.path.join(spec, LABELS_FILE) if _is_folder(spec) else spec
+    return path if os.path.basename(path) == LABELS_FILE and (stores.exists(path) or os.path.isfile(path)) else None
 
 
 def _images_folder(table: str) -> str | None:
     """The folder that the names in a labels.csv start from, if it is not the file's own."""
     folder = os.path.join(os.path.dirname(table), "images")
-    return folder if os.path.isdir(folder) else None
+    return folder if stores.exists(folder) or os.path.isdir(folder) else None
 
 
 def _label_column(columns: Sequence[str], named: str | None) -> str:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Earlier, Failure, Record, Reference, Tally
+from deit_batch.outbox import at_hand
 from deit_batch.output import Mode, digest_of, open_output
 from deit_batch.parts import REPORT, part_name, read_manifest
 from deit_batch.sinks import Columns, choose_format
@@ -98,7 +99,11 @@ def _write(
     format = choose_format(out, format, keep)
     settings = {name: value for name, value in settings.items() if name != "format"}
     columns = Columns(keep)
-    with closing(open_output(out, format, settings=settings, columns=columns, mode=mode)) as output:
+    with ExitStack() as stack:
+        path = stack.enter_context(at_hand(out, fresh=mode == "fresh"))
+        output = stack.enter_context(
+            closing(open_output(path, format, settings=settings, columns=columns, mode=mode, name=out))
+        )
         for batch in output.remaining(iter(lambda: list(islice(references, BATCH)), [])):
             output.write([_record(reference) for reference in batch])
         if not output.complete:

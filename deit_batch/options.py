@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import click
 
+from deit_batch import stores
 from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 
@@ -94,6 +95,15 @@ class ShardType(click.ParamType[tuple[int, int]]):
         return int(number), int(of)
 
 
+class Root(click.ParamType[str]):
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if stores.is_stored(str(value)):
+            return str(value)
+        return str(click.Path(exists=True, file_okay=False).convert(value, param, ctx))
+
+
 class Threshold(click.ParamType[str]):
     """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
 
@@ -142,8 +152,8 @@ INPUT = (
         "--input",
         required=True,
         metavar="WHAT",
-        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar, "
-        "hf://DATASET?split=…, or - for stdin.",
+        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar; also "
+        "on a store (s3://…, gs://…, abfs://…); hf://DATASET?split=…, or - for stdin.",
     ),
     option(
         "--column",
@@ -268,7 +278,7 @@ IMAGE_LIMITS = (
         default=DEFAULT_LIMITS.fetch_seconds,
         show_default=True,
         type=SECONDS,
-        help="For one try to fetch a URL.",
+        help="For one try to fetch a URL or object.",
     ),
     option(
         "--decode-seconds",
@@ -289,14 +299,14 @@ IMAGE_LIMITS = (
         default=DEFAULT_LIMITS.retries,
         show_default=True,
         type=click.IntRange(min=0),
-        help="Further tries of a URL after a passing fault.",
+        help="Further tries of a URL or object after a passing fault.",
     ),
     option(
         "--connections",
         default=DEFAULT_LIMITS.connections,
         show_default=True,
         type=AT_LEAST_ONE,
-        help="To one host, a worker.",
+        help="To one host or bucket, a worker.",
     ),
     option(
         "--allow-private-hosts", is_flag=True, help="Fetch from addresses that are not of the public internet, too."
@@ -305,9 +315,8 @@ IMAGE_LIMITS = (
 )
 ROOT = option(
     "--root",
-    type=click.Path(exists=True, file_okay=False),
-    metavar="DIR",
-    help="Local files must be in this folder, links resolved.",
+    type=Root(),
+    help="Local files must be in this folder, links resolved; objects on a store under it, if it is on one.",
 )
 LIMITS = (*IMAGE_LIMITS, ROOT)
 

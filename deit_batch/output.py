@@ -72,8 +72,12 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def open_output(out: str, format: str, *, settings: Mapping[str, object], columns: Columns, mode: Mode) -> Output:
-    """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
+def open_output(
+    out: str, format: str, *, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+) -> Output:
+    """`name` is what messages call it.
+
+    Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
     if out == "-":
         return _Stream(sys.stdout.buffer, format)
@@ -82,7 +86,7 @@ def open_output(out: str, format: str, *, settings: Mapping[str, object], column
     target = Path(os.path.realpath(out))  # a link stays a link: what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
-    return _File(target, format, {**settings, "format": format}, columns, mode)
+    return _File(target, format, {**settings, "format": format}, columns, mode, name)
 
 
 class _Stream:
@@ -126,9 +130,12 @@ class _Stream:
 
 
 class _File:
-    def __init__(self, target: Path, format: str, settings: Mapping[str, object], columns: Columns, mode: Mode) -> None:
+    def __init__(
+        self, target: Path, format: str, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+    ) -> None:
         self.tally = Tally()
         self._target = target
+        self._name = name
         self._partial = self._beside("partial")
         self._report = self._beside("run.json")
         self._rows = self._beside("rows.jsonl") if format == "npy" else None
@@ -139,7 +146,7 @@ class _File:
         self._replaces: object = None
         self._retries = False
         with writing(target):
-            self._lock = Lock(self._beside("lock"), str(target))
+            self._lock = Lock(self._beside("lock"), name)
             try:
                 self._earlier = self._previous()
                 self.complete = self._look_around(mode)
@@ -190,10 +197,13 @@ class _File:
         return not self._retries
 
     def _require_own_result(self) -> None:
-        for name, path in (("output", self._target), ("rows", self._rows)):
+        for name, path, shown in (
+            ("output", self._target, self._name),
+            ("rows", self._rows, f"{self._name}.rows.jsonl"),
+        ):
             if path and not (path.exists() and self._earlier.get(name) == digest_of(path)):
                 raise UsageError(
-                    f"{path} is not what its run has left there; give another --out, or replace it with --fresh"
+                    f"{shown} is not what its run has left there; give another --out, or replace it with --fresh"
                 )
 
     def _require_same_settings(self) -> None:
@@ -201,10 +211,10 @@ class _File:
         settings = self._earlier.get("settings")
         if not isinstance(settings, dict):
             raise UsageError(
-                f"{self._target} is there and no report beside it says what it is; give another --out, or replace it "
+                f"{self._name} is there and no report beside it says what it is; give another --out, or replace it "
                 "with --fresh"
             )
-        require_same_settings(self._target, settings, self._settings)
+        require_same_settings(self._name, settings, self._settings)
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
         return self._recalled(references) if self._retries else references
@@ -213,11 +223,11 @@ class _File:
         with open(self._target, "rb") as results:
             for reference in references:
                 record = parse_record(results.readline()) or {}
-                require_same_input(self._target, reference, record)
+                require_same_input(self._name, reference, record)
                 earlier = None if has_failed(record) else Earlier(record["predictions"])
                 yield replace(reference, earlier=earlier)
             if results.readline():
-                raise UsageError(f"{self._target}: its input has become shorter since; start over with --fresh")
+                raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
@@ -244,7 +254,7 @@ class _File:
                     changed, first = changed + 1, first or reference.image
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
-                f"{self._target} is finished, but its input has changed since; give another --out, or replace it with "
+                f"{self._name} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
         if changed:
@@ -252,7 +262,7 @@ class _File:
                 "%s images have changed since %s was made, %s first: it has their old predictions; --fresh or "
                 "--incremental makes new ones",
                 f"{changed:,}",
-                self._target,
+                self._name,
                 first,
             )
         counts = self._earlier["counts"]
@@ -274,13 +284,13 @@ class _File:
                 self._file.truncate()
                 return chain([batch], batches)
             for reference, record in zip(batch, records, strict=True):
-                require_same_input(self._target, reference, record)
+                require_same_input(self._name, reference, record)
                 self.tally.count(record)
             self._add_to_digest(batch)
         start = self._file.tell()
         if parse_record(self._file.readline()):
             raise UsageError(
-                f"{self._target} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
+                f"{self._name} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
             )
         self._file.seek(start)
@@ -373,7 +383,7 @@ def has_changed(reference: Reference, since_ns: int) -> bool:
     return mark is not None and max(mark[1:]) > since_ns
 
 
-def require_same_settings(target: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises UsageError, saying which differ, unless what was left at `target` was made with the same settings."""
     mine = json.loads(pretty(now))
     changes = [
@@ -387,7 +397,7 @@ def require_same_settings(target: Path, before: Mapping[str, Any], now: Mapping[
         )
 
 
-def require_same_input(target: Path, reference: Reference, record: Mapping[str, Any]) -> None:
+def require_same_input(target: str | Path, reference: Reference, record: Mapping[str, Any]) -> None:
     """Raises UsageError unless the record, left by an earlier run, is of this reference."""
     for name, value in fixed_fields(reference).items():
         if record.get(name) != value:

@@ -20,6 +20,7 @@ from deit_batch.geometry import FeatureName
 from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Failure, Features, Prediction, Record, Reference, Tally
 from deit_batch.known import Known
+from deit_batch.outbox import at_hand
 from deit_batch.output import Mode, Output, open_output
 from deit_batch.plan import Options, Plan
 from deit_batch.progress import Progress, Stopwatch
@@ -254,17 +255,20 @@ def run(
     call continues it.
     """
     stopwatch = Stopwatch()
-    with ExitStack() as stack:
+    format = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
+    beside = [*(["known"] if incremental else []), *(["rows.jsonl"] if format == "npy" else [])]
+    with at_hand(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        format = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
-        if os.path.exists(out) and os.path.exists(options.input) and os.path.samefile(out, options.input):
+        if _is_same(out, options.input):
             raise UsageError(f"--out {out} is the input")
         source = source or options.open_source(stdin)
         plan = Plan.of(options)
         settings = {**plan.settings(options), "incremental": incremental}
         columns = Columns(options.keep, options.features or (), plan.checkpoint.geometry.hidden_size)
-        output = stack.enter_context(closing(open_output(out, format, settings=settings, columns=columns, mode=mode)))
-        known = stack.enter_context(closing(_known(out, plan, options, mode))) if incremental else None
+        output = stack.enter_context(
+            closing(open_output(path, format, settings=settings, columns=columns, mode=mode, name=out))
+        )
+        known = stack.enter_context(closing(_known(path, plan, options, mode))) if incremental else None
         references = known.recall(source.references) if known else output.recall(source.references)
 
         read: Counter[str] = Counter()
@@ -298,6 +302,10 @@ def run(
         if known:
             known.forget_the_vanished()
         return Outcome(output.tally, report, source.passed_over, known.kept if known else 0)
+
+
+def _is_same(out: str, input: str) -> bool:
+    return out == input != "-" or (os.path.exists(out) and os.path.exists(input) and os.path.samefile(out, input))
 
 
 def _known(out: str, plan: Plan, options: Options, mode: Mode) -> Known:

@@ -9,20 +9,20 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from deit_batch import tables, tars
+from deit_batch import stores, tables, tars
 from deit_batch.errors import InputError, RowError, UsageError
-from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, Url, redact
+from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, StoredFile, Url, redact
 from deit_batch.tables import Row, Table
 
-# Of the formats that images.FORMATS names.
 logger = logging.getLogger("deit_batch")
 
+# Of the formats that images.FORMATS names.
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
 
 IMAGE_COLUMNS = (
@@ -32,6 +32,7 @@ IMAGE_COLUMNS = (
 """The usual names of the column that holds the image, the likeliest first."""
 
 BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet")
 
 # The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
 _BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")
@@ -108,6 +109,8 @@ def _part(source: Source, limit: int | None, shard: Shard) -> Source:
 
 def _open_paths(spec: str, recursive: bool) -> Source | None:
     """A source of files found by name; None if `spec` is not of that kind."""
+    if stores.is_stored(spec):
+        return _open_stored(spec, recursive)
     if os.path.isdir(spec):
         return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
     if is_image_name(spec) and os.path.lexists(spec):
@@ -124,10 +127,65 @@ def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Sour
     if not count:
         for _ in find(passed_over):
             pass
-        reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
-        raise UsageError(f"{if_empty} ({reasons}); known names end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise _no_image(if_empty, passed_over)
     references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(find(passed_over)))
     return Source(references, lambda read: count, passed_over)
+
+
+def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
+    reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
+    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+
+
+def _open_stored(spec: str, recursive: bool) -> Source | None:
+    """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are."""
+    folder = is_stored_folder(spec)
+    if not (folder or is_image_name(spec)):
+        return None
+    store, path = stores.open_store(spec)
+    passed_over: Counter[str] = Counter()
+    try:
+        if folder:
+            path = path.rstrip("/") + "/"
+            files = _images(store.list(path, recursive=recursive), len(store.address(path)), passed_over)
+        else:
+            files = iter([store.look_at(path)])
+        first = list(islice(files, 1))
+    except stores.StoreError as error:
+        raise UsageError(f"{spec}: can't be read: {error}") from error
+    if not first:
+        raise _no_image(f"{spec} holds no image", passed_over)
+    references = (Reference(index, file.address, file) for index, file in enumerate(_until_broken(spec, first, files)))
+    return Source(references, passed_over=passed_over)
+
+
+def is_stored_folder(spec: str) -> bool:
+    """On a store, where there are no folders to ask: what is not named like an image, table or tar."""
+    name = spec.lower().removesuffix(".gz")
+    return stores.is_stored(spec) and not (is_image_name(spec) or tars.is_tars(spec) or name.endswith(TABLE_SUFFIXES))
+
+
+def _images(found: Iterator[StoredFile | str], start: int, passed_over: Counter[str]) -> Iterator[StoredFile]:
+    """`start`: how long the folder's own address is."""
+    for file in found:
+        if isinstance(file, str):
+            passed_over["folders"] += 1
+        elif file.address.startswith(".", start) or "/." in file.address[start:]:
+            passed_over["hidden"] += 1
+        elif is_image_name(file.address):
+            yield file
+        else:
+            passed_over["not an image name"] += 1
+
+
+def _until_broken(spec: str, first: Iterable[StoredFile], files: Iterable[StoredFile]) -> Iterator[StoredFile]:
+    last = ""
+    try:
+        for file in chain(first, files):
+            yield file
+            last = file.address
+    except stores.StoreError as error:
+        raise InputError(f"{spec}: can't be listed past {last}: {error}") from error
 
 
 def is_image_name(name: str) -> bool:
@@ -208,24 +266,25 @@ def _open_rows(
 def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: BinaryIO | None) -> Table:
     if spec == "-":
         return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
-    if spec.startswith("hf://"):
+    stored = stores.is_stored(spec)
+    if spec.startswith("hf://") and not stored:
         return tables.open_dataset(spec)
     if tars.is_tars(spec):
         return tars.open_tars(spec, is_image_name)
     name = spec.lower()
     gzipped = name.endswith(".gz")
     suffix = os.path.splitext(name.removesuffix(".gz"))[1]
-    if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet"):
+    if suffix not in TABLE_SUFFIXES:
         raise UsageError(
             f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
             "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .tar, hf://… or -"
         )
-    if suffix == ".parquet":
-        return tables.open_parquet(Path(spec), wanted)
     try:
-        stream = open(spec, "rb")  # noqa: SIM115 - read lazily, to the end of the run
+        stream = stores.open_stream(spec) if stored else open(spec, "rb")  # noqa: SIM115 - to the end of the run
     except OSError as error:
-        raise UsageError(f"{spec}: {error.strerror}") from error
+        raise UsageError(f"{spec}: {error.strerror or error}") from error
+    if suffix == ".parquet":
+        return tables.open_parquet(stream, spec, wanted)
     match suffix:
         case ".csv" | ".tsv":
             return tables.open_csv(stream, gzipped=gzipped, delimiter="," if suffix == ".csv" else "\t")
@@ -325,8 +384,8 @@ def _locate(value: Any, column: str, folder: str, line: int) -> tuple[str | None
     return (None if isinstance(location, Base64) else redact(value)), location
 
 
-def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | Base64:
-    """Tells a URL, a data URI, base64 and a path apart. A relative path is taken from `folder`.
+def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | StoredFile | Base64:
+    """Tells a URL, an object on a store, a data URI, base64 and a path apart. A relative path is taken from `folder`.
 
     Base64 of a JPEG starts with `/9j/`, as an absolute path might. So text is base64 only if it starts as an image's
     base64 does, has no other characters, and is long enough for one; or if it is too long for a path. Raises RowError
@@ -341,11 +400,19 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
         return Base64(data)
     if always_base64 or len(text) > _LONGEST_PATH:
         return Base64(text)
+    if stores.is_stored(text):
+        return _stored(text)
     scheme = _SCHEME.match(text)
     if scheme:
-        raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) URL or base64")
+        raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) or s3 URL, or base64")
     stripped = text.strip()
     long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
     if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
         return Base64(text)
-    return LocalFile(os.path.join(folder, text))
+    path = os.path.join(folder, text)
+    return _stored(path) if stores.is_stored(path) else LocalFile(path)
+
+
+def _stored(address: str) -> StoredFile:
+    scheme, path = stores.parse(address)
+    return StoredFile(f"{scheme}://{path}")

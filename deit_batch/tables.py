@@ -14,7 +14,6 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -268,16 +267,16 @@ def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
 # --- Arrow ------------------------------------------------------------------------------------------------------------
 
 
-def open_parquet(path: Path, wanted: Callable[[Sequence[str]], list[str]]) -> Table:
+def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], list[str]]) -> Table:
     """Reads only the columns that `wanted` picks from all the names, through a small buffer: a column of images can
     be larger than memory."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+        file = pyarrow.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path}: not a Parquet file: {error}") from error
+        raise UsageError(f"{name}: not a Parquet file: {error}") from error
     columns = file.schema_arrow.names
 
     def rows() -> Iterator[Row]:
@@ -288,7 +287,7 @@ def open_parquet(path: Path, wanted: Callable[[Sequence[str]], list[str]]) -> Ta
                     line += 1
                     yield Row(line, value)
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{path}: can't be read past row {line}: {error}") from error
+            raise InputError(f"{name}: can't be read past row {line}: {error}") from error
 
     return Table(rows(), columns, lambda read: int(file.metadata.num_rows), _class_names_of_schema(file.schema_arrow))
 

@@ -13,9 +13,11 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, product
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+from deit_batch import stores
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.io import Failure
 from deit_batch.tables import MAX_ROW_CHARS, Row, Table
@@ -32,17 +34,18 @@ def is_tars(spec: str) -> bool:
 
 
 def open_tars(spec: str, is_image: Callable[[str], bool]) -> Table:
-    """Of one tar, a glob, or numbered ones: `imgs-{0000..0099}.tar`. `is_image` tells by a member's name.
+    """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob. `is_image` tells
+    by a member's name.
 
     Raises UsageError if one is not there."""
     paths = _paths(spec)
-    sizes = [os.path.getsize(path) for path in paths]
+    sizes = _sizes_of_stored(paths) if stores.is_stored(spec) else [os.path.getsize(path) for path in paths]
     bytes_read = [0] * len(paths)
 
     def rows() -> Iterator[Row]:
         line = 0
         for place, path in enumerate(paths):
-            with open(path, "rb") as stream:
+            with _open(path) as stream:
                 for value in _samples(stream, path, is_image):
                     line += 1
                     bytes_read[place] = stream.tell()
@@ -55,8 +58,18 @@ def open_tars(spec: str, is_image: Callable[[str], bool]) -> Table:
     return Table(rows(), total=total)
 
 
+def _open(path: str) -> BinaryIO:
+    """Raises InputError if that can't be had any more."""
+    try:
+        return cast(BinaryIO, stores.open_stream(path)) if stores.is_stored(path) else open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read at all: {error.strerror or error}") from error
+
+
 def _paths(spec: str) -> list[str]:
     paths = list(expand(spec))
+    if stores.is_stored(spec):
+        return paths
     if paths == [spec] and glob.has_magic(spec) and not os.path.lexists(spec):
         paths = sorted(glob.glob(spec, recursive=True), key=os.fsencode)
         if not paths:
@@ -66,6 +79,20 @@ def _paths(spec: str) -> list[str]:
         others = f", nor {len(missing) - 1:,} others of the {len(paths):,}" if len(missing) > 1 else ""
         raise UsageError(f"{missing[0]}: no such file{others}")
     return paths
+
+
+def _sizes_of_stored(addresses: list[str]) -> list[int]:
+    """Asked for side by side: there may be thousands. Raises UsageError if one can't be had."""
+    store, _ = stores.open_store(addresses[0])
+
+    def size(address: str) -> int:
+        try:
+            return store.look_at(stores.parse(address)[1]).size or 0
+        except (stores.StoreError, RowError) as error:
+            raise UsageError(f"{address}: {error}") from error
+
+    with ThreadPoolExecutor(16) as threads:
+        return list(threads.map(size, addresses))
 
 
 def expand(spec: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from faulty_store import SECRET, Bucket, misbehaving, serve_s3
 from misbehaving import Server, serve
 from PIL import Image
 
@@ -196,6 +197,32 @@ def web(photos: Path) -> Iterator[Server]:
 def server(web: Server) -> str:
     """Its address."""
     return web.address
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[int]:
+    """The port of a real S3 server on loopback."""
+    with serve_s3() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(s3_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A bucket on it, behind a proxy that misbehaves on request, where the environment says that S3 is."""
+    settings = {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    import fsspec
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # the environment has changed under it
+    with misbehaving(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        yield Bucket(proxy, f"bucket-{proxy.server_port}")
 
 
 COMMAND = str(Path(sys.executable).parent / "deit-batch")

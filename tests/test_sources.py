@@ -459,7 +459,7 @@ def test_urls_data_uris_and_foreign_schemes(tmp_path: Path) -> None:
     assert locate(" HTTPS://h/a.jpg ") == Url("HTTPS://h/a.jpg")
     assert locate("data:image/png;base64,iVBO\nRw0=") == Base64("iVBO\nRw0=")
     assert locate("aGVsbG8=", always_base64=True) == Base64("aGVsbG8=")
-    rows = ["ftp://h/a.jpg", "file:///etc/passwd", "data:image/png,notbase64", "s3://bucket/key.jpg", "data:nothing"]
+    rows = ["ftp://h/a.jpg", "file:///etc/passwd", "data:image/png,notbase64", "memory://b/key.jpg", "data:nothing"]
     (tmp_path / "t.txt").write_text("\n".join(rows))
     references = read(tmp_path / "t.txt")
     assert [r.image for r in references] == rows

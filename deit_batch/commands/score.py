@@ -57,8 +57,8 @@ FIRST_SHOWN = 5
     option(
         "--out",
         metavar="FILE",
-        help="Where the predictions go: .jsonl, .json, .csv or .parquet; - streams JSONL to stdout. Appears when it is "
-        "whole.",
+        help="Where the predictions go: .jsonl, .json, .csv or .parquet, also on a store (s3://…); - streams JSONL to "
+        "stdout. Appears when it is whole.",
     ),
     option(
         "--format",
@@ -265,4 +265,10 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     return DONE
 
 
-_KINDS = {"LocalFile": "files", "Url": "URLs", "Base64": "base64 strings", "bytes": "images in the table"}
+_KINDS = {
+    "LocalFile": "files",
+    "Url": "URLs",
+    "StoredFile": "objects",
+    "Base64": "base64 strings",
+    "bytes": "images in the table",
+}

@@ -1,0 +1,190 @@
+"""A real S3 server on loopback (moto's, in a process of its own), and before it a proxy that does to a client what S3
+does on a bad day: throttles, answers 500, cuts connections."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["SlowDown", "InternalError", "AccessDenied", "cut", "refused", "slow", "silence"]
+STATUS = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}
+SECRET = "not-to-be-shown"
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests that match, as in "GET /bucket/a.jpg"."""
+
+    kind: Kind
+    pattern: str
+    times: int = 10**9
+
+
+class FaultyStore(http.server.ThreadingHTTPServer):
+    """The proxy. `page_size`: how many objects a page of a listing has."""
+
+    def __init__(self, moto_port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.moto_port = moto_port
+        self.page_size = 1000
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
+        self.busy = self.busiest = 0
+        self.release = threading.Event()
+        self.lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def next_fault(self, request: str) -> Kind | None:
+        with self.lock:
+            self.requests.append(request)
+            for fault in self.faults:
+                if fault.times and re.match(fault.pattern, request):
+                    fault.times -= 1
+                    return fault.kind
+        return None
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyStore
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that has had enough
+            super().handle()
+
+    def do_any(self) -> None:
+        with self.server.lock:
+            self.server.busy += 1
+            self.server.busiest = max(self.server.busiest, self.server.busy)
+        try:
+            self._answer()
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815 - the base class asks for these
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.next_fault(f"{self.command} {self.path}")
+        if fault == "refused":
+            self.close_connection = True
+        elif fault == "silence":
+            self.server.release.wait(20)
+            self.close_connection = True
+        elif fault in STATUS:
+            text = f"<Error><Code>{fault}</Code><Message>{fault}, it said</Message></Error>".encode()
+            self._send(STATUS[fault], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], text)
+        else:
+            if fault == "slow":
+                self.server.release.wait(0.2)
+            self._send(*self._forward(body), cut=fault == "cut")
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        path = self.path
+        if "list-type=2" in path:
+            path += f"&max-keys={self.server.page_size}"
+        moto = http.client.HTTPConnection("127.0.0.1", self.server.moto_port)
+        moto.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            moto.putheader(name, value)
+        moto.endheaders(body)
+        answer = moto.getresponse()
+        data = answer.read()
+        headers = [pair for pair in answer.getheaders() if pair[0].lower() not in ("connection", "transfer-encoding")]
+        if answer.getheader("Content-Length") is None:
+            headers.append(("Content-Length", str(len(data))))
+        moto.close()
+        return answer.status, headers, data
+
+    def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, *, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = cut
+
+
+@contextmanager
+def serve_s3() -> Iterator[int]:
+    """The port of moto's server."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr
+        lines = iter(process.stderr.readline, "")
+        port = next(int(found[1]) for line in lines if (found := re.search(r"http://127\.0\.0\.1:(\d+)", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # or its log would fill the pipe
+        yield port
+    finally:
+        process.kill()  # asked politely, it waits for its connections
+        process.wait()
+
+
+class Bucket:
+    """A bucket of its own, seen through the proxy by the code under test and directly by the test."""
+
+    def __init__(self, proxy: FaultyStore, name: str) -> None:
+        import boto3
+
+        self.proxy = proxy
+        self.name = name
+        self._client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.moto_port}")
+        self._client.create_bucket(Bucket=name)
+
+    def address(self, key: str) -> str:
+        return f"s3://{self.name}/{key}"
+
+    def put(self, key: str, data: bytes) -> str:
+        self._client.put_object(Bucket=self.name, Key=key, Body=data)
+        return self.address(key)
+
+    def get(self, key: str) -> bytes:
+        data: bytes = self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return data
+
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.name, Key=key)
+
+    def names(self) -> list[str]:
+        return [found["Key"] for found in self._client.list_objects_v2(Bucket=self.name).get("Contents", [])]
+
+    def unfinished_uploads(self) -> int:
+        return len(self._client.list_multipart_uploads(Bucket=self.name).get("Uploads", []))
+
+    def fault(self, kind: Kind, request: str, times: int = 10**9) -> None:
+        """`request` is a method and a key, both regular expressions."""
+        method, _, key = request.partition(" ")
+        self.proxy.faults.append(Fault(kind, f"{method} /{self.name}/?{key}", times))
+
+    def seen(self, request: str) -> int:
+        """How many requests matched."""
+        method, _, key = request.partition(" ")
+        pattern = f"{method} /{self.name}/?{key}"
+        return sum(bool(re.match(pattern, request)) for request in self.proxy.requests)
+
+
+@contextmanager
+def misbehaving(port: int) -> Iterator[FaultyStore]:
+    with FaultyStore(port) as store:
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        yield store
+        store.release.set()
+        store.shutdown()
