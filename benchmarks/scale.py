@@ -3,12 +3,14 @@
     python benchmarks/scale.py [ROWS]
 
 ROWS references (ten million unless told otherwise), and a tenth of them, go through each step in a process of its own,
-with predictions that were made up. Writes scale.md. Needs two kilobytes of disk a row; an hour or more for ten million.
+with predictions that were made up. Writes scale.md. Needs the extra `s3`, three kilobytes of disk a row, and an hour or
+two for ten million.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,14 @@ from report import describe_machine
 from deit_batch.io import Prediction, Record, Reference
 from deit_batch.merging import merge
 from deit_batch.output import Output, open_output
+from deit_batch.parts import Block, Folder, Part, cut, in_order, write_part
 from deit_batch.sinks import Columns
 from deit_batch.sources import Shard, open_source
 
 HERE = Path(__file__).resolve().parent
 SHARDS = 8
 BATCH = 128
+PART = 256  # images in a part of --engine ray
 MADE_UP: list[Prediction] = [
     {"label": f"a class of {number} words or so", "score": 0.1234567890123} for number in range(5)
 ]
@@ -97,6 +101,52 @@ def merging(folder: Path, rows: int) -> None:
     merge([folder / f"part-{number}.jsonl" for number in range(SHARDS)], str(folder / "merged.jsonl"))
 
 
+@contextmanager
+def store(objects: int) -> Iterator[None]:
+    """An S3 server, which this process then takes for Amazon's."""
+    words = [sys.executable, str(HERE / "endless_store.py"), str(objects)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        os.environ["AWS_ENDPOINT_URL"] = server.stdout.readline().strip()
+        os.environ |= {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+        yield
+        server.kill()
+
+
+def listing_a_store(folder: Path, rows: int) -> None:
+    with store(rows):
+        assert sum(1 for _ in open_source("s3://bucket/images/").references) == rows
+
+
+def blocks(folder: Path) -> Iterator[Block]:
+    return cut(open_source(str(folder / "rows.txt")).references, PART)
+
+
+def parts(folder: Path) -> Folder:
+    return Folder(folder / "parts", {"made up": True}, fresh=False)
+
+
+def part(folder: Folder, block: Block) -> Part:
+    return write_part(folder.partial, block, [Record.of(reference, MADE_UP) for reference in block.references])
+
+
+def half_of_the_parts(folder: Path, rows: int) -> None:
+    with closing(parts(folder)) as result:
+        result.begin()
+        for block in islice(blocks(folder), rows // PART // 2):
+            part(result, block)
+
+
+def the_other_parts(folder: Path, rows: int) -> None:
+    with closing(parts(folder)) as result:
+        result.begin()
+        found = result.standing(blocks(folder))
+        for block in blocks(folder):
+            if block.number not in found:
+                found[block.number] = part(result, block)
+        result.finish(in_order(found, block.after), {}, result.partial, "jsonl")
+
+
 STEPS: dict[str, Callable[[Path, int], None]] = {
     "a list, read": listing,
     f"one shard of {SHARDS}": one_shard,
@@ -105,6 +155,9 @@ STEPS: dict[str, Callable[[Path, int], None]] = {
     "resumed: the rest written, synced, digested": writing_the_rest,
     f"all {SHARDS} shards, written": all_shards,
     "merged": merging,
+    "a folder of a store, listed": listing_a_store,
+    f"half of the parts of {PART}, written": half_of_the_parts,
+    "resumed: those checked, the rest and the manifest written": the_other_parts,
 }
 
 
