@@ -18,10 +18,10 @@ from typing import Any, Literal, TypeAlias
 
 import safetensors
 
+from deit_batch.atomic import rename_durably
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.geometry import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
 from deit_batch.images import CARD_RECIPE, Recipe, recipe_from_config
-from deit_batch.io import rename_durably
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent / "demo"

@@ -22,10 +22,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from deit_batch.atomic import rename_durably
 from deit_batch.checkpoints import Checkpoint, find_checkpoint
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.extras import needing
-from deit_batch.io import rename_durably
 from deit_batch.pytorch import load_weights
 
 logger = logging.getLogger("deit_batch")

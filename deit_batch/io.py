@@ -10,10 +10,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
@@ -109,6 +108,18 @@ class Reference:
     def is_settled(self) -> bool:
         """Whether its predictions are known without a look at the image."""
         return self.earlier is not None and self.earlier.sha256 is None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
+    gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
+    tables.Table."""
+
+    references: Iterator[Reference]
+    total: Callable[[int], int | None] = lambda read: None
+    passed_over: Counter[str] = field(default_factory=Counter)
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -234,21 +245,6 @@ def json_line(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all: beside it first, synced, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_durably(temporary, path)
-
-
-def rename_durably(source: Path, target: Path) -> None:
-    """Renames, and syncs the folder, so that the new name outlives a power cut."""
-    os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def pretty(value: object) -> bytes:
+    """A JSON document for people, too."""
+    return json.dumps(value, indent=2).encode() + b"\n"

@@ -24,8 +24,9 @@ from typing import BinaryIO, TypeAlias
 
 from deit_batch import stores
 from deit_batch.errors import RowError, UsageError
-from deit_batch.io import Failure, Reference, clean
-from deit_batch.sources import Source, is_image_name, is_stored_folder, open_source
+from deit_batch.io import Failure, Reference, Source, clean
+from deit_batch.listing import is_image_name, is_stored_folder
+from deit_batch.sources import open_source
 from deit_batch.tars import is_tars
 
 logger = logging.getLogger("deit_batch")

@@ -18,10 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deit_batch.atomic import digest_of
 from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Earlier, Failure, Record, Reference, Tally
 from deit_batch.outbox import at_hand
-from deit_batch.output import Mode, digest_of, open_output
+from deit_batch.output import Mode, open_output
 from deit_batch.parts import REPORT, part_name, read_manifest
 from deit_batch.sinks import Columns, choose_format
 

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch import stores
+from deit_batch.atomic import write_atomically
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.interrupt import stop_on_signals
-from deit_batch.io import json_line, write_atomically
+from deit_batch.io import json_line
 from deit_batch.lock import Lock
 from deit_batch.stores import StoreError
 

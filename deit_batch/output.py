@@ -21,26 +21,23 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 from deit_batch import sinks
-from deit_batch.errors import DeitBatchError, OutputError, UsageError
-from deit_batch.io import (
-    Earlier,
-    Record,
-    Reference,
-    Tally,
-    identity,
-    json_line,
-    json_value,
-    rename_durably,
-    stamp,
-    write_atomically,
+from deit_batch.atomic import digest_of, rename_durably, write_atomically, writing
+from deit_batch.earlier import (
+    has_changed,
+    has_failed,
+    parse_record,
+    reference_line,
+    require_same_input,
+    require_same_settings,
 )
+from deit_batch.errors import DeitBatchError, OutputError, UsageError
+from deit_batch.io import Earlier, Record, Reference, Tally, json_line, pretty
 from deit_batch.lock import Lock
 from deit_batch.sinks import Columns
 
@@ -355,83 +352,3 @@ def _mark(path: Path) -> list[int] | None:
     except FileNotFoundError:
         return None
     return [status.st_size, status.st_mtime_ns]
-
-
-def digest_of(path: Path) -> dict[str, object]:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def parse_record(line: bytes) -> dict[str, Any] | None:
-    """The record of a whole line; None if it is none."""
-    try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or not {"index", "image"} <= record.keys():
-        return None
-    return record if "predictions" in record or "features" in record else None
-
-
-def has_failed(record: Mapping[str, Any]) -> bool:
-    return "error" in record
-
-
-def has_changed(reference: Reference, since_ns: int) -> bool:
-    """Whether it is a file that was written, or put under its name, after that time."""
-    mark = stamp(reference.location)
-    return mark is not None and max(mark[1:]) > since_ns
-
-
-def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UsageError, saying which differ, unless what was left at `target` was made with the same settings."""
-    mine = json.loads(pretty(now))
-    changes = [
-        f"{name} was {_short(before.get(name))}, is {_short(mine.get(name))}"
-        for name in {**before, **mine}
-        if before.get(name) != mine.get(name)
-    ]
-    if changes:
-        raise UsageError(
-            f"{target} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
-        )
-
-
-def require_same_input(target: str | Path, reference: Reference, record: Mapping[str, Any]) -> None:
-    """Raises UsageError unless the record, left by an earlier run, is of this reference."""
-    for name, value in fixed_fields(reference).items():
-        if record.get(name) != value:
-            raise UsageError(
-                f"{target} can't be continued: the input has changed. Record {reference.index} has {name} "
-                f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
-            )
-
-
-def reference_line(reference: Reference) -> bytes:
-    """What of a reference goes into the digest of an input."""
-    return json_line(fixed_fields(reference))
-
-
-def fixed_fields(reference: Reference) -> dict[str, object]:
-    """The fields of a record that the input alone decides."""
-    return {**identity(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
-
-
-def pretty(value: object) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:20]}…{text[-50:]}"
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{target}: can't be written: {error.strerror or error}; what is scored so far is kept: make room or "
-            "mend the folder, and run the same command again to continue"
-        ) from error

@@ -25,20 +25,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from deit_batch.errors import DeitBatchError, UsageError
-from deit_batch.io import Record, Reference, Tally, json_line, rename_durably, write_atomically
-from deit_batch.lock import Lock
-from deit_batch.output import (
-    digest_of,
+from deit_batch.atomic import digest_of, rename_durably, write_atomically, writing
+from deit_batch.earlier import (
     has_changed,
     has_failed,
     parse_record,
-    pretty,
     reference_line,
     require_same_input,
     require_same_settings,
-    writing,
 )
+from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.io import Record, Reference, Tally, json_line, pretty
+from deit_batch.lock import Lock
 
 logger = logging.getLogger("deit_batch")
 
@@ -61,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a manifest says of a part. `output`: the size and digest of its file, as output.digest_of."""
+    """What a manifest says of a part. `output`: the size and digest of its file, as atomic.digest_of."""
 
     number: int
     scored: int

@@ -13,10 +13,10 @@ from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, f
 from deit_batch.errors import UsageError
 from deit_batch.geometry import FEATURES, FeatureName
 from deit_batch.images import Recipe
-from deit_batch.io import Reference
+from deit_batch.io import Reference, Source
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.machine import cores
-from deit_batch.sources import Shard, Source, open_source
+from deit_batch.sources import Shard, open_source
 
 if TYPE_CHECKING:
     import torch

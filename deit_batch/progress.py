@@ -44,7 +44,7 @@ class Stopwatch:
 class Progress:
     """A bar where stderr is a terminal, a plain line now and then where it is a log, nothing if `quiet`.
 
-    `total(n)` is as in `sources.Source`; `done` is how many records an earlier run has left."""
+    `total(n)` is as in `io.Source`; `done` is how many records an earlier run has left."""
 
     def __init__(self, total: Callable[[int], int | None], tally: Tally, stopwatch: Stopwatch, *, quiet: bool) -> None:
         self._total = total

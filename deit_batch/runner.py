@@ -18,14 +18,13 @@ from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.geometry import FeatureName
 from deit_batch.interrupt import stop_on_signals
-from deit_batch.io import Failure, Features, Prediction, Record, Reference, Tally
+from deit_batch.io import Failure, Features, Prediction, Record, Reference, Source, Tally
 from deit_batch.known import Known
 from deit_batch.outbox import at_hand
 from deit_batch.output import Mode, Output, open_output
 from deit_batch.plan import Options, Plan
 from deit_batch.progress import Progress, Stopwatch
 from deit_batch.sinks import Columns, choose_features_format, choose_format
-from deit_batch.sources import Source
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import logging
 import os
-import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from deit_batch import stores, tables, tars
-from deit_batch.errors import InputError, RowError, UsageError
-from deit_batch.io import RECORD_FIELDS, Base64, Failure, LocalFile, Location, Reference, StoredFile, Url, redact
+from deit_batch.errors import UsageError
+from deit_batch.io import RECORD_FIELDS, Failure, Reference, Source
+from deit_batch.listing import is_image_name, open_files
+from deit_batch.locating import digest_of_inline, locate_value
 from deit_batch.tables import Row, Table
 
 logger = logging.getLogger("deit_batch")
-
-# Of the formats that images.FORMATS names.
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
 
 IMAGE_COLUMNS = (
     "image", "image_path", "image_url", "image_base64", "image_b64", "image_file", "img", "url", "uri", "path",
@@ -31,34 +24,11 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 """The usual names of the column that holds the image, the likeliest first."""
 
-BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet")
-
-# The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
-_BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")
-_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
-_LONGEST_PATH = 4096  # PATH_MAX on Linux
-
 ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 """Raises UsageError if there is no such column."""
 
-
 Shard: TypeAlias = tuple[int, int]
 """Number, from 0, and count of all: every so-manieth reference, from the one of that index on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
-    gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
-    tables.Table."""
-
-    references: Iterator[Reference]
-    total: Callable[[int], int | None] = lambda read: None
-    passed_over: Counter[str] = field(default_factory=Counter)
-    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def open_source(
@@ -84,7 +54,7 @@ def open_source(
     for name in keep:
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
-    source = _open_paths(spec, recursive)
+    source = open_files(spec, recursive)
     if (source or spec.lower().endswith((".txt", ".txt.gz"))) and (column or keep):
         raise UsageError(f"{spec} has no columns; --column and --keep are for tables")
     source = source or _open_rows(spec, column, keep, stdin, label, folder)
@@ -102,141 +72,6 @@ def _part(source: Source, limit: int | None, shard: Shard) -> Source:
 
     references = islice(source.references, number, limit, of)
     return Source(references, total, source.passed_over, source.class_names)
-
-
-# --- folders, files and globs -------------------------------------------------------------------------------------
-
-
-def _open_paths(spec: str, recursive: bool) -> Source | None:
-    """A source of files found by name; None if `spec` is not of that kind."""
-    if stores.is_stored(spec):
-        return _open_stored(spec, recursive)
-    if os.path.isdir(spec):
-        return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
-    if is_image_name(spec) and os.path.lexists(spec):
-        return _files(lambda passed_over: iter([spec]), "")
-    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec and not tars.is_tars(spec):
-        return _files(lambda passed_over: _glob(spec, passed_over), f"{spec} matches no image")
-    return None
-
-
-def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Source:
-    """The files that `find` yields. It is run twice: names alone are quick to count, for the time that is left."""
-    count = sum(1 for _ in find(Counter()))
-    passed_over: Counter[str] = Counter()
-    if not count:
-        for _ in find(passed_over):
-            pass
-        raise _no_image(if_empty, passed_over)
-    references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(find(passed_over)))
-    return Source(references, lambda read: count, passed_over)
-
-
-def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
-    reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
-    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGE_SUFFIXES))}")
-
-
-def _open_stored(spec: str, recursive: bool) -> Source | None:
-    """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are."""
-    folder = is_stored_folder(spec)
-    if not (folder or is_image_name(spec)):
-        return None
-    store, path = stores.open_store(spec)
-    passed_over: Counter[str] = Counter()
-    try:
-        if folder:
-            path = path.rstrip("/") + "/"
-            files = _images(store.list(path, recursive=recursive), len(store.address(path)), passed_over)
-        else:
-            files = iter([store.look_at(path)])
-        first = list(islice(files, 1))
-    except stores.StoreError as error:
-        raise UsageError(f"{spec}: can't be read: {error}") from error
-    if not first:
-        raise _no_image(f"{spec} holds no image", passed_over)
-    references = (Reference(index, file.address, file) for index, file in enumerate(_until_broken(spec, first, files)))
-    return Source(references, passed_over=passed_over)
-
-
-def is_stored_folder(spec: str) -> bool:
-    """On a store, where there are no folders to ask: what is not named like an image, table or tar."""
-    name = spec.lower().removesuffix(".gz")
-    return stores.is_stored(spec) and not (is_image_name(spec) or tars.is_tars(spec) or name.endswith(TABLE_SUFFIXES))
-
-
-def _images(found: Iterator[StoredFile | str], start: int, passed_over: Counter[str]) -> Iterator[StoredFile]:
-    """`start`: how long the folder's own address is."""
-    for file in found:
-        if isinstance(file, str):
-            passed_over["folders"] += 1
-        elif file.address.startswith(".", start) or "/." in file.address[start:]:
-            passed_over["hidden"] += 1
-        elif is_image_name(file.address):
-            yield file
-        else:
-            passed_over["not an image name"] += 1
-
-
-def _until_broken(spec: str, first: Iterable[StoredFile], files: Iterable[StoredFile]) -> Iterator[StoredFile]:
-    last = ""
-    try:
-        for file in chain(first, files):
-            yield file
-            last = file.address
-    except stores.StoreError as error:
-        raise InputError(f"{spec}: can't be listed past {last}: {error}") from error
-
-
-def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tuple[int, int]]) -> Iterator[str]:
-    """The images under a folder, by name, byte for byte (a locale would order them otherwise on another machine).
-
-    Links to folders are followed, but each folder is entered once, under the first of its names."""
-    try:
-        status = os.stat(folder)
-        names = sorted(os.listdir(os.fsencode(folder)))  # bytes: half the memory of what scandir gives
-    except OSError as error:
-        raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
-    seen.add((status.st_dev, status.st_ino))
-    for name in map(os.fsdecode, names):
-        path = os.path.join(folder, name)
-        if name.startswith("."):
-            passed_over["hidden"] += 1
-        elif os.path.isdir(path):
-            inner = os.stat(path)
-            if not recursive:
-                passed_over["folders"] += 1
-            elif (inner.st_dev, inner.st_ino) in seen:
-                passed_over["folders seen under another name"] += 1
-            else:
-                yield from _walk(path, recursive, passed_over, seen)
-        elif is_image_name(name):
-            yield path
-        else:
-            passed_over["not an image name"] += 1
-
-
-def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
-    """As the shell's: `**` is any depth of folders, not through links, and hidden names must be asked for."""
-    path = Path(pattern)
-    start = Path(path.anchor)
-    wanted = {part for part in path.parts if part.startswith(".")}
-    for found in sorted(start.glob(str(path.relative_to(start))), key=os.fsencode):
-        if any(part.startswith(".") and part not in wanted for part in found.parts):
-            passed_over["hidden"] += 1
-        elif found.is_dir():
-            passed_over["folders"] += 1
-        elif is_image_name(found.name):
-            yield str(found)
-        else:
-            passed_over["not an image name"] += 1
-
-
-# --- tables and lists ---------------------------------------------------------------------------------------------
 
 
 def _open_rows(
@@ -274,7 +109,7 @@ def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: 
     name = spec.lower()
     gzipped = name.endswith(".gz")
     suffix = os.path.splitext(name.removesuffix(".gz"))[1]
-    if suffix not in TABLE_SUFFIXES:
+    if suffix not in tables.SUFFIXES:
         raise UsageError(
             f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
             "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .tar, hf://… or -"
@@ -352,67 +187,5 @@ def _reference(
         except UsageError as error:
             return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
         value = value[column]
-    image, location = _locate(value, column or "", folder, row.line)
-    return Reference(index, image, location, kept, _sha256(location))
-
-
-def _sha256(location: Location) -> str | None:
-    match location:
-        case Base64(text):
-            return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        case bytes() as data:
-            return hashlib.sha256(data).hexdigest()
-        case _:
-            return None
-
-
-def _locate(value: Any, column: str, folder: str, line: int) -> tuple[str | None, Location]:
-    """The reference as given (None for inline data), and where its bytes are."""
-    if isinstance(value, Mapping):  # an image of `datasets`: {"bytes": …, "path": …}
-        if isinstance(value.get("bytes"), bytes):
-            return value.get("path"), value["bytes"]
-        value = value.get("path")
-    if isinstance(value, bytes):
-        return None, value
-    if not isinstance(value, str) or not value.strip():
-        what = "is empty" if value is None or value == "" or isinstance(value, str) else f"is {value!r:.40}, no text"
-        return None, tables.row_failure(f"line {line}: the image {what}")
-    try:
-        location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
-    except RowError as error:
-        return redact(value), tables.row_failure(f"line {line}: {error}")
-    return (None if isinstance(location, Base64) else redact(value)), location
-
-
-def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | StoredFile | Base64:
-    """Tells a URL, an object on a store, a data URI, base64 and a path apart. A relative path is taken from `folder`.
-
-    Base64 of a JPEG starts with `/9j/`, as an absolute path might. So text is base64 only if it starts as an image's
-    base64 does, has no other characters, and is long enough for one; or if it is too long for a path. Raises RowError
-    for a scheme that is not ours to open."""
-    start = text.lstrip()[:16].lower()
-    if start.startswith(("http://", "https://")):
-        return Url(text.strip())
-    if start.startswith("data:"):
-        header, comma, data = text.partition(",")
-        if not comma or not header.rstrip().lower().endswith(";base64"):
-            raise RowError("a data: URI that is not base64")
-        return Base64(data)
-    if always_base64 or len(text) > _LONGEST_PATH:
-        return Base64(text)
-    if stores.is_stored(text):
-        return _stored(text)
-    scheme = _SCHEME.match(text)
-    if scheme:
-        raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) or s3 URL, or base64")
-    stripped = text.strip()
-    long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
-    if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
-        return Base64(text)
-    path = os.path.join(folder, text)
-    return _stored(path) if stores.is_stored(path) else LocalFile(path)
-
-
-def _stored(address: str) -> StoredFile:
-    scheme, path = stores.parse(address)
-    return StoredFile(f"{scheme}://{path}")
+    image, location = locate_value(value, column or "", folder, row.line)
+    return Reference(index, image, location, kept, digest_of_inline(location))

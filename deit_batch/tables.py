@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_ROW_CHARS = 128 * 2**20
 """A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet")
+
 Value: TypeAlias = Mapping[str, Any] | str | Failure
 
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deit_batch.atomic import write_atomically
 from deit_batch.errors import OutputError, UsageError
-from deit_batch.io import Tally, write_atomically
+from deit_batch.io import Tally
 
 _LAST_SUCCESS = "deit_batch_last_success_timestamp_seconds"
 

@@ -21,9 +21,9 @@ from transformers import AutoImageProcessor, AutoModel
 from transformers.image_utils import load_image
 
 from deit_batch import embed, score
+from deit_batch.atomic import rename_durably
 from deit_batch.cli import main
 from deit_batch.errors import Interrupted, OutputError, TooManyFailures, UsageError
-from deit_batch.io import rename_durably
 from deit_batch.plan import Options
 from deit_batch.runner import ErrorThreshold, run
 

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from deit_batch import tables
 from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Base64, Failure, LocalFile, Reference, Url
-from deit_batch.sources import locate, open_source
+from deit_batch.locating import locate
+from deit_batch.sources import open_source
 
 
 def read(spec: str | Path, **options: Any) -> list[Reference]:

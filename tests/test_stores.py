@@ -25,7 +25,8 @@ from deit_batch.fetch import Fetcher
 from deit_batch.io import Failure, LocalFile, StoredFile
 from deit_batch.labelled import open_labelled
 from deit_batch.limits import Limits
-from deit_batch.sources import locate, open_source
+from deit_batch.locating import locate
+from deit_batch.sources import open_source
 
 LIMITS = Limits(image_bytes=5000, retries=2)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch import __version__
+from deit_batch.atomic import write_atomically
 from deit_batch.checkpoints import find_checkpoint
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels
@@ -23,7 +24,6 @@ from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.pictures import PICTURES, draw
 from deit_batch.evaluation.report import as_markdown
-from deit_batch.io import write_atomically
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.plan import Options
 from deit_batch.results import read_records

@@ -23,11 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from deit_batch.atomic import write_atomically
 from deit_batch.errors import InputError, OutputError, UsageError
 from deit_batch.finetune.settings import Settings
 from deit_batch.images import Recipe
 from deit_batch.interrupt import Stop
-from deit_batch.io import Failure, Reference, identity, json_line, stamp, write_atomically
+from deit_batch.io import Failure, Reference, identity, json_line, stamp
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deit_batch.atomic import rename_durably, write_atomically
 from deit_batch.errors import UsageError
-from deit_batch.io import json_line, rename_durably, write_atomically
+from deit_batch.io import json_line
 from deit_batch.lock import Lock
 
 REPORT = "training.json"

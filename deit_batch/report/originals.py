@@ -11,7 +11,8 @@ from typing import Any
 from deit_batch.errors import DeitBatchError, FetchError, ImageError
 from deit_batch.io import Failure, Location, Reference, Url, identity
 from deit_batch.labelled import labels_table, open_labelled
-from deit_batch.sources import locate, open_source
+from deit_batch.locating import locate
+from deit_batch.sources import open_source
 from deit_batch.tars import is_tars
 
 logger = logging.getLogger("deit_batch")

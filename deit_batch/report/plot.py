@@ -17,10 +17,10 @@ from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Failure, Prediction, Record, Reference, redact
 from deit_batch.limits import Limits
+from deit_batch.locating import locate
 from deit_batch.plan import Options, Plan
 from deit_batch.progress import Stopwatch
 from deit_batch.runner import scored
-from deit_batch.sources import locate
 
 MOST_BARS = 20
 LONGEST_SIDE = 1000  # pixels of the picture

@@ -1,0 +1,71 @@
+"""What an earlier run has left, held against what this one is asked for: may it be gone on with?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import UsageError
+from deit_batch.io import Reference, identity, json_line, json_value, pretty, stamp
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None if it is none."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not {"index", "image"} <= record.keys():
+        return None
+    return record if "predictions" in record or "features" in record else None
+
+
+def has_failed(record: Mapping[str, Any]) -> bool:
+    return "error" in record
+
+
+def has_changed(reference: Reference, since_ns: int) -> bool:
+    """Whether it is a file that was written, or put under its name, after that time."""
+    mark = stamp(reference.location)
+    return mark is not None and max(mark[1:]) > since_ns
+
+
+def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UsageError, saying which differ, unless what was left at `target` was made with the same settings."""
+    mine = json.loads(pretty(now))
+    changes = [
+        f"{name} was {_short(before.get(name))}, is {_short(mine.get(name))}"
+        for name in {**before, **mine}
+        if before.get(name) != mine.get(name)
+    ]
+    if changes:
+        raise UsageError(
+            f"{target} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
+        )
+
+
+def require_same_input(target: str | Path, reference: Reference, record: Mapping[str, Any]) -> None:
+    """Raises UsageError unless the record, left by an earlier run, is of this reference."""
+    for name, value in fixed_fields(reference).items():
+        if record.get(name) != value:
+            raise UsageError(
+                f"{target} can't be continued: the input has changed. Record {reference.index} has {name} "
+                f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
+            )
+
+
+def reference_line(reference: Reference) -> bytes:
+    """What of a reference goes into the digest of an input."""
+    return json_line(fixed_fields(reference))
+
+
+def fixed_fields(reference: Reference) -> dict[str, object]:
+    """The fields of a record that the input alone decides."""
+    return {**identity(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:20]}…{text[-50:]}"
