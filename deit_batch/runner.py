@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -277,8 +278,9 @@ def run(
             return Outcome(output.tally, {}, source.passed_over)
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
-        progress = Progress(source.total, output.tally, stopwatch, quiet=quiet)
-        work = scored(batches, plan, options, stopwatch, known=known)
+        progress = stack.enter_context(closing(Progress(source.total, output.tally, stopwatch, quiet=quiet)))
+        work = stack.enter_context(closing(scored(batches, plan, options, stopwatch, known=known)))
+        report = partial(_report, source, options, plan, output, known, stopwatch, progress)
         try:
             for records in work:
                 with stopwatch("write"):
@@ -288,19 +290,15 @@ def run(
                 if error_threshold:
                     error_threshold.check(output.tally, source.total(read["references"]))
         except (DeitBatchError, Interrupted) as error:
-            report = _report(source, options, plan, output, known, stopwatch, progress)
-            output.interrupt(report, gave_up=isinstance(error, TooManyFailures))
+            output.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
-        finally:
-            work.close()
-            progress.close()
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", options.input)
-        report = _report(source, options, plan, output, known, stopwatch, progress)
-        output.finish(report)
+        final = report()
+        output.finish(final)
         if known:
             known.forget_the_vanished()
-        return Outcome(output.tally, report, source.passed_over, known.kept if known else 0)
+        return Outcome(output.tally, final, source.passed_over, known.kept if known else 0)
 
 
 def _is_same(out: str, input: str) -> bool:

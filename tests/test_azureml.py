@@ -128,7 +128,7 @@ def endpoint(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             wait_for_server(f"http://127.0.0.1:{port}", process, log)
             yield f"http://127.0.0.1:{port}/score"
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)  # after SIGTERM it waits for half a minute
 
 
 def free_port() -> int:

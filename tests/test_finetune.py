@@ -258,11 +258,31 @@ def test_bad_images_are_skipped_and_reported(colours: Path, start: Path, tmp_pat
     assert os.stat(tmp_path / "out" / "model.safetensors").st_mode & 0o777 == 0o644
 
 
+@pytest.fixture(scope="module")
+def whole(colours: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the runs come to that are stopped below."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    finetune(
+        settings(
+            colours,
+            start,
+            num_train_epochs=30,
+            learning_rate=None,
+            randaugment=9,
+            per_device_train_batch_size=4,
+            mixup=0.5,
+            cutmix=1.0,
+        ),
+        out,
+    )
+    return out
+
+
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    colours: Path, start: Path, tmp_path: Path, signum: signal.Signals
+    colours: Path, start: Path, whole: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    options = ["--input", colours, "--model", start, "--workers", 0, "--num-train-epochs", 60]
+    options = ["--input", colours, "--model", start, "--workers", 0, "--num-train-epochs", 30]
     options += ["--per-device-train-batch-size", 4, "--mixup", 0.5, "--cutmix", 1]
     command = [COMMAND, "finetune", *map(str, options), "--out", "stopped", "--quiet"]
     process = subprocess.Popen(command, cwd=tmp_path)
@@ -274,18 +294,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert not (tmp_path / "stopped").exists()
     subprocess.run(command, cwd=tmp_path, check=True)
     assert not (tmp_path / "stopped.partial").exists()
-    whole = settings(
-        colours,
-        start,
-        num_train_epochs=60,
-        learning_rate=None,
-        randaugment=9,
-        per_device_train_batch_size=4,
-        mixup=0.5,
-        cutmix=1.0,
-    )
-    finetune(whole, tmp_path / "whole")
-    assert changed(tmp_path / "whole", tmp_path / "stopped") == set()
+    assert changed(whole, tmp_path / "stopped") == set()
 
 
 def test_a_run_that_stopped_early_and_died_is_not_trained_further(

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -115,6 +116,7 @@ def run(
             logger.info("going on with %s parts that an earlier run has left", f"{len(found.parts):,}")
         progress = stack.enter_context(closing(Progress(source.total, found.tally, stopwatch, quiet=quiet)))
         rows = stack.enter_context(closing(_rows(job, layout, folder.partial, found)))
+        report = partial(_report, job, layout, found, stopwatch, progress)
         try:
             for _ in rows:
                 progress.update(found.tally.inputs)
@@ -125,15 +127,14 @@ def run(
                 raise found.end.error
             parts = in_order(found.parts, found.end.digest)
         except (DeitBatchError, Interrupted) as error:
-            report = _report(job, layout, found, stopwatch, progress)
-            folder.interrupt(report, gave_up=isinstance(error, TooManyFailures))
+            folder.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
         if not parts:
             logger.warning("%s has no rows: the output is empty", options.input)
         result = _converted(folder.partial, parts, format, options.keep, layout)
-        report = _report(job, layout, found, stopwatch, progress)
-        folder.finish(parts, report, result, format)
-        return Outcome(found.tally, report, found.end.passed_over)
+        final = report()
+        folder.finish(parts, final, result, format)
+        return Outcome(found.tally, final, found.end.passed_over)
 
 
 def _check(options: Options, out: str, format: str) -> None:
@@ -197,16 +198,16 @@ def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Generator[Don
                     yield row
 
 
-def _converted(partial: Path, parts: Sequence[Part], format: str, keep: Sequence[str], layout: Layout) -> Path:
+def _converted(grown: Path, parts: Sequence[Part], format: str, keep: Sequence[str], layout: Layout) -> Path:
     """The folder that holds the parts in their format: that in which they grew, or one in it."""
     if format == "jsonl":
-        return partial
-    target = partial / format
+        return grown
+    target = grown / format
     target.mkdir(exist_ok=True)
     converting = task(convert, layout.of_a_decoder)
     names = [(part_name(part.number), part_name(part.number, format)) for part in parts]
     with plainly():
-        ray.get([converting.remote(partial / grown, target / name, format, keep) for grown, name in names])
+        ray.get([converting.remote(grown / source, target / name, format, keep) for source, name in names])
     return target
 
 

@@ -115,24 +115,18 @@ def _train(
     student = make_student(
         checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size[0]
     )
-    arguments = _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu")
-    callbacks = [StopAndSave(stop), Progress()]
-    last = last_checkpoint(partial / "steps")
-    if settings.early_stopping_patience:
-        early = EarlyStopping(settings.early_stopping_patience, str(arguments.metric_for_best_model))
-        callbacks.append(early)
-        state = transformers.TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else None
-        if state and early.is_over(state):
-            arguments.max_steps = state.global_step  # it died after its last step: no further one
     loss = loss_for(multi_label=sets.multi_label, label_smoothing=settings.label_smoothing_factor)
+    learner = Learner(student, recipe, loss, Augmentation(settings, recipe.size), teacher)
+    arguments = _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu")
+    last = last_checkpoint(partial / "steps")
     trainer = transformers.Trainer(
-        Learner(student, recipe, loss, Augmentation(settings, recipe.size), teacher),
+        learner,
         arguments,
         collate,
         sets.training,
         sets.validation,
         compute_metrics=metrics_for(multi_label=sets.multi_label),
-        callbacks=callbacks,
+        callbacks=_callbacks(settings, arguments, stop, last),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=last)
@@ -144,18 +138,37 @@ def _train(
         "metrics": {name.removeprefix("eval_"): value for name, value in metrics.items() if _is_metric(name)},
         "history": trainer.state.log_history,
         "steps": trainer.state.global_step,
-        "data": {
-            "images": {"training": len(sets.training), "validation": len(sets.validation)},
-            "class_names": sets.class_names,
-            "multi_label": sets.multi_label,
-            "layouts": sets.layouts,
-            "fingerprints": sets.fingerprints,
-            "skipped": [asdict(one) for one in sets.skipped],
-        },
+        "data": _described(sets),
         "trained_from": {"name": checkpoint.name, "commit": checkpoint.commit, "sha256": checkpoint.digest},
         "seconds": round(time.monotonic() - start, 1),
         "machine": machine.describe(),
         "versions": {name: version(name) for name in ("deit-batch", "torch", "transformers", "pillow")},
+    }
+
+
+def _callbacks(
+    settings: Settings, arguments: transformers.TrainingArguments, stop: Stop, last: str | None
+) -> list[transformers.TrainerCallback]:
+    """`last`: the Trainer's checkpoint that is gone on from. If that run died after its last step, there is no further
+    one in `arguments`."""
+    callbacks = [StopAndSave(stop), Progress()]
+    if settings.early_stopping_patience:
+        early = EarlyStopping(settings.early_stopping_patience, str(arguments.metric_for_best_model))
+        callbacks.append(early)
+        state = transformers.TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else None
+        if state and early.is_over(state):
+            arguments.max_steps = state.global_step
+    return callbacks
+
+
+def _described(sets: Sets) -> dict[str, Any]:
+    return {
+        "images": {"training": len(sets.training), "validation": len(sets.validation)},
+        "class_names": sets.class_names,
+        "multi_label": sets.multi_label,
+        "layouts": sets.layouts,
+        "fingerprints": sets.fingerprints,
+        "skipped": [asdict(one) for one in sets.skipped],
     }
 
 

@@ -1,7 +1,8 @@
 """The endpoint: images of many clients over HTTP, scored together. Needs the extra serve.
 
-server.py     the process: its socket, its connections, and its end
-endpoint.py   the HTTP: what a request must be, how much of them there may be, the shape of the answers
-scorer.py     one image → its predictions: fetched, decoded in a process of decoders.py, scored in a batch of batcher.py
-metrics.py    what the server tells of itself: counters, and a line for each request
+server.py        the process: its socket, its connections, and its end
+application.py   the routes, and the shape of the answers
+endpoint.py      a request: what it must be, and how much of them there may be
+scorer.py        one image → its predictions: fetched, decoded in a process of decoders.py, scored in a batch of batcher.py
+metrics.py       what the server tells of itself: counters, and a line for each request
 """

@@ -1,28 +1,24 @@
-"""The HTTP of a server: what a request must be, how much of them there may be, and the shape of the answers."""
+"""A request to score: what it must be, and how much of them there may be."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from deit_batch import __version__
 from deit_batch.io import Failure, clean
-from deit_batch.plan import Options, Plan
-from deit_batch.serving.metrics import CONTENT_TYPE, Metrics
+from deit_batch.serving.metrics import Metrics
 from deit_batch.serving.scorer import Scorer, answer, each
 
 T = TypeVar("T")
@@ -59,41 +55,6 @@ class ScoreRequest(BaseModel):
         json_schema_extra={"example": {"input_data": ["https://example.org/a.jpg", "/9j/4AAQSkZJRg…"]}},
     )
     input_data: Annotated[list[Any], Field(description="Of each image its base64, data: URI or http(s) URL.")]
-
-
-class Prediction(BaseModel):
-    label: str
-    score: Annotated[float, Field(ge=0, le=1)]
-
-
-class Problem(BaseModel):
-    type: Annotated[str, Field(description="RowError, FetchError, DecodeError or ScoreError.")]
-    message: str
-
-
-class Unscored(BaseModel):
-    """In the place of an image that can't be scored."""
-
-    error: Problem
-
-
-class Refusal(BaseModel):
-    detail: Annotated[str, Field(description="One sentence: what is wrong with the request.")]
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "Not a request as described"},
-    401: {"description": "No key, or a wrong one"},
-    403: {"description": "From another site's page, and the server has no keys"},
-    408: {"description": "The body took too long to come"},
-    413: {"description": "Too many bytes or images"},
-    415: {"description": "Not application/json"},
-    429: {"description": "As much is waiting as may; try again after the seconds of Retry-After"},
-    503: {"description": "The model is being loaded, or the server is stopping"},
-}
-
-
-BEARER = HTTPBearer(auto_error=False, description="One of the keys of --api-key-file.")
 
 
 class Endpoint:
@@ -241,74 +202,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def application(
-    plan: Plan, options: Options, service: Service, metrics: Metrics, failed: Callable[[BaseException], None]
-) -> FastAPI:
-    """The server's application. `failed` is told if the model can't be loaded, or if the work ends otherwise."""
-    endpoint = Endpoint(service, metrics)
-
-    def ended(work: asyncio.Task[Any]) -> None:
-        problem = None if work.cancelled() else work.exception()
-        if problem:
-            failed(problem)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        scorer = Scorer(plan, options, window=service.window, batched=metrics.batches.observe)
-        endpoint.scorer = scorer
-        metrics.ready.set_function(lambda: endpoint.is_ready)
-        work = asyncio.create_task(scorer.run())
-        work.add_done_callback(ended)
-        try:
-            yield
-        finally:  # by a second Ctrl-C, too
-            work.cancel()
-            scorer.close()
-
-    app = FastAPIOffline(
-        title="deit-batch",
-        version=__version__,
-        description=f"Real-time image classification with {plan.checkpoint.name}.",
-        lifespan=lifespan,
-        redoc_url=None,
-    )
-
-    async def key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        endpoint.check_key(given.credentials if given else None)
-
-    guarded = [Depends(key)] if service.keys else []
-
-    @app.post(
-        "/score",
-        summary="Score images",
-        dependencies=guarded,
-        response_model=list[list[Prediction] | Unscored],
-        responses={status: {"model": Refusal, **refusal} for status, refusal in REFUSALS.items()},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": ScoreRequest.model_json_schema()}},
-            }
-        },
-    )
-    async def score(request: Request) -> Response:
-        """For each image, in order, its labels, best first; or the error that kept it from being scored."""
-        return await endpoint.score(request)
-
-    @app.get("/health", summary="Whether the process answers")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/ready", summary="Whether images are scored", responses={503: {"model": Refusal}})
-    async def ready() -> dict[str, str]:
-        if not endpoint.is_ready:
-            raise HTTPException(503, "the model is being loaded", RETRY_AFTER)
-        return {"status": "ready", "model": plan.checkpoint.name}
-
-    @app.get("/metrics", summary="Counters for Prometheus", dependencies=guarded, response_class=Response)
-    async def page() -> Response:
-        return Response(metrics.page(), media_type=CONTENT_TYPE)
-
-    return app

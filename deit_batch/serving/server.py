@@ -17,7 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.plan import Options, Plan
-from deit_batch.serving.endpoint import Service, application
+from deit_batch.serving.application import application
+from deit_batch.serving.endpoint import Service
 from deit_batch.serving.metrics import Metrics, Watched
 
 logger = logging.getLogger("deit_batch")
@@ -64,26 +65,33 @@ def serve(
             server.should_exit = True
 
         app = Watched(application(plan, options, service, metrics, failed), metrics, counted="/score")
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=HEAD_SECONDS,
-                timeout_graceful_shutdown=drain_seconds,
-            )
-        )
+        server = uvicorn.Server(_config(app, drain_seconds))
         _hear_uvicorn()
         _announce(listener, plan, service)
         with _signals_to(server):
             server.run(sockets=[listener])
     if problems:
         raise problems[0]
+    _require_all_answered(server, app, drain_seconds)
+    logger.info("every request was answered")
+
+
+def _config(app: Watched, drain_seconds: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=HEAD_SECONDS,
+        timeout_graceful_shutdown=drain_seconds,
+    )
+
+
+def _require_all_answered(server: uvicorn.Server, app: Watched, drain_seconds: int) -> None:
     if not server.started:
         raise DeitBatchError("the server could not start; what kept it from that stands above")
     unread = sum(connection.transport.get_write_buffer_size() > 0 for connection in server.server_state.connections)
@@ -92,7 +100,6 @@ def serve(
             f"{app.unanswered + unread} requests were not answered, or their answers not read, within --drain-seconds "
             f"{drain_seconds}"
         )
-    logger.info("every request was answered")
 
 
 class Connection(H11Protocol):
