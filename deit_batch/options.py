@@ -3,6 +3,7 @@ several of them take, each declared once."""
 
 from __future__ import annotations
 
+import os
 import textwrap
 import tomllib
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
 
 
 class ExampleCommand(click.Command):
-    """Prints an example first, and the options under the headings of their sections."""
+    """Prints an example first, and the options under the headings of their sections. A variable that is meant for an
+    option, and for none that there is, is wrong usage."""
 
     def __init__(self, *args: Any, example: str, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -68,6 +70,15 @@ class ExampleCommand(click.Command):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)  # first, for --help ends there
+        start = f"{ctx.auto_envvar_prefix}_"
+        known = {start + str(param.name).upper() for param in self.params}
+        unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
+        if ctx.auto_envvar_prefix and unknown and not ctx.resilient_parsing:
+            raise click.UsageError(f"there is no option for the variable {', '.join(unknown)}", ctx)
+        return rest
 
 
 class TopK(click.ParamType[int | None]):

@@ -241,6 +241,10 @@ def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(
     assert options(DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "3"
     assert options("--top-k", "all", DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == '"all"'
     assert options(DEIT_BATCH_SCORE_TOP_K="3")["batch-size"] == "7"
+    misspelt = CliRunner().invoke(
+        main, ["score", "--config", str(tmp_path / "d.toml"), "--dry-run"], env={"DEIT_BATCH_SCORE_TOPK": "3"}
+    )
+    assert (misspelt.exit_code, "variable DEIT_BATCH_SCORE_TOPK" in misspelt.stderr) == (2, True)
     (tmp_path / "d.toml").write_text('input = "t.csv"\ncolour = "red"\n')
     wrong = deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path)
     assert (wrong.returncode, "no option colour" in wrong.stderr) == (2, True)
