@@ -34,10 +34,12 @@ from deit_batch.options import (
     section,
 )
 from deit_batch.sinks import FORMATS, choose_format
-from deit_batch.textfile import Ending, recorded
+from deit_batch.textfile import recorded
 
 if TYPE_CHECKING:
     from deit_batch.output import Mode
+    from deit_batch.plan import Options
+    from deit_batch.runner import Outcome
 
 logger = logging.getLogger("deit_batch")
 
@@ -147,13 +149,25 @@ def score(
         with told(verbose):
             sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
     with told(verbose), recorded(metrics_file, good=DONE) as ending, told(verbose):
+        from deit_batch.plan import Options
+        from deit_batch.runner import ErrorThreshold
+
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
+        threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
+        where = {"out": _given(out), "format": format, "error_threshold": threshold, "quiet": quiet}
         if engine == "ray":
-            sys.exit(_score_on_ray(chosen, cluster, out, format, mode, quiet, verbose, error_threshold, ending))
-        for name, value in cluster.items():
-            if value is not None:
-                raise UsageError(f"--{name.replace('_', '-')} is for --engine ray")
-        sys.exit(_score(chosen, out, format, mode, incremental, quiet, error_threshold, ending))
+            outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=verbose, **where)
+        else:
+            outcome = _run_here(Options(**chosen), mode, cluster, incremental=incremental, **where)
+        ending.tally = outcome.tally
+        logger.info("%s%s", outcome.summary("scored"), "" if out == "-" else f": {out}")
+        sys.exit(SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE)
+
+
+def _given(out: str | None) -> str:
+    if out is None:
+        raise UsageError("Missing option '--out'. Use - for stdout.")
+    return out
 
 
 def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool) -> Mode:
@@ -166,71 +180,24 @@ def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool
     return "fresh" if fresh else "incremental" if incremental else "retry-failed" if retry_failed else "continue"
 
 
-def _score(
-    chosen: dict[str, Any],
-    out: str | None,
-    format: str | None,
-    mode: Mode,
-    incremental: bool,
-    quiet: bool,
-    error_threshold: str | None,
-    ending: Ending,
-) -> int:
-    if out is None:
-        raise UsageError("Missing option '--out'. Use - for stdout.")
-    from deit_batch.plan import Options
-    from deit_batch.runner import ErrorThreshold, run
+def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> Outcome:
+    from deit_batch.runner import run
 
-    threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
-    outcome = run(
-        Options(**chosen),
-        out=out,
-        format=format,
-        mode=mode,
-        incremental=incremental,
-        error_threshold=threshold,
-        quiet=quiet,
-    )
-    ending.tally = outcome.tally
-    logger.info("%s%s", outcome.summary("scored"), "" if out == "-" else f": {out}")
-    return SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE
+    for name, value in cluster.items():
+        if value is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for --engine ray")
+    return run(options, mode=mode, **more)
 
 
-def _score_on_ray(
-    chosen: dict[str, Any],
-    cluster: dict[str, Any],
-    out: str | None,
-    format: str | None,
-    mode: Mode,
-    quiet: bool,
-    verbose: bool,
-    error_threshold: str | None,
-    ending: Ending,
-) -> int:
-    if out is None:
-        raise UsageError("Missing option '--out', the folder of the parts.")
+def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> Outcome:
     if mode in ("incremental", "retry-failed"):
         raise UsageError(
             f"--{mode} is for the local engine; --engine ray can continue a run, or start over with --fresh"
         )
     from deit_batch.distributed.run import Where, run
-    from deit_batch.plan import Options
-    from deit_batch.runner import ErrorThreshold
 
-    threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
-    outcome = run(
-        Options(**chosen),
-        Where(**{name: value for name, value in cluster.items() if value is not None}),
-        out=out,
-        format=format,
-        fresh=mode == "fresh",
-        error_threshold=threshold,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    ending.tally = outcome.tally
-    logger.info("%s: %s", outcome.summary("scored"), out)
-    return SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE
+    where = Where(**{name: value for name, value in cluster.items() if value is not None})
+    return run(options, where, fresh=mode == "fresh", **more)
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
