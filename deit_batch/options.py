@@ -376,6 +376,12 @@ LOG_FORMAT = option(
     "--log-format",
     default="text",
     show_default=True,
-    type=click.Choice(["text", "json"]),
-    help="How messages on stderr are written.",
+    type=click.Choice(["text", "json", "github"]),
+    help="How messages on stderr are written; github: warnings and errors as its annotations.",
+)
+JUNIT = option(
+    "--junit",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="XML",
+    help="Write which gates were passed, as CI systems read test results.",
 )

@@ -123,9 +123,23 @@ class _Json(logging.Formatter):
         return json.dumps(values)
 
 
-def set_up_logging(*, quiet: bool, verbose: bool, as_json: bool) -> None:
+class _GitHub(logging.Formatter):
+    """Warnings and errors as annotations, which GitHub shows beside a run. Its workflow commands:
+    https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return f"deit-batch: {text}"
+        escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return f"::{record.levelname.lower()} title=deit-batch::{escaped}"
+
+
+def set_up_logging(*, quiet: bool, verbose: bool, log_format: str = "text") -> None:
+    """`log_format`: text, json or github."""
+    formatters = {"text": logging.Formatter("deit-batch: %(message)s"), "json": _Json(), "github": _GitHub()}
     handler = _Handler()
-    handler.setFormatter(_Json() if as_json else logging.Formatter("deit-batch: %(message)s"))
+    handler.setFormatter(formatters[log_format])
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)

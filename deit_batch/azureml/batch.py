@@ -36,7 +36,7 @@ _deployed: _Deployed | None = None
 def init() -> None:
     """Raises DeitBatchError if there is nothing to score with."""
     global _deployed  # the service passes nothing from init to run
-    set_up_logging(quiet=False, verbose=False, as_json=False)
+    set_up_logging(quiet=False, verbose=False)
     options = deployed_options()
     plan = Plan.of(options)
     _deployed = _Deployed(options, plan, plan.load())

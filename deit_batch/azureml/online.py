@@ -51,7 +51,7 @@ _service: _Service | None = None
 def init() -> None:
     """Raises DeitBatchError if there is nothing to score with."""
     global _service  # the service passes nothing from init to run
-    set_up_logging(quiet=False, verbose=False, as_json=False)
+    set_up_logging(quiet=False, verbose=False)
     _service = _Service(deployed_options())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import click
 
 from deit_batch.exits import BELOW, DONE, told
 from deit_batch.extras import needing
+from deit_batch.junit import write_junit
 from deit_batch.options import (
     CONFIG,
     FETCH,
     IMAGES,
+    JUNIT,
     LIMITS,
     LOG_FORMAT,
     QUIET,
@@ -64,6 +67,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         help="What goes to stdout.",
     ),
     ROWS,
+    JUNIT,
 )
 @section("Pictures", IMAGES, FETCH, THUMBNAILS)
 @section("Limits of one image", *LIMITS)
@@ -77,6 +81,7 @@ def compare(
     out: tuple[Path, ...],
     format: str,
     rows: int,
+    junit: Path | None,
     images: str | None,
     fetch: bool,
     thumbnails: int,
@@ -93,7 +98,7 @@ def compare(
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)
     with told(verbose), needing("report"):
         from deit_batch.report import changes, comparison
@@ -103,9 +108,18 @@ def compare(
         document = compared.as_dict(fail_under)
         changes.write(compared, document, out, images=images, fetch=fetch, limits=limits)
         click.echo(changes.as_json(document) if format == "json" else changes.as_text(document), nl=False)
-        if not document["passed"]:
-            share = document["agreement"]
-            found = "can't be had" if share is None else f"is {share:.4f}, under {fail_under:g}"
-            logger.error("--fail-under: the agreement %s", found)
-            sys.exit(BELOW)
-        sys.exit(DONE)
+        gates = {} if fail_under is None else {f"agreement ≥ {fail_under:g}": _below(document)}
+        if junit:
+            write_junit(junit, "compare", gates)
+        failed = [why for why in gates.values() if why]
+        for why in failed:
+            logger.error("--fail-under: %s", why)
+        sys.exit(BELOW if failed else DONE)
+
+
+def _below(document: Mapping[str, Any]) -> str | None:
+    """Why the gate is not passed."""
+    if document["passed"]:
+        return None
+    share = document["agreement"]
+    return "the agreement " + ("can't be had" if share is None else f"is {share:.4f}, under {document['fail_under']:g}")

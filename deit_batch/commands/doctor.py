@@ -20,7 +20,7 @@ def doctor(verbose: bool) -> None:
     from deit_batch.doctor import examined, score_one
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):
         for name, value in examined():
             click.echo(f"{name}: {value}")

@@ -13,9 +13,11 @@ import click
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.exits import BELOW, DONE, SOME_FAILED, told
 from deit_batch.extras import needing
+from deit_batch.junit import write_junit
 from deit_batch.options import (
     CONFIG,
     INPUT,
+    JUNIT,
     LABEL_COLUMN,
     LABEL_MAP,
     LIMITS,
@@ -118,6 +120,7 @@ class Gate(click.ParamType[tuple[str, float]]):
         help="The folder for metrics.json, report.md, pictures and predictions.jsonl.",
     ),
     option("--fresh", is_flag=True, help="Score again what an earlier evaluation has left in DIR."),
+    JUNIT,
 )
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
@@ -134,6 +137,7 @@ def evaluate(
     baseline: Path | None,
     error_threshold: str | None,
     fresh: bool,
+    junit: Path | None,
     quiet: bool,
     verbose: bool,
     log_format: str,
@@ -146,7 +150,7 @@ def evaluate(
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
     with told(verbose), needing("eval"):
         from deit_batch.evaluation.evaluate import Request
@@ -171,7 +175,10 @@ def evaluate(
             )
         )
         logger.info("%s", evaluation.summary())
-        for message in evaluation.below:
+        if junit:
+            names = {metric: f"{metric} ≥ {least:g}" for metric, least in sorted(fail_under)}
+            write_junit(junit, "evaluate", {name: evaluation.below.get(metric) for metric, name in names.items()})
+        for message in evaluation.below.values():
             logger.error("--fail-under: %s", message)
         if evaluation.below:
             sys.exit(BELOW)

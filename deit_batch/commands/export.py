@@ -36,7 +36,7 @@ def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle
     onnx."""
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):
         checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
         from deit_batch.exported import export as write

@@ -133,7 +133,7 @@ def finetune(*, out: Path, fresh: bool, quiet: bool, verbose: bool, log_format: 
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
     with told(verbose), needing("train"):
         from deit_batch.finetune.run import finetune as run

@@ -56,7 +56,7 @@ def merge(
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     with told(verbose):
         from deit_batch import merging
         from deit_batch.runner import ErrorThreshold

@@ -34,7 +34,7 @@ def plot(*, image: str, out: Path, verbose: bool, **chosen: Any) -> None:
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    set_up_logging(quiet=False, verbose=verbose)
     limits = limits_from(chosen)
     with told(verbose), needing("report"):
         from deit_batch.plan import Options

@@ -31,7 +31,7 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool,
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=False, verbose=verbose, as_json=False)
+    set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):
         from deit_batch.checkpoints import copy_checkpoint, find_checkpoint, find_recipe
 

@@ -62,7 +62,7 @@ def report(*, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> Non
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)
     with told(verbose), needing("report"):
         from deit_batch.report.report import Request

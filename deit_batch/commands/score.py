@@ -142,7 +142,7 @@ def score(
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
     cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
     if dry_run:

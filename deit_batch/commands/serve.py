@@ -96,7 +96,7 @@ def serve(
     """
     from deit_batch.progress import set_up_logging
 
-    set_up_logging(quiet=quiet, verbose=verbose, as_json=log_format == "json")
+    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
     with told(verbose):
         if chosen["workers"] == 0:

@@ -67,7 +67,7 @@ class Evaluation:
     no prediction or no label that the model knows."""
 
     document: dict[str, Any]
-    below: list[str]
+    below: dict[str, str]
     inputs: int
     unjudged: int
 
@@ -243,19 +243,19 @@ def _changed(compared: Mapping[str, Any]) -> str:
     return f"against {compared['file']}, on the {compared['images']:,} images of both: {told}"
 
 
-def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], list[str]]:
+def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], dict[str, str]]:
     """A gate whose metric can't be had is not passed."""
     results: dict[str, Any] = {}
-    below: list[str] = []
+    below: dict[str, str] = {}
     for metric, least in gates.items():
         value = found.values.get(CARD_NAMES.get(metric, metric))
         passed = value is not None and value >= least
         results[metric] = {"least": least, "value": value, "passed": passed}
         if value is None:
             why = found.unavailable.get(CARD_NAMES.get(metric, metric), "it is not one of labels like these")
-            below.append(f"{metric} can't be had: {why}")
+            below[metric] = f"{metric} can't be had: {why}"
         elif not passed:
-            below.append(f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}")
+            below[metric] = f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}"
     return results, below
 
 
