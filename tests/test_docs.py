@@ -1,0 +1,144 @@
+"""The pages: each command of the tutorial and the how-to pages is run, and prints what is shown; links lead somewhere;
+the command line's page is what --help says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cli_reference
+import pytest
+from conftest import EXAMPLES
+from faulty_store import SECRET
+from markdown_it import MarkdownIt
+
+REPOSITORY = EXAMPLES.parent
+DOCS = REPOSITORY / "docs"
+TUTORIAL = DOCS / "tutorial.md"
+PAGES = [TUTORIAL, *sorted((DOCS / "how-to").glob("*.md"))]
+TOOLS = ("bash", "curl", "base64", "tar")
+
+SHOWN = ("text", "json")
+EXCUSE = re.compile(r"\(not run by the tests( of this page)?: [^)]{10,}\)")
+BETWEEN = "==== the next block ===="
+
+
+@dataclass
+class Step:
+    """A block that is run, and the block below it: what it prints, where that is shown."""
+
+    command: str
+    shown: str | None = None
+
+
+def steps(text: str) -> list[Step]:
+    """All code of a page is run, or shows what was printed, or stands below a reason why it isn't run."""
+    found: list[Step] = []
+    said = ""
+    for token in MarkdownIt().parse(text):
+        if token.type == "inline":
+            said = " ".join(token.content.split())
+        elif token.type in ("fence", "code_block"):
+            excused, said = EXCUSE.search(said), ""
+            if token.info == "sh" and not excused:
+                found.append(Step(token.content))
+            elif token.info == "python" and not excused:
+                found.append(Step(f"python - <<'END OF PYTHON'\n{token.content}END OF PYTHON\n"))
+            elif token.info in SHOWN and found and found[-1].shown is None:
+                found[-1].shown = token.content
+            elif token.info not in ("sh", "python"):
+                raise ValueError(f"a {token.info or 'nameless'} block is neither run nor what one prints:\n{token.content}")
+    return found
+
+
+def printed_by(commands: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
+    """What each prints, to stdout or stderr. They are lines of one shell, which ends where one of them fails."""
+    script = f"\necho '{BETWEEN}'\n".join(commands)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout.split(f"{BETWEEN}\n")
+
+
+def agree(printed: str, shown: str) -> bool:
+    """… stands for anything in a line."""
+    return re.fullmatch(".*".join(map(re.escape, shown.split("…"))), printed) is not None
+
+
+def with_free_ports(text: str) -> str:
+    for port in ("8000", "8010"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            text = text.replace(port, str(free.getsockname()[1]))
+    return text
+
+
+@dataclass
+class Trial:
+    """A page's steps, and what they print."""
+
+    steps: list[Step]
+    printed: list[str]
+
+
+def tried(page: Path, folder: Path, environment: dict[str, str]) -> Trial:
+    shutil.copytree(EXAMPLES, folder / ("examples" if page == TUTORIAL else "imgs"))
+    home = folder / "home"
+    home.mkdir()
+    found = steps(with_free_ports(page.read_text()))
+    return Trial(found, printed_by([step.command for step in found], folder, {**environment, "HOME": str(home)}))
+
+
+@pytest.fixture(scope="module")
+def environment(s3_server: int) -> dict[str, str]:
+    """Of a machine without a network, but for a store that has the sample pictures in its bucket."""
+    bucket = f"http://127.0.0.1:{s3_server}/bucket"
+    pictures = {f"/imgs/{path.relative_to(EXAMPLES)}": path.read_bytes() for path in EXAMPLES.glob("*/*.png")}
+    for key, content in {"": b"", **pictures}.items():
+        urllib.request.urlopen(urllib.request.Request(bucket + key, content, method="PUT")).close()
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_server}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@pytest.fixture(scope="module")
+def trials(
+    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Path, Future[Trial]]]:
+    """Those that were asked for, one a core: most of a command's time is one core's."""
+    calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    wanted = [call.params["page"] for call in calls if call.params.get("page") in PAGES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {page: pool.submit(tried, page, tmp_path_factory.mktemp(page.stem), environment) for page in wanted}
+
+
+@pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"the pages' commands need {', '.join(TOOLS)}")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_does_what_it_says(page: Path, trials: dict[Path, Future[Trial]]) -> None:
+    trial = trials[page].result()
+    for step, printed in zip(trial.steps, trial.printed, strict=True):
+        if step.shown is not None and not agree(printed, step.shown):
+            print("@@", printed) 
