@@ -9,12 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import cli_reference
 import pytest
 from conftest import EXAMPLES
@@ -110,14 +110,16 @@ def tried(page: Path, folder: Path, environment: dict[str, str]) -> Trial:
 @pytest.fixture(scope="module")
 def environment(s3_server: int) -> dict[str, str]:
     """Of a machine without a network, but for a store that has the sample pictures in its bucket."""
-    bucket = f"http://127.0.0.1:{s3_server}/bucket"
-    pictures = {f"/imgs/{path.relative_to(EXAMPLES)}": path.read_bytes() for path in EXAMPLES.glob("*/*.png")}
-    for key, content in {"": b"", **pictures}.items():
-        urllib.request.urlopen(urllib.request.Request(bucket + key, content, method="PUT")).close()
+    address = f"http://127.0.0.1:{s3_server}"
+    account = {"aws_access_key_id": "someone", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=address, **account)
+    client.create_bucket(Bucket="bucket")
+    for path in EXAMPLES.glob("*/*.png"):
+        client.put_object(Bucket="bucket", Key=f"imgs/{path.relative_to(EXAMPLES)}", Body=path.read_bytes())
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_server}",
+        "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
