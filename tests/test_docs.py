@@ -27,7 +27,7 @@ TUTORIAL = DOCS / "tutorial.md"
 PAGES = [TUTORIAL, *sorted((DOCS / "how-to").glob("*.md"))]
 TOOLS = ("bash", "curl", "base64", "tar")
 
-SHOWN = ("text", "json")
+SHOWN = "text"
 EXCUSE = re.compile(r"\(not run by the tests( of this page)?: [^)]{10,}\)")
 BETWEEN = "==== the next block ===="
 
@@ -53,10 +53,12 @@ def steps(text: str) -> list[Step]:
                 found.append(Step(token.content))
             elif token.info == "python" and not excused:
                 found.append(Step(f"python - <<'END OF PYTHON'\n{token.content}END OF PYTHON\n"))
-            elif token.info in SHOWN and found and found[-1].shown is None:
+            elif token.info == SHOWN and found and found[-1].shown is None:
                 found[-1].shown = token.content
             elif token.info not in ("sh", "python"):
-                raise ValueError(f"a {token.info or 'nameless'} block is neither run nor what one prints:\n{token.content}")
+                raise ValueError(
+                    f"a {token.info or 'nameless'} block is neither run nor what one prints:\n{token.content}"
+                )
     return found
 
 
@@ -143,4 +145,52 @@ def test_a_page_does_what_it_says(page: Path, trials: dict[Path, Future[Trial]])
     trial = trials[page].result()
     for step, printed in zip(trial.steps, trial.printed, strict=True):
         if step.shown is not None and not agree(printed, step.shown):
-            print("@@", printed) 
+            assert printed == step.shown, step.command
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```\nls\n```",
+        "```bash\nls\n```",
+        "```text\nof nothing\n```",
+        "    ls",
+        "```sh\nls\n```\n```text\na\n```\n```text\nb\n```",
+    ],
+)
+def test_code_that_is_not_run_is_refused(block: str) -> None:
+    with pytest.raises(ValueError, match="is neither run nor what one prints"):
+        steps(f"As follows:\n\n{block}\n")
+
+
+def test_only_a_reason_keeps_a_command_from_being_run() -> None:
+    excused = "Fetch it (not run by the\ntests: it needs the Hub):\n\n```sh\nfalse\n```\n"
+    page = f"{excused}\nThen:\n\n```sh\nls\n```\n```text\na … c\n```\n"
+    assert steps(page) == [Step("ls\n", "a … c\n")]
+    assert agree("a b c\n", "a … c\n")
+    assert not agree("a b\n c\n", "a … c\n")
+
+
+def test_the_page_of_the_command_line_is_what_help_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    fresh = cli_reference.reference() == cli_reference.PAGE.read_text()
+    assert fresh, f"docs/cli.md is stale; renew it with: {cli_reference.RENEWED_BY}"
+
+
+def test_the_site_is_whole_and_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    """Of a copy of the repository, with five such links; only those are complained of."""
+    copy = tmp_path / "repository"
+    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.egg-info"))
+    nowhere = ["none.md", "none.yml", "usage.md#none", "../README.md#none", "#none"]
+    with (copy / "docs" / "stray.md").open("w") as page:
+        page.write("# Stray\n\n" + "\n\n".join(f"[to nowhere]({link})" for link in nowhere))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    built = subprocess.run(
+        [copy / "scripts" / "docs"], env={**os.environ, "PATH": path}, text=True, capture_output=True, check=False
+    )
+    assert built.returncode != 0
+    complaints = [line for line in built.stderr.splitlines() if "WARNING" in line]
+    lines = [re.findall(r"docs/stray\.md:(\d+)", complaint) for complaint in complaints]
+    assert lines == [["3"], ["5"], ["7"], ["9"], ["11"]], built.stderr
+    navigation = (copy / "build" / "site" / "docs" / "index.html").read_text()
+    assert 'href="stray.html"' in navigation
