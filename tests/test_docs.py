@@ -64,6 +64,8 @@ def steps(text: str) -> list[Step]:
 
 def printed_by(commands: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
     """What each prints, to stdout or stderr. They are lines of one shell, which ends where one of them fails."""
+    if not commands:
+        return []
     script = f"\necho '{BETWEEN}'\n".join(commands)
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
@@ -82,7 +84,7 @@ def printed_by(commands: list[str], folder: Path, environment: dict[str, str]) -
 
 def agree(printed: str, shown: str) -> bool:
     """… stands for anything in a line."""
-    return re.fullmatch(".*".join(map(re.escape, shown.split("…"))), printed) is not None
+    return re.fullmatch(".*".join(map(re.escape, shown.strip().split("…"))), printed.strip()) is not None
 
 
 def with_free_ports(text: str) -> str:
