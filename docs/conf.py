@@ -1,0 +1,79 @@
+"""How Sphinx makes the site: of every Markdown page of the repository, as it is read on GitHub, too. See scripts/docs.
+
+The source folder is the repository, not docs/, so that links between docs/ and the README, benchmarks/, … are checked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from deit_batch import __version__
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+HOME = "docs/index"
+
+# What the side of the site shows: a title, and under it pages, or folders of pages. A page of docs/ that stands nowhere
+# here is shown last, under MORE.
+NAVIGATION = {
+    "Start": ["README", "docs/tutorial"],
+    "How to": ["docs/how-to/*"],
+    "Reference": ["docs/usage", "docs/cli", "docs/evaluation", "docs/reports"],
+    "Behind it": [
+        "docs/architecture",
+        "docs/decisions",
+        "docs/faults",
+        "benchmarks/*",
+        "deit_batch/demo/README",
+        "SECURITY",
+        "CHANGELOG",
+    ],
+}
+MORE = "More"
+
+project = "deit-batch"
+release = version = __version__
+root_doc = HOME
+include_patterns = ["*.md", "docs/**.md", "benchmarks/*.md", "deit_batch/demo/*.md"]
+extensions = ["myst_parser"]
+myst_heading_anchors = 6  # the anchors that GitHub gives
+html_theme = "furo"
+html_title = f"deit-batch {__version__}"
+html_extra_path = ["site"]  # the site's own index.html, which leads to HOME
+html_copy_source = False
+html_show_copyright = False
+linkcheck_anchors = False  # many sites make theirs by script
+linkcheck_retries = 2
+
+
+def navigation(app: Sphinx) -> str:
+    """A table of contents for each title: kept out of index.md, for GitHub would show it as a block of code."""
+    sections: dict[str, list[str]] = {}
+    left = {name for name in app.env.found_docs if name.startswith("docs/")} - {HOME}
+    for title, patterns in NAVIGATION.items():
+        found = [page for pattern in patterns for page in sorted(pages_of(app, pattern))]
+        sections[title] = found
+        left -= set(found)
+    if left:
+        sections[MORE] = sorted(left)
+    return "\n".join(
+        "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *(f"/{page}" for page in found), "```"])
+        for title, found in sections.items()
+    )
+
+
+def pages_of(app: Sphinx, pattern: str) -> list[str]:
+    folder, star, _ = pattern.partition("*")
+    if not star:
+        return [pattern]
+    return [page for page in app.env.found_docs if page.startswith(folder)]
+
+
+def add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
+    if page == HOME:
+        source[0] += f"\n\n{navigation(app)}\n"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", add_navigation)
