@@ -55,19 +55,19 @@ def build(out: Path) -> tuple[Path, Path]:
 
 def repack(sdist: Path, seconds: int) -> None:
     """Sorts the sdist, gives all of it to nobody, and dates it `seconds`."""
-    with tempfile.NamedTemporaryFile(dir=sdist.parent, delete=False) as target:
-        with (
-            tarfile.open(sdist) as old,
-            gzip.GzipFile("", "wb", fileobj=target, mtime=seconds) as zipped,
-            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as new,
-        ):
-            for member in sorted(old.getmembers(), key=lambda member: member.name):
-                member.uid = member.gid = 0
-                member.uname = member.gname = ""
-                member.mtime = seconds
-                member.mode = 0o755 if member.isdir() else _mode(member.mode)
-                member.pax_headers = {}
-                new.addfile(member, old.extractfile(member) if member.isfile() else None)
+    with (
+        tempfile.NamedTemporaryFile(dir=sdist.parent, delete=False) as target,
+        tarfile.open(sdist) as old,
+        gzip.GzipFile("", "wb", fileobj=target, mtime=seconds) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in sorted(old.getmembers(), key=lambda member: member.name):
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.mtime = seconds
+            member.mode = 0o755 if member.isdir() else _mode(member.mode)
+            member.pax_headers = {}
+            new.addfile(member, old.extractfile(member) if member.isfile() else None)
     os.chmod(target.name, 0o644)
     os.replace(target.name, sdist)
 

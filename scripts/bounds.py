@@ -1,0 +1,42 @@
+"""Says which lower bounds of pyproject.toml a resolution to the lowest versions could not reach, because of what other
+packages need: bounds.py RESOLVED [PASSED OVER …]. Such a bound promises what nobody has tried."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+def bounds() -> dict[str, Version]:
+    """The highest lower bound of each package that pyproject.toml names for users or tests."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    found: dict[str, Version] = {}
+    for text in (*project["dependencies"], *(text for extra in extras if extra != "bench" for text in extras[extra])):
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        for lowest in (Version(clause.version) for clause in requirement.specifier if clause.operator == ">="):
+            found[name] = max(lowest, found.get(name, lowest))
+    return found
+
+
+def main() -> None:
+    resolved, *passed_over = sys.argv[1:]
+    lines = (line.split("#")[0].strip() for line in Path(resolved).read_text(encoding="utf-8").splitlines())
+    versions = {canonicalize_name(name): Version(version) for name, version in (l.split("==") for l in lines if l)}
+    lowest = {name: bound for name, bound in bounds().items() if name not in passed_over}
+    for name, bound in lowest.items():
+        if versions[name] != bound:
+            print(f"bounds: {name}>={bound}: with the others, {versions[name]} is the oldest there can be")
+    sys.exit(any(versions[name] != bound for name, bound in lowest.items()))
+
+
+if __name__ == "__main__":
+    main()
