@@ -8,17 +8,17 @@ import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
-def bounds() -> dict[str, Version]:
+def bounds() -> dict[NormalizedName, Version]:
     """The highest lower bound of each package that pyproject.toml names for users or tests."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    found: dict[str, Version] = {}
+    found: dict[NormalizedName, Version] = {}
     for text in (*project["dependencies"], *(text for extra in extras if extra != "bench" for text in extras[extra])):
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
@@ -27,15 +27,20 @@ def bounds() -> dict[str, Version]:
     return found
 
 
+def resolved(path: Path) -> dict[NormalizedName, Version]:
+    """The versions in a file of name==version, as uv writes it."""
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.split("==") for line in lines if line)
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
 def main() -> None:
-    resolved, *passed_over = sys.argv[1:]
-    lines = (line.split("#")[0].strip() for line in Path(resolved).read_text(encoding="utf-8").splitlines())
-    versions = {canonicalize_name(name): Version(version) for name, version in (l.split("==") for l in lines if l)}
-    lowest = {name: bound for name, bound in bounds().items() if name not in passed_over}
-    for name, bound in lowest.items():
-        if versions[name] != bound:
-            print(f"bounds: {name}>={bound}: with the others, {versions[name]} is the oldest there can be")
-    sys.exit(any(versions[name] != bound for name, bound in lowest.items()))
+    path, *passed_over = sys.argv[1:]
+    versions = resolved(Path(path))
+    missed = {name: bound for name, bound in bounds().items() if name not in passed_over and versions[name] != bound}
+    for name, bound in missed.items():
+        print(f"bounds: {name}>={bound}: with the others, {versions[name]} is the oldest there can be")
+    sys.exit(bool(missed))
 
 
 if __name__ == "__main__":

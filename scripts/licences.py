@@ -131,10 +131,13 @@ deit-batch is under [Apache-2.0](../LICENSE). Its texts, pages, styles and scrip
 
 | what | where | from | licence |
 | --- | --- | --- | --- |
-| sample pictures | `examples/` | [Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), Zalando SE | [MIT](../examples/LICENSE) |
+| sample pictures | `examples/` | [Fashion-MNIST][], Zalando SE | [MIT](../examples/LICENSE) |
 | `doctor`'s picture | `deit_batch/doctor.py` | the same | the same |
 | the demo model, trained by us | `deit_batch/demo/` | the pictures of the same | the same |
-| the names of ImageNet's classes | `deit_batch/evaluation/imagenet.csv` | [timm](https://github.com/huggingface/pytorch-image-models), Ross Wightman | Apache-2.0 |
+| the names of ImageNet's classes | `deit_batch/evaluation/imagenet.csv` | [timm][], Ross Wightman | Apache-2.0 |
+
+[Fashion-MNIST]: https://github.com/zalandoresearch/fashion-mnist
+[timm]: https://github.com/huggingface/pytorch-image-models
 
 Wheel and sdist hold the texts of these licences, and [NOTICE](../NOTICE). No checkpoint comes with them but the demo
 model: one that is fetched from the Hub has the licence that its own page states
@@ -146,8 +149,8 @@ model: one that is fetched from the Hub has the licence that its own page states
 | --- | --- |
 {dependencies}
 
-PyPI's torch for Linux brings NVIDIA's CUDA libraries, which are under NVIDIA's own terms; torch from PyTorch's CPU index
-does not.
+PyPI's torch for Linux brings NVIDIA's CUDA libraries, which are under NVIDIA's own terms; torch from PyTorch's CPU
+index does not.
 
 ## Extras
 

@@ -35,7 +35,7 @@ def commit_time() -> int:
 
 
 def build(out: Path) -> tuple[Path, Path]:
-    """Leaves an sdist of the sources, and a wheel made from it, in the folder `out`. Built by what is installed here."""
+    """Leaves an sdist of the sources, and a wheel made from it, in `out`. Built by what is installed here."""
     seconds = commit_time()
     with tempfile.TemporaryDirectory() as folder:
         for name in tracked():

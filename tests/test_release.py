@@ -1,4 +1,4 @@
-"""What is released: the same bits from the same sources, all that belongs in them, under licences that can be passed on."""
+"""What is released: the same bits from the same sources, complete, under licences that allow it."""
 
 from __future__ import annotations
 
