@@ -125,7 +125,7 @@ def _write_parquet(records: Iterator[dict[str, Any]], target: Path, columns: Col
 
     prediction = pa.struct([("label", pa.string()), ("score", pa.float64())])
     error = pa.struct([("type", pa.string()), ("message", pa.string())])
-    vectors: list[tuple[str, Any]] = [(name, pa.list_(pa.float32(), columns.width)) for name in columns.features]
+    vectors: list[tuple[str, Any]] = [(name, pa.list_(pa.float32())) for name in columns.features]
     schema = pa.schema(
         [
             ("index", pa.int64()),

@@ -15,6 +15,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import release
 import torch
 import transformers
 from faulty_store import SECRET, Bucket, misbehaving, serve_s3
@@ -223,6 +224,14 @@ def bucket(s3_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     with misbehaving(s3_server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         yield Bucket(proxy, f"bucket-{proxy.server_port}")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Sdist and wheel of the working copy."""
+    if not (EXAMPLES.parent / ".git").exists():
+        pytest.skip("this is no checkout of the repository")
+    return release.build(tmp_path_factory.mktemp("built"))
 
 
 COMMAND = str(Path(sys.executable).parent / "deit-batch")

@@ -44,6 +44,7 @@ def compute(judged: Judged, inputs: int) -> Metrics:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="sklearn")  # of classes without samples: those are reported
         found = _single(outcomes, judged) if isinstance(outcomes, SingleLabel) else _multi(outcomes, judged)
+    found.values = {name: float(value) for name, value in found.values.items()}  # some scikit-learns give NumPy's
     if "accuracy" in found.values:
         found.values["accuracy_of_all_inputs"] = found.values["accuracy"] * len(outcomes.keys) / inputs
     return found

@@ -1,0 +1,177 @@
+"""Writes docs/licences.md: the licences of what is in the package, and of all that it or its extras install.
+
+What a package says of itself is taken: its licence expression (PEP 639), or, where it has none yet, the licence or the
+classifiers of its metadata. Versions are left out, so that the page changes when a licence does.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NOT_FOR_USERS = ("bench", "dev", "release")
+CUDA = ("cuda-", "nvidia-", "triton")  # of PyPI's torch for Linux; the page says so
+
+SPDX = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache": "Apache-2.0",
+    "Apache 2.0": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
+    "BSD 3-Clause License": "BSD-3-Clause",
+    "BSD License": "BSD",
+    "ISC License": "ISC",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Other/Proprietary License": "proprietary",
+    "Python Software Foundation License": "PSF-2.0",
+}
+"""What older metadata say, as https://spdx.org/licenses has it; "BSD" where they don't say which."""
+
+PERMITTED = frozenset(
+    "0BSD Apache-2.0 BSD BSD-2-Clause BSD-3-Clause BSL-1.0 CC0-1.0 CNRI-Python ISC LLVM-exception MIT MIT-0 MIT-CMU "
+    "MPL-2.0 PSF-2.0 Zlib".split()
+)
+"""Permissive ones, and MPL-2.0, whose copyleft ends at the files of the package itself."""
+
+EXCEPTIONS = {"azureml-inference-server-http": "proprietary"}
+"""Of the extra `azureml`, which is of use inside Azure ML only; the page says so."""
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """Of users, by extra; those without an extra under ""."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: [Requirement(text) for text in texts if not text.startswith("deit-batch")]
+        for extra, texts in listed.items()
+        if extra not in NOT_FOR_USERS
+    }
+
+
+def installed_by(requirements: Iterable[Requirement]) -> set[str]:
+    """The names of all packages that these bring here. Raises PackageNotFoundError if one is not installed."""
+    found: set[tuple[str, str]] = set()
+
+    def follow(requirement: Requirement) -> None:
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) in found:
+                continue
+            found.add((name, extra))
+            for text in distribution(name).requires or ():
+                needed = Requirement(text)
+                wanted = needed.marker is None or needed.marker.evaluate({"extra": extra})
+                if wanted and not needed.name.startswith(CUDA):
+                    follow(needed)
+
+    for requirement in requirements:
+        follow(requirement)
+    return {name for name, _ in found}
+
+
+def licence(name: str) -> str:
+    """As an SPDX expression, or what the package says if that is no known licence."""
+    metadata = distribution(name).metadata
+    if expression := metadata["License-Expression"]:
+        return str(expression)
+    first_line = next(iter((metadata["License"] or "").strip().splitlines()), "").strip()
+    classifiers = (text.split(" :: ") for text in metadata.get_all("Classifier", []))
+    classified = " OR ".join(SPDX.get(last, last) for kind, *_, last in classifiers if kind == "License")
+    stated = SPDX.get(first_line, first_line)
+    return stated if is_permitted(stated) else classified or stated or "none stated"
+
+
+def is_permitted(expression: str) -> bool:
+    names = set(re.findall(r"[\w.+-]+", expression)) - {"AND", "OR", "WITH"}
+    return bool(names) and names <= PERMITTED
+
+
+def page() -> str:
+    """The whole of docs/licences.md, of what is installed here."""
+    direct = requirements()
+    listed = [requirement for group in direct.values() for requirement in group]
+    brought = installed_by(listed) - {canonicalize_name(requirement.name) for requirement in listed}
+    by_licence: dict[str, list[str]] = {}
+    for name in sorted(brought):
+        by_licence.setdefault(licence(name), []).append(name)
+    extras = ((f"`{extra}`", requirement) for extra, group in direct.items() if extra for requirement in group)
+    return PAGE.format(
+        dependencies="\n".join(_row(requirement.name, licence(requirement.name)) for requirement in direct[""]),
+        extras="\n".join(_row(extra, needed.name, licence(needed.name)) for extra, needed in extras),
+        brought="\n".join(_row(text, ", ".join(names)) for text, names in sorted(by_licence.items())),
+    )
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def refused(names: Iterable[str]) -> Iterator[str]:
+    """The packages, with their licences, that may not be a part of deit-batch."""
+    for name in sorted(names):
+        stated = licence(name)
+        if not is_permitted(stated) and EXCEPTIONS.get(name) != stated:
+            yield f"{name}: {stated}"
+
+
+PAGE = """# Licences
+
+Written by `scripts/licences`. What packages say of themselves, not a lawyer's word.
+
+deit-batch is under [Apache-2.0](../LICENSE). Its texts, pages, styles and scripts are its own, but for these:
+
+| what | where | from | licence |
+| --- | --- | --- | --- |
+| sample pictures | `examples/` | [Fashion-MNIST][], Zalando SE | [MIT](../examples/LICENSE) |
+| `doctor`'s picture | `deit_batch/doctor.py` | the same | the same |
+| the demo model, trained by us | `deit_batch/demo/` | the pictures of the same | the same |
+| the names of ImageNet's classes | `deit_batch/evaluation/imagenet.csv` | [timm][], Ross Wightman | Apache-2.0 |
+
+[Fashion-MNIST]: https://github.com/zalandoresearch/fashion-mnist
+[timm]: https://github.com/huggingface/pytorch-image-models
+
+Wheel and sdist hold the texts of these licences, and [NOTICE](../NOTICE). No checkpoint comes with them but the demo
+model: one that is fetched from the Hub has the licence that its own page states
+(`facebook/deit-base-patch16-224`: Apache-2.0).
+
+## What is installed with it
+
+| package | licence |
+| --- | --- |
+{dependencies}
+
+PyPI's torch for Linux brings NVIDIA's CUDA libraries, which are under NVIDIA's own terms; torch from PyTorch's CPU
+index does not.
+
+## Extras
+
+| extra | package | licence |
+| --- | --- | --- |
+{extras}
+
+`azureml-inference-server-http` is Microsoft's, under [terms](https://aka.ms/azureml-sdk-license) of its own; it is of
+use inside Azure ML only.
+
+## What these bring along
+
+On Linux with Python 3.11.
+
+| licence | packages |
+| --- | --- |
+{brought}
+
+"BSD" is what a package says that does not say which. A test refuses a package whose licence is neither permissive nor
+MPL-2.0, unless it is named above. What only tests and benchmarks use is not passed on, and not listed.
+"""
+
+if __name__ == "__main__":
+    (REPOSITORY / "docs" / "licences.md").write_text(page(), encoding="utf-8")
