@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NoReturn
 
 import click
@@ -35,3 +37,28 @@ def told(verbose: bool) -> Iterator[None]:
 def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
     logger.error("%s", " ".join(str(error).split()), exc_info=error if verbose else None)
     sys.exit(status)
+
+
+@contextmanager
+def wrong_usage_told(arguments: Sequence[str]) -> Iterator[None]:
+    """Wrong usage that Click finds, it finds before the command has its options, and says in its own way. Where these
+    `arguments`, the command's variables or its file of options ask for messages in JSON, this is one, too."""
+    try:
+        yield
+    except click.ClickException as error:
+        if not _json_is_asked(arguments, getattr(error, "ctx", None)):
+            raise
+        from deit_batch.progress import set_up_logging
+
+        set_up_logging(quiet=False, verbose=False, as_json=True)
+        logger.error("%s", " ".join(error.format_message().split()))
+        raise click.exceptions.Exit(error.exit_code) from error
+
+
+def _json_is_asked(arguments: Sequence[str], context: click.Context | None) -> bool:
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    given = [value for name, value in pairwise(words) if name == "--log-format"]
+    if given or context is None:
+        return given[-1:] == ["json"]
+    variable = os.environ.get(f"{context.auto_envvar_prefix}_LOG_FORMAT")
+    return (variable or context.lookup_default("log_format")) == "json"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from tqdm import tqdm
 
@@ -123,9 +124,29 @@ class _Json(logging.Formatter):
         return json.dumps(values)
 
 
+class _Journal(logging.Formatter):
+    """Each line behind its priority, by which journalctl -p chooses; systemd takes it off again: sd-daemon(3)."""
+
+    _PRIORITIES: ClassVar = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = self._PRIORITIES.get(record.levelname, 6)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def _goes_to_journal() -> bool:
+    """Whether stderr is what systemd has connected to the journal: systemd.exec(5), $JOURNAL_STREAM."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # no file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def set_up_logging(*, quiet: bool, verbose: bool, as_json: bool) -> None:
     handler = _Handler()
-    handler.setFormatter(_Json() if as_json else logging.Formatter("deit-batch: %(message)s"))
+    text = _Journal if _goes_to_journal() else logging.Formatter
+    handler.setFormatter(_Json() if as_json else text("deit-batch: %(message)s"))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
