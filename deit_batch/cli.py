@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from deit_batch import __version__
@@ -17,9 +19,25 @@ from deit_batch.commands.pull import pull
 from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
+from deit_batch.exits import wrong_usage_told
 
 
-@click.group(context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """Remembers its arguments, by which it is known how wrong usage is to be told."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        arguments = list(args)  # Click takes them off the list as it reads them
+        with wrong_usage_told(arguments):
+            context = super().make_context(info_name, args, *more, **extra)
+        context.obj = arguments
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with wrong_usage_told(ctx.obj):
+            return super().invoke(ctx)
+
+
+@click.group(cls=Program, context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="deit-batch")
 def main() -> None:
     """Scores piles of images with DeiT classifiers.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NoReturn
 
 import click
@@ -35,3 +37,30 @@ def told(verbose: bool) -> Iterator[None]:
 def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
     logger.error("%s", " ".join(str(error).split()), exc_info=error if verbose else None)
     sys.exit(status)
+
+
+@contextmanager
+def wrong_usage_told(arguments: Sequence[str]) -> Iterator[None]:
+    """Wrong usage that Click finds, it finds before the command has its options, and says in its own way. Where these
+    `arguments`, the command's variables or its file of options ask for other messages than text, this is one, too."""
+    try:
+        yield
+    except click.ClickException as error:
+        log_format = _log_format(arguments, getattr(error, "ctx", None))
+        if log_format not in ("json", "github"):
+            raise
+        from deit_batch.logs import set_up_logging
+
+        set_up_logging(quiet=False, verbose=False, log_format=log_format)
+        logger.error("%s", " ".join(error.format_message().split()))
+        raise click.exceptions.Exit(error.exit_code) from error
+
+
+def _log_format(arguments: Sequence[str], context: click.Context | None) -> object:
+    """What is asked for, which need not be one that there is."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    given = [value for name, value in pairwise(words) if name == "--log-format"]
+    if given or context is None:
+        return given[-1] if given else None
+    variable = os.environ.get(f"{context.auto_envvar_prefix}_LOG_FORMAT")
+    return variable or context.lookup_default("log_format")

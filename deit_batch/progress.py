@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
@@ -100,46 +99,3 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(self.format(record), file=sys.stderr, flush=True)
-
-
-class _Json(logging.Formatter):
-    """`fields` of a record (`extra={"fields": …}`) stand beside its message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        values = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            values["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(values)
-
-
-class _GitHub(logging.Formatter):
-    """Warnings and errors as annotations, which GitHub shows beside a run. Its workflow commands:
-    https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands"""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.levelno < logging.WARNING:
-            return f"deit-batch: {text}"
-        escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        return f"::{record.levelname.lower()} title=deit-batch::{escaped}"
-
-
-def set_up_logging(*, quiet: bool, verbose: bool, log_format: str = "text") -> None:
-    """`log_format`: text, json or github."""
-    formatters = {"text": logging.Formatter("deit-batch: %(message)s"), "json": _Json(), "github": _GitHub()}
-    handler = _Handler()
-    handler.setFormatter(formatters[log_format])
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)

@@ -9,10 +9,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import jsonschema
 import numpy as np
 import pytest
 import release
@@ -259,8 +262,34 @@ def messages() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
+@cache
+def schema(name: str) -> jsonschema.Draft202012Validator:
+    """The validator of a published schema."""
+    text = (resources.files("deit_batch") / "schemas" / f"{name}.schema.json").read_bytes()
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def valid(value: Any, name: str) -> Any:
+    """The value, which must be as the published schema says."""
+    problem = jsonschema.exceptions.best_match(schema(name).iter_errors(value))
+    assert problem is None, f"{name}, {problem.json_path}: {problem.message}"
+    return value
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    """The records of a result, or what stands beside an array of features; each as its schema says."""
+    name = "features-row" if path.name.endswith(".rows.jsonl") else "record"
+    return [valid(json.loads(line), name) for line in path.read_bytes().splitlines()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A run's report, the manifest of its parts, or an evaluation; as its schema says."""
+    (name,) = (name for end, name in DOCUMENTS.items() if path.name.endswith(end))
+    found: dict[str, Any] = valid(json.loads(path.read_bytes()), name)
+    return found
+
+
+DOCUMENTS = {"run.json": "run-report", "manifest.json": "manifest", "metrics.json": "metrics"}
 
 
 LOOPBACK = Limits(allow_private_hosts=True)
@@ -273,6 +302,7 @@ def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **opti
         **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}
     )
     runner.run(chosen, out=str(tmp_path / out), **run_options)
+    read_json(tmp_path / f"{out}.run.json")
     return tmp_path / out
 
 

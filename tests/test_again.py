@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COMMAND, deit_batch, interrupted_after, jpeg, read_jsonl, scored
+from conftest import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored
 
 from deit_batch.errors import Interrupted, UsageError
 from deit_batch.limits import Limits
@@ -21,7 +21,7 @@ from deit_batch.limits import Limits
 def nightly(photos: Path, vit: Path, folder: Path, out: str = "p.jsonl", **options: Any) -> tuple[bytes, int]:
     """An incremental run: its result, and how many images it did not have to score."""
     path = scored(photos, vit, folder, out, incremental=True, **{"mode": "incremental", **options})
-    return path.read_bytes(), json.loads((folder / f"{out}.run.json").read_bytes())["counts"]["kept"]
+    return path.read_bytes(), read_json(folder / f"{out}.run.json")["counts"]["kept"]
 
 
 def full(photos: Path, vit: Path, folder: Path, out: str = "p.jsonl", **options: Any) -> bytes:
@@ -193,7 +193,7 @@ def test_only_what_failed_is_scored_again(photos: Path, vit: Path, tmp_path: Pat
     second = scored(photos, vit, tmp_path, mode="retry-failed").read_bytes().splitlines()
     assert [place for place in range(40) if first[place] != second[place]] == [3, 18]
     assert json.loads(second[3])["predictions"]
-    assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["counts"]["failed"] == 1
+    assert read_json(tmp_path / "p.jsonl.run.json")["counts"]["failed"] == 1
     assert scored(photos, vit, tmp_path).read_bytes().splitlines() == second  # and that run is finished now
 
 

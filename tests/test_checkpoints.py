@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, deit_batch
+from conftest import EXAMPLES, deit_batch, read_json
 
 from deit_batch.checkpoints import find_checkpoint, find_recipe
 from deit_batch.errors import CheckpointError, UsageError
@@ -41,7 +41,7 @@ def test_a_cached_model_needs_no_network_and_its_commit_is_recorded(
         env={"HF_HOME": str(cache), "PATH": "/usr/bin:/bin", "HF_ENDPOINT": "http://127.0.0.1:1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "p.jsonl.run.json").read_text())["settings"]["commit"] == COMMIT
+    assert read_json(tmp_path / "p.jsonl.run.json")["settings"]["commit"] == COMMIT
 
 
 def run_without_cache(tmp_path: Path, endpoint: str) -> tuple[float, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import COMMAND, EXAMPLES, deit_batch, jpeg, read_jsonl
+from conftest import COMMAND, EXAMPLES, deit_batch, jpeg, read_json, read_jsonl
 
 from deit_batch.cli import main
 
@@ -64,7 +64,7 @@ def test_a_run_gives_up_when_too_much_fails_and_goes_on_when_that_is_mended(tmp_
         done = deit_batch(*command, "--error-threshold", "5", cwd=tmp_path)
         assert done.returncode == 1
         assert "given up: 8 of 48 inputs failed (8 FetchError)" in done.stderr.splitlines()[-1]
-        assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["status"] == "gave up"
+        assert read_json(tmp_path / "p.jsonl.run.json")["status"] == "gave up"
         assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 48
     for path in good:
         (tmp_path / "disk" / path.name).write_bytes(path.read_bytes())

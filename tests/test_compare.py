@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import scored
+from conftest import scored, valid
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Json, Page, invoke, record, write
@@ -134,7 +134,7 @@ def test_what_ci_sees(tmp_path: Path) -> None:
     assert "agreement  20.00 %: 1 of 5 images in both have the same best label" in done.stdout
     assert "flip  can → jar: 1" in done.stdout
     assert "change  -0.8000 jar 0.8000 → lid 0.9000: c.jpg" in done.stdout
-    document = json.loads((tmp_path / "c.json").read_bytes())
+    document = valid(json.loads((tmp_path / "c.json").read_bytes()), "comparison")
     assert json.loads(invoke("compare", old, new, "--format", "json").stdout) == document
     page = Page((tmp_path / "c.html").read_text())
     assert "20.00 %" in page.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import COMMAND, EXAMPLES, MakeCheckpoint, interrupted_after, read_jsonl, scored
+from conftest import COMMAND, EXAMPLES, MakeCheckpoint, interrupted_after, read_json, read_jsonl, scored
 from safetensors.torch import load_file, save_file
 from test_cli import wait_for_growth
 from transformers import AutoImageProcessor, AutoModel
@@ -237,7 +236,7 @@ def test_a_finished_run_is_not_done_again_and_what_is_not_its_result_is_not_touc
 
 def test_the_report_is_that_of_a_run(some_broken: Path, vit: Path, tmp_path: Path) -> None:
     embedded(some_broken, vit, tmp_path, "f.npy", features=CLS_AND_MEAN)
-    report = json.loads((tmp_path / "f.npy.run.json").read_bytes())
+    report = read_json(tmp_path / "f.npy.run.json")
     assert report["status"] == "finished"
     assert report["counts"]["failures"] == {"DecodeError": 2, "FetchError": 1}
     assert report["settings"]["features"] == ["cls", "mean"]

@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import EXAMPLES, LABELS, MakeCheckpoint, deit_batch, interrupted_after, jpeg, read_jsonl
+from conftest import EXAMPLES, LABELS, MakeCheckpoint, deit_batch, interrupted_after, jpeg, read_json, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -390,8 +390,7 @@ def test_what_is_no_gate_is_wrong_usage(text: str) -> None:
 
 
 def document(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "metrics.json").read_bytes())
-    return found
+    return read_json(folder / "metrics.json")
 
 
 def evaluated(*args: object) -> Result:

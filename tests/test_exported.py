@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES, deit_batch, read_jsonl, scored
+from conftest import EXAMPLES, deit_batch, read_json, read_jsonl, scored
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint
@@ -61,7 +61,7 @@ def test_the_command_makes_a_folder_that_is_a_checkpoint_like_any_other(
     done = deit_batch("score", "--model", "made/vit-int8", "--input", photos, "--out", "p.jsonl", cwd=tmp_path)
     assert done.returncode == 0
     assert len(read_jsonl(tmp_path / "p.jsonl")) == 40
-    report = json.loads((tmp_path / "p.jsonl.run.json").read_bytes())
+    report = read_json(tmp_path / "p.jsonl.run.json")
     assert report["settings"]["dtype"] == "int8"
     again = deit_batch("export", vit, "--out", "made/vit-int8", cwd=tmp_path)
     assert again.returncode == 2

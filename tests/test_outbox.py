@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import COMMAND, LOOPBACK, interrupted_after, jpeg, read_jsonl, scored
+from conftest import COMMAND, LOOPBACK, interrupted_after, jpeg, read_jsonl, scored, valid
 from faulty_store import SECRET, Bucket, Kind
 
 from deit_batch import runner, stores
@@ -48,7 +48,7 @@ def test_the_result_and_its_report_appear_and_nothing_else_is_left(
     run(bucket, photos, vit)
     assert bucket.names() == [OUT, f"{OUT}.run.json"]
     assert bucket.get(OUT) == local.read_bytes()
-    report = json.loads(bucket.get(f"{OUT}.run.json"))
+    report = valid(json.loads(bucket.get(f"{OUT}.run.json")), "run-report")
     assert report["status"] == "finished"
     assert report["output"]["sha256"] == hashlib.sha256(local.read_bytes()).hexdigest()
     assert SECRET not in json.dumps(report)

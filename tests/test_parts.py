@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from conftest import read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,7 +76,7 @@ def test_the_folder_appears_when_it_is_whole(died: Path) -> None:
     assert sorted(os.listdir(died.parent)) == ["out"]
     names = [part_name(number) for number in range(5)]
     assert sorted(os.listdir(died)) == ["manifest.json", *names, "run.json"]
-    manifest = json.loads((died / "manifest.json").read_bytes())
+    manifest = read_json(died / "manifest.json")
     assert [row["name"] for row in manifest["parts"]] == names
     assert (manifest["inputs"], manifest["failed"]) == (9, 1)
     lines = [line for name in names for line in (died / name).read_bytes().splitlines()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import EXAMPLES, deit_batch, read_jsonl
+from conftest import EXAMPLES, deit_batch, read_json, read_jsonl
 from ray.cluster_utils import Cluster
 
 from deit_batch import runner
@@ -129,11 +128,13 @@ def test_a_run_that_was_stopped_continues_from_its_parts_to_the_local_result(
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert lines(out) == sorted(local.read_bytes().splitlines())
 
+    assert read_json(out / "run.json")["counts"]["inputs"] == read_json(out / "manifest.json")["inputs"] == ROWS
     assert on_ray(table, out).report == {}  # finished already
     with pytest.raises(UsageError, match="top_k was 5, is 1"):
         on_ray(table, out, options={"top_k": 1})
 
     merge([out], str(tmp_path / "merged.jsonl"))
+    assert read_json(tmp_path / "merged.jsonl.run.json")["parts"] == str(out)
     assert (tmp_path / "merged.jsonl").read_bytes() == local.read_bytes()
     runner.run(chosen(table), out=str(tmp_path / "merged.jsonl"), quiet=True)  # takes it for its own
 
@@ -145,9 +146,9 @@ def test_after_giving_up_it_goes_on_and_parquet_comes_out(table: Path, local: Pa
     out = tmp_path / "out"
     with pytest.raises(TooManyFailures):
         on_ray(table, out, format="parquet", options={"limit": 20}, error_threshold=ErrorThreshold(0))
-    assert json.loads((tmp_path / "out.partial" / "run.json").read_bytes())["status"] == "gave up"
+    assert read_json(tmp_path / "out.partial" / "run.json")["status"] == "gave up"
     on_ray(table, out, format="parquet", options={"limit": 20})
-    names = [row["name"] for row in json.loads((out / "manifest.json").read_bytes())["parts"]]
+    names = [row["name"] for row in read_json(out / "manifest.json")["parts"]]
     assert names == [f"part-{number:06}.parquet" for number in range(3)]
     rows = [row for name in names for row in pq.read_table(out / name).to_pylist()]
     for row, record in zip(rows, read_jsonl(local)[:20], strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import EXAMPLES, LABELS, jpeg, photo, read_jsonl, scored
+from conftest import EXAMPLES, LABELS, jpeg, photo, read_json, read_jsonl, scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,7 +96,7 @@ def test_the_page_of_a_run(photos: Path, vit: Path, tmp_path: Path) -> None:
     predictions = scored(photos, vit, tmp_path)
     page = reported(predictions, "--thumbnails", "3")
     records = read_jsonl(predictions)
-    run = json.loads((tmp_path / "p.jsonl.run.json").read_bytes())
+    run = read_json(tmp_path / "p.jsonl.run.json")
     for figure in (f"images {len(records)}", "scored 39", "failed 1", f"images/s {run['images_per_second']:,}"):
         assert figure in page.text
     for fact in (

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, interrupted_after, jpeg, read_jsonl, scored
+from conftest import LABELS, interrupted_after, jpeg, read_json, read_jsonl, scored, valid
 
 from deit_batch import io as records_io
 from deit_batch import score
@@ -112,8 +112,10 @@ def test_the_formats(photos: Path, vit: Path, tmp_path: Path) -> None:
     table = photos / "t.csv"
     lines = read_jsonl(scored(table, vit, tmp_path, "p.jsonl", keep=("id",)))
     predictions = [record["predictions"] for record in lines]
-    assert json.loads(scored(table, vit, tmp_path, "p.json").read_bytes()) == predictions
-    assert read_jsonl(scored(table, vit, tmp_path, "p.txt", format="sample")) == predictions
+    whole = json.loads(scored(table, vit, tmp_path, "p.json").read_bytes())
+    assert valid(whole, "sample-output") == predictions
+    sample = scored(table, vit, tmp_path, "p.txt", format="sample").read_bytes().splitlines()
+    assert list(map(json.loads, sample)) == predictions
     rows = list(csv.DictReader(io.StringIO(scored(table, vit, tmp_path, "p.csv", keep=("id",)).read_text())))
     assert [json.loads(row["predictions"]) for row in rows] == predictions
     assert [(row["label"], row["score"]) for row in rows[1:]] == [
@@ -153,7 +155,7 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
     (photos / "01.jpg").symlink_to("nowhere")
     (photos / "notes.md").touch()
     out = scored(photos, vit, tmp_path)
-    report = json.loads(out.with_name("p.jsonl.run.json").read_bytes())
+    report = read_json(out.with_name("p.jsonl.run.json"))
     assert report["status"] == "finished"
     assert report["counts"] == {
         "inputs": 40, "scored": 38, "failed": 2, "failures": {"DecodeError": 1, "FetchError": 1},
@@ -182,11 +184,11 @@ def test_a_run_that_died_is_continued_to_the_same_bytes(
     whole = scored(photos, vit, tmp_path / "whole", out).read_bytes()
     records = scored(photos, vit, tmp_path / "whole", "lines.jsonl").read_bytes()
     report = tmp_path / "whole" / f"{out}.run.json"
-    settings = json.loads(report.read_bytes())["settings"]
+    settings = read_json(report)["settings"]
     (tmp_path / f"{out}.run.json").write_text(json.dumps({"status": "running", "settings": settings}))
     (tmp_path / f"{out}.partial").write_bytes(records[:cut])
     assert scored(photos, vit, tmp_path, out).read_bytes() == whole
-    assert json.loads((tmp_path / f"{out}.run.json").read_bytes())["counts"]["failed"] == 1
+    assert read_json(tmp_path / f"{out}.run.json")["counts"]["failed"] == 1
     assert not (tmp_path / f"{out}.partial").exists()
 
 
@@ -330,7 +332,7 @@ def test_the_old_result_stands_until_a_fresh_one_is_whole(
         scored(photos, vit, tmp_path, mode="fresh")
     assert (tmp_path / "p.jsonl").read_bytes() == old
     assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 12
-    assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["status"] == "interrupted"
+    assert read_json(tmp_path / "p.jsonl.run.json")["status"] == "interrupted"
     assert len(read_jsonl(scored(photos, vit, tmp_path))[0]["predictions"]) == 5
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import jsonschema
 import pytest
 import trapped
 import uvicorn
-from conftest import COMMAND, jpeg
+from conftest import COMMAND, jpeg, valid
 from misbehaving import Server, serve
 from PIL import Image
 
@@ -178,6 +179,9 @@ def test_urls_data_uris_and_bad_images_have_their_places(server: Process, web: S
         *("RowError", "DecodeError", "RowError", "RowError", "FetchError")
     ]
     assert server.score() == []
+    document = server.client.get("/openapi.json").json()
+    form = document["paths"]["/score"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(answers, {**form, "components": document["components"]})
 
 
 @pytest.mark.parametrize("path", ["03.jpg", "{folder}/03.jpg", "file://{folder}/03.jpg", "/dev/zero", "\0", "~"])
@@ -421,7 +425,7 @@ def test_each_request_has_its_line_in_the_log(server: Process) -> None:
     server.client.post("/a%0Ab")
     while not any("a%0Ab" in line for line in server.lines):
         time.sleep(0.01)
-    told = [json.loads(line) for line in server.lines]
+    told = [valid(json.loads(line), "log-line") for line in server.lines]
     scored = [line for line in told if line.get("images") == 2][-1]
     assert (scored["status"], scored["failed"], scored["path"], scored["client"]) == (200, 1, "/score", "127.0.0.1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES, deit_batch
+from conftest import EXAMPLES, deit_batch, read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,7 +56,7 @@ def test_the_shards_are_disjoint_and_merge_to_the_whole(folder: Path, tmp_path: 
     tally = merge(parts(folder)[::-1], str(tmp_path / "all.jsonl"))
     assert (tally.scored, tally.failed) == (8, 2)
     assert (tmp_path / "all.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
-    whole, merged = (json.loads((path.with_name(f"{path.name}.run.json")).read_bytes()) for path in
+    whole, merged = (read_json(path.with_name(f"{path.name}.run.json")) for path in
                      (folder / "whole.jsonl", tmp_path / "all.jsonl"))  # fmt: skip
     for name in ("status", "settings", "output", "references_sha256", "counts"):
         assert merged[name] == whole[name]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import DeitBatchError, ImageError, RowError, UsageError
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
+from deit_batch.logs import set_up_logging
 from deit_batch.plan import Options, Plan
-from deit_batch.progress import Stopwatch, set_up_logging
+from deit_batch.progress import Stopwatch
 from deit_batch.runner import counts, scored
 from deit_batch.sources import open_source
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
+from deit_batch.logs import set_up_logging
 from deit_batch.plan import Options, Plan
-from deit_batch.progress import set_up_logging
 from deit_batch.serving.scorer import Scorer, answer, each
 from deit_batch.tables import request_values
 

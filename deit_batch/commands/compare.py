@@ -96,7 +96,7 @@ def compare(
     Exit status: 0 done, 1 failed (no image is in both, for one), 2 wrong usage, 4 done but the agreement is lower than
     --fail-under.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)

@@ -18,7 +18,7 @@ def doctor(verbose: bool) -> None:
     if the image can't be scored.
     """
     from deit_batch.doctor import examined, score_one
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):

@@ -73,7 +73,7 @@ def embed(
     Run the same command again to continue a run that died. Exit status as of score: 3 if some inputs failed, which have
     no features.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

@@ -148,7 +148,7 @@ def evaluate(
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but some images have no prediction or an unknown label, 4 done
     but a metric is lower than --fail-under, 130 interrupted: the same command continues.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

@@ -34,7 +34,7 @@ logger = logging.getLogger("deit_batch")
 def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
     """Write a checkpoint as ONNX, a folder for score --model: it starts sooner, and runs on a CPU only. Needs the extra
     onnx."""
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):

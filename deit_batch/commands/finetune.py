@@ -131,7 +131,7 @@ def finetune(*, out: Path, fresh: bool, quiet: bool, verbose: bool, log_format: 
     again to continue a run that died. Exit status as of score: 3 if some images could not be read. Needs the extra
     train.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

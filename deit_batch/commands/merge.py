@@ -54,7 +54,7 @@ def merge(
 
     Nothing is written unless all are there, finished, unchanged, and of one run. Exit status as of score.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     with told(verbose):

@@ -32,7 +32,7 @@ def plot(*, image: str, out: Path, verbose: bool, **chosen: Any) -> None:
 
     Exit status: 0 done, 1 the image can't be scored, 2 wrong usage.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     limits = limits_from(chosen)

@@ -29,7 +29,7 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool,
 
     For an image that is built once, or a machine that has no network: copy DIR there.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):

@@ -60,7 +60,7 @@ def report(*, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> Non
 
     Exit status: 0 done, 1 failed, 2 wrong usage.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)

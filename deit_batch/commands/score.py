@@ -140,7 +140,7 @@ def score(
     3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
     variable: --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

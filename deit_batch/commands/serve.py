@@ -94,7 +94,7 @@ def serve(
     Also /health, /ready, /metrics and /docs. Ends with 0 when it is stopped by Ctrl-C or SIGTERM and has answered what
     was in, 1 if it could not, 2 for wrong usage.
     """
-    from deit_batch.progress import set_up_logging
+    from deit_batch.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

@@ -1,0 +1,86 @@
+"""What is said on stderr: for people, for jq, for systemd's journal, for GitHub; around the bar, if there is one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from typing import ClassVar
+
+from tqdm import tqdm
+
+logger = logging.getLogger("deit_batch")
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _Json(logging.Formatter):
+    """`fields` of a record (`extra={"fields": …}`) stand beside its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values)
+
+
+class _GitHub(logging.Formatter):
+    """Warnings and errors as annotations, which GitHub shows beside a run. Its workflow commands:
+    https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return f"deit-batch: {text}"
+        escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return f"::{record.levelname.lower()} title=deit-batch::{escaped}"
+
+
+class _Journal(logging.Formatter):
+    """Each line behind its priority, by which journalctl -p chooses; systemd takes it off again: sd-daemon(3)."""
+
+    _PRIORITIES: ClassVar = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = self._PRIORITIES.get(record.levelname, 6)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def _goes_to_journal() -> bool:
+    """Whether stderr is what systemd has connected to the journal: systemd.exec(5), $JOURNAL_STREAM."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # no file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def set_up_logging(*, quiet: bool, verbose: bool, log_format: str = "text") -> None:
+    """`log_format`: text, json or github."""
+    handler = _Handler()
+    handler.setFormatter(_formatter(log_format))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def _formatter(log_format: str) -> logging.Formatter:
+    match log_format:
+        case "json":
+            return _Json()
+        case "github":
+            return _GitHub()
+        case _:
+            text = _Journal if _goes_to_journal() else logging.Formatter
+            return text("deit-batch: %(message)s")
