@@ -19,6 +19,7 @@ HOME = "docs/index"
 NAVIGATION = {
     "Start": ["README", "docs/tutorial"],
     "How to": ["docs/how-to/*"],
+    "Scheduled and in CI": ["docs/ci", "docs/docker", "docs/scale"],
     "Reference": ["docs/usage", "docs/cli", "docs/evaluation", "docs/reports"],
     "Behind it": [
         "docs/architecture",
@@ -26,7 +27,9 @@ NAVIGATION = {
         "docs/faults",
         "benchmarks/*",
         "deit_batch/demo/README",
+        "docs/licences",
         "SECURITY",
+        "CONTRIBUTING",
         "CHANGELOG",
     ],
 }
