@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import UsageError
 from deit_batch.io import Reference, identity, json_line, json_value, pretty, stamp
+
+logger = logging.getLogger("deit_batch")
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
@@ -30,6 +34,30 @@ def has_changed(reference: Reference, since_ns: int) -> bool:
     """Whether it is a file that was written, or put under its name, after that time."""
     mark = stamp(reference.location)
     return mark is not None and max(mark[1:]) > since_ns
+
+
+@dataclass(slots=True)
+class Changed:
+    """Counts the files that have changed since a result was made."""
+
+    since_ns: int
+    images: int = 0
+    first: str | None = None
+
+    def look_at(self, references: Iterable[Reference]) -> None:
+        for reference in references:
+            if has_changed(reference, self.since_ns):
+                self.images, self.first = self.images + 1, self.first or reference.image
+
+    def warn(self, result: str, remedy: str) -> None:
+        if self.images:
+            logger.warning(
+                "%s images have changed since %s was made, %s first: it has their old predictions; %s",
+                f"{self.images:,}",
+                result,
+                self.first,
+                remedy,
+            )
 
 
 def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

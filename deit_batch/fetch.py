@@ -190,16 +190,20 @@ class Fetcher:
             return self._stores[scheme]
 
     def _read_at_once(self, store: stores.Store, path: str, size: int | None) -> bytes:
-        """One try. The size is asked for if no listing has told it."""
+        """One try, which is one request, but for an empty object whose size no listing has told: no range of it can be
+        had."""
         try:
             with self._turn(path.partition("/")[0]):
-                start = time.monotonic()
-                if size is None:
-                    size = store.look_at(path, self._limits.fetch_seconds).size or 0
-                if size > self._limits.image_bytes:
+                if size is not None and size > self._limits.image_bytes:
                     raise self._too_large()
-                left = self._limits.fetch_seconds - (time.monotonic() - start)
-                return store.read(path, self._limits.image_bytes + 1, max(left, 0.001)) if size else b""
+                if size == 0:
+                    return b""
+                try:
+                    return store.read(path, self._limits.image_bytes + 1, self._limits.fetch_seconds)
+                except stores.StoreError as error:
+                    if error.passing or store.look_at(path, self._limits.fetch_seconds).size:
+                        raise
+                    return b""
         except stores.StoreError as error:
             raise _PassingError(str(error)) if error.passing else FetchError(str(error)) from error
 

@@ -114,12 +114,13 @@ class Reference:
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
     gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
-    tables.Table."""
+    tables.Table. `whole()`: of a shard that has been read to its end, the digest of the whole input."""
 
     references: Iterator[Reference]
     total: Callable[[int], int | None] = lambda read: None
     passed_over: Counter[str] = field(default_factory=Counter)
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    whole: Callable[[], str | None] = lambda: None
 
 
 @dataclass(slots=True)

@@ -49,7 +49,8 @@ def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
 
 
 def _open_stored(spec: str, recursive: bool) -> Source | None:
-    """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are."""
+    """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are. Raises
+    UsageError for a pattern, as for an object that is not there."""
     folder = is_stored_folder(spec)
     if not (folder or is_image_name(spec)):
         return None
@@ -63,7 +64,8 @@ def _open_stored(spec: str, recursive: bool) -> Source | None:
             files = iter([store.look_at(path)])
         first = list(islice(files, 1))
     except stores.StoreError as error:
-        raise UsageError(f"{spec}: can't be read: {error}") from error
+        hint = "; patterns are for folders on a disk: give the folder, or a list" if glob.has_magic(spec) else ""
+        raise UsageError(f"{spec}: can't be read: {error}{hint}") from error
     if not first:
         raise _no_image(f"{spec} holds no image", passed_over)
     references = (Reference(index, file.address, file) for index, file in enumerate(_until_broken(spec, first, files)))

@@ -23,8 +23,9 @@ from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Earlier, Failure, Record, Reference, Tally
 from deit_batch.outbox import at_hand
 from deit_batch.output import Mode, open_output
-from deit_batch.parts import REPORT, part_name, read_manifest
+from deit_batch.parts import MANIFEST, REPORT, part_name, read_manifest
 from deit_batch.sinks import Columns, choose_format
+from deit_batch.stores import is_stored
 
 BATCH = 1000
 _SHOWN = 3
@@ -58,6 +59,8 @@ def merge(paths: Sequence[Path], out: str, *, format: str | None = None, mode: M
     Raises UsageError unless they are the finished results of all shards of one run, or of a run in parts."""
     if paths[0].is_dir():
         return _merge_folder(paths, out, format, mode)
+    if (paths[0].parent / MANIFEST).exists():
+        raise UsageError(f"{paths[0]} is a part of {paths[0].parent}; give that folder")
     parts = all_of_one_run([open_part(path) for path in paths])
     if out != "-" and os.path.exists(out) and any(os.path.samefile(out, part.path) for part in parts):
         raise UsageError(f"--out {out} is one of the shards")
@@ -119,6 +122,8 @@ def open_part(path: Path) -> Part:
         report = json.loads(report_path.read_bytes())
         status, settings = report["status"], report["settings"]
     except FileNotFoundError:
+        if is_stored(str(path).replace(":/", "://", 1)):  # a Path has one slash
+            raise UsageError(f"{path}: shards are merged from files; copy them here, with their reports") from None
         raise UsageError(
             f"{path}: there is no {report_path.name} beside it; a shard is merged with its report"
         ) from None
@@ -143,6 +148,11 @@ def all_of_one_run(parts: Sequence[Part]) -> list[Part]:
         differing = [name for name in names if first.settings.get(name) != part.settings.get(name)]
         if differing:
             raise UsageError(f"{first.path} and {part.path} are not of one run: {', '.join(differing)} differ")
+        if part.report.get("input_sha256") != first.report.get("input_sha256"):
+            raise UsageError(
+                f"{first.path} and {part.path} are not of one run: the input changed between them; score the older one "
+                "again, with --fresh"
+            )
         if part.of != first.of:
             raise UsageError(f"{first.path} is one of {first.of} shards, {part.path} one of {part.of}")
     twice = [number for number, count in Counter(part.number for part in parts).items() if count > 1]

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 from deit_batch import sinks
 from deit_batch.atomic import digest_of, rename_durably, write_atomically, writing
 from deit_batch.earlier import (
+    Changed,
     has_changed,
     has_failed,
     parse_record,
@@ -242,26 +243,15 @@ class _File:
         return self._digested(batches)
 
     def _check_complete(self, batches: Iterator[Batch]) -> None:
-        made_ns = self._target.stat().st_mtime_ns
-        changed = 0
-        first = None
+        changed = Changed(self._target.stat().st_mtime_ns)
         for batch in self._digested(batches):
-            for reference in batch:
-                if has_changed(reference, made_ns):
-                    changed, first = changed + 1, first or reference.image
+            changed.look_at(batch)
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
                 f"{self._name} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
-        if changed:
-            logger.warning(
-                "%s images have changed since %s was made, %s first: it has their old predictions; --fresh or "
-                "--incremental makes new ones",
-                f"{changed:,}",
-                self._name,
-                first,
-            )
+        changed.warn(self._name, "--fresh or --incremental makes new ones")
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 

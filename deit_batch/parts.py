@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from deit_batch.atomic import digest_of, rename_durably, write_atomically, writing
 from deit_batch.earlier import (
+    Changed,
     has_changed,
     has_failed,
     parse_record,
@@ -147,19 +148,18 @@ class Folder:
     def _look_around(self, fresh: bool) -> dict[str, Any]:
         """The report of the run that is gone on with."""
         with writing(self._out):
+            found = [folder for folder in (self.partial, self._out) if os.path.lexists(folder)]
+            reports = [_read(folder / REPORT) for folder in found]
+            for folder, report in zip(found, reports, strict=True):
+                # --fresh takes a folder away, with all that is in it: never one that no run has made.
+                if not isinstance(report.get("settings"), dict):
+                    raise UsageError(f"{folder} is there and no {REPORT} in it says what it is; give another --out")
             if fresh:
                 shutil.rmtree(self.partial, ignore_errors=True)
                 return {}
-            for folder in (self.partial, self._out):
-                if os.path.lexists(folder):
-                    earlier = _read(folder / REPORT)
-                    if not isinstance(earlier.get("settings"), dict):
-                        raise UsageError(
-                            f"{folder} is there and no {REPORT} in it says what it is; give another --out, or replace "
-                            "it with --fresh"
-                        )
-                    require_same_settings(folder, earlier["settings"], self._settings)
-                    return earlier
+            if found:
+                require_same_settings(found[0], reports[0]["settings"], self._settings)
+                return reports[0]
         return {}
 
     @property
@@ -171,14 +171,17 @@ class Folder:
         """The parts of a complete folder. Raises UsageError unless they are what its run has left there, and of these
         blocks."""
         parts = read_manifest(self._out)
+        changed = Changed((self._out / MANIFEST).stat().st_mtime_ns)
         end = NOTHING_YET
         for block in blocks:
             end = block.after
+            changed.look_at(block.references)
         if end != (parts[-1].after if parts else NOTHING_YET):
             raise UsageError(
                 f"{self._out} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
+        changed.warn(str(self._out), "--fresh makes new ones")
         return parts
 
     def begin(self) -> None:
@@ -254,6 +257,8 @@ class Folder:
 def read_manifest(folder: Path) -> list[Part]:
     """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says."""
     manifest = _read(folder / MANIFEST)
+    if not manifest:
+        raise UsageError(f"{folder} is no finished result in parts: there is no {MANIFEST} in it")
     try:
         parts = []
         for row in manifest["parts"]:

@@ -334,6 +334,7 @@ def _report(
             "failures": dict(tally.failures),
             "passed_over": dict(source.passed_over),
         },
+        **({"input_sha256": source.whole()} if options.shard else {}),
         "images_per_second": round(progress.images_per_second, 2),
         "seconds": stopwatch.report(),
         "architecture": plan.checkpoint.geometry.architecture,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -64,14 +65,21 @@ def open_source(
 def _part(source: Source, limit: int | None, shard: Shard) -> Source:
     """The shard of the first `limit` references, which keep their indices."""
     number, of = shard
+    digest = hashlib.sha256()
+
+    def digested() -> Iterator[Reference]:
+        """By which it is known whether all shards were of one input: so each reads the whole of it."""
+        for reference in islice(source.references, limit):
+            digest.update(f"{reference.image}\n{reference.sha256}\n".encode("utf-8", "surrogatepass"))
+            yield reference
 
     def total(read: int) -> int | None:
         known = source.total(read * of)
         counted = limit if known is None else known if limit is None else min(limit, known)
         return None if counted is None else len(range(number, counted, of))
 
-    references = islice(source.references, number, limit, of)
-    return Source(references, total, source.passed_over, source.class_names)
+    references = islice(digested(), number, None, of)
+    return Source(references, total, source.passed_over, source.class_names, digest.hexdigest)
 
 
 def _open_rows(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -114,6 +116,30 @@ def test_other_settings_and_foreign_folders_are_refused(died: Path, tmp_path: Pa
     (tmp_path / "mine").mkdir()
     with pytest.raises(UsageError, match=r"no run\.json in it says what it is"):
         Folder(tmp_path / "mine", SETTINGS, fresh=False)
+
+
+def test_what_no_run_has_made_is_never_taken_away(tmp_path: Path) -> None:
+    for name in ("photos", "photos.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"precious")
+        with pytest.raises(UsageError, match=r"no run\.json in it says what it is"):
+            Folder(tmp_path / "photos", SETTINGS, fresh=True)
+        assert (tmp_path / name / "a.jpg").read_bytes() == b"precious"
+        shutil.rmtree(tmp_path / name)
+
+
+def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messages: list[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"old")
+    reference = Reference(0, "a.jpg", LocalFile(str(tmp_path / "a.jpg")), {})
+    with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        (block,) = cut([reference], 2)
+        folder.finish([write(folder.partial, block)], {}, folder.partial, "jsonl")
+    time.sleep(0.01)
+    (tmp_path / "a.jpg").write_bytes(b"new")
+    with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
+        folder.finished(cut([reference], 2))
+    assert any("1 images have changed since" in message and "a.jpg first" in message for message in messages)
 
 
 def _cut_off(path: Path) -> None:

@@ -12,7 +12,7 @@ from conftest import EXAMPLES, deit_batch, read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.errors import InputError, UsageError
+from deit_batch.errors import UsageError
 from deit_batch.merging import merge
 from deit_batch.plan import Options
 from deit_batch.runner import run
@@ -106,14 +106,16 @@ def test_an_unfinished_shard_is_refused(folder: Path, tmp_path: Path) -> None:
         merge(paths, str(tmp_path / "all.jsonl"))
 
 
-def test_an_input_that_changed_between_the_shards_is_found_out(folder: Path, tmp_path: Path) -> None:
-    """The last shard was scored after rows had been taken away."""
+@pytest.mark.parametrize("change", ["shorter", "in another order"])
+def test_an_input_that_changed_between_the_shards_is_found_out(folder: Path, tmp_path: Path, change: str) -> None:
     text = (folder / "t.csv").read_text()
+    head, *rows = text.splitlines()
+    changed = rows[:4] if change == "shorter" else rows[::-1]
     (tmp_path / "t.csv").write_text(text)
     for number in range(OF):
         score(tmp_path, f"part-{number}.jsonl", shard=(number, OF))
-        (tmp_path / "t.csv").write_text("\n".join(text.splitlines()[:4]) + "\n")
-    with pytest.raises(InputError, match="the input changed between their runs"):
+        (tmp_path / "t.csv").write_text("\n".join([head, *changed]) + "\n")
+    with pytest.raises(UsageError, match="not of one run: the input changed between them"):
         merge(parts(tmp_path), str(tmp_path / "all.jsonl"))
     assert not (tmp_path / "all.jsonl").exists()
 

@@ -194,7 +194,12 @@ def test_what_is_not_there_empty_or_too_large(bucket: Bucket) -> None:
         "FetchError: larger than 5,000 bytes",
         "FetchError: no such object",
     ]
-    assert bucket.seen("GET (empty|large)") == 0
+
+
+def test_an_object_is_one_request(bucket: Bucket) -> None:
+    bucket.put("a.jpg", b"x")
+    assert fetch(bucket, "a.jpg") == [b"x"]
+    assert (bucket.seen("HEAD"), bucket.seen("GET")) == (0, 1)
 
 
 def test_many_are_read_at_a_time_but_no_more_than_allowed(bucket: Bucket) -> None:

@@ -29,6 +29,7 @@ from deit_batch.parts import Folder, Part, cut, in_order, part_name, tally_of
 from deit_batch.plan import Options
 from deit_batch.progress import Progress, Stopwatch
 from deit_batch.runner import ErrorThreshold, Outcome
+from deit_batch.stores import is_stored
 
 logger = logging.getLogger("deit_batch")
 
@@ -114,6 +115,9 @@ def run(
         found = Found(folder.standing(blocks))
         if found.parts:
             logger.info("going on with %s parts that an earlier run has left", f"{len(found.parts):,}")
+        total = source.total(0)
+        if total is None and error_threshold and error_threshold.percent:
+            total = sum(1 for _ in options.open_source().references)
         progress = stack.enter_context(closing(Progress(source.total, found.tally, stopwatch, quiet=quiet)))
         rows = stack.enter_context(closing(_rows(job, layout, folder.partial, found)))
         report = partial(_report, job, layout, found, stopwatch, progress)
@@ -122,7 +126,7 @@ def run(
                 progress.update(found.tally.inputs)
                 stop.check()
                 if error_threshold:
-                    error_threshold.check(found.tally, source.total(0))
+                    error_threshold.check(found.tally, total)
             if found.end.error:
                 raise found.end.error
             parts = in_order(found.parts, found.end.digest)
@@ -141,6 +145,11 @@ def _check(options: Options, out: str, format: str) -> None:
     """Raises UsageError for what only the local engine can do."""
     if out == "-" or format not in FORMATS:
         raise UsageError(f"--engine ray writes a folder of parts, {' or '.join(FORMATS)}: give --out DIR")
+    if is_stored(out):
+        raise UsageError(
+            f"--out {out}: --engine ray writes to a folder that all machines see, not to a store; copy it there "
+            "afterwards, or merge it to there"
+        )
     if options.input == "-":
         raise UsageError("--engine ray can't read stdin, for it may have to read the input twice; give a file")
     if options.shard:
