@@ -26,7 +26,7 @@ from deit_batch.azureml import batch
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.checkpoints import find_checkpoint
 from deit_batch.cli import main
-from deit_batch.errors import CheckpointError, DeitBatchError
+from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PICTURES = [str(path) for path in sorted(EXAMPLES.glob("*/*.png"))[:5]]
@@ -82,9 +82,24 @@ def test_a_csv_of_base64_has_a_line_for_each_row(deployed: None, tmp_path: Path)
 
 
 def test_a_mini_batch_of_which_nothing_can_be_scored_is_the_services_to_try_again(deployed: None) -> None:
-    with pytest.raises(DeitBatchError, match=r"nothing of this mini-batch could be scored \(2 FetchError\)"):
+    with pytest.raises(DeitBatchError, match=r"nothing of this mini-batch of 2 could be read: "):
         batch.run(["/gone/a.jpg", "/gone/b.jpg"])
     assert batch.run([]) == []
+
+
+def test_a_bad_image_alone_is_a_line(deployed: None, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    (line,) = results([str(tmp_path / "bad.jpg")])
+    assert line["error"]["type"] == "DecodeError"
+
+
+def test_an_option_that_a_deployment_cannot_heed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LIMIT", "SHARD", "FORMAT", "ERROR_THRESHOLD"):
+        with monkeypatch.context() as patched:
+            value = {"SHARD": "0/2", "FORMAT": "csv"}.get(name, "1")
+            patched.setenv(f"DEIT_BATCH_SCORE_{name}", value)
+            with pytest.raises(UsageError, match=f"DEIT_BATCH_SCORE_{name}: a deployment can't heed"):
+                deployed_options()
 
 
 def test_an_mlflow_model_has_its_image_processor_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,10 +167,15 @@ def test_an_actor_and_then_a_node_are_killed_and_nothing_is_lost(
 ) -> None:
     out = tmp_path / "out"
     node = sorted(cluster.worker_nodes, key=id)[0]
+    finished: dict[str, int] = {}
+
+    def remove() -> None:
+        finished.update({path.name: path.stat().st_ino for path in (tmp_path / "out.partial").glob("part-*")})
+        cluster.remove_node(node, allow_graceful=False)
 
     def kill() -> None:
         os.kill(an_actor(), signal.SIGKILL)
-        with when_there_are(12, out, lambda: cluster.remove_node(node, allow_graceful=False)):
+        with when_there_are(12, out, remove):
             while (tmp_path / "out.partial").exists():
                 time.sleep(0.05)
 
@@ -180,12 +185,15 @@ def test_an_actor_and_then_a_node_are_killed_and_nothing_is_lost(
     assert len(cluster.worker_nodes) == 1
     assert outcome.tally.inputs == ROWS
     assert lines(out) == sorted(local.read_bytes().splitlines())
+    assert len(finished) >= 12
+    assert {name: (out / name).stat().st_ino for name in finished} == finished  # what was done was not done again
 
 
 def test_what_only_the_local_engine_can_do_is_said_before_anything_is_started(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a.png\n")
     for options, message in {
         ("--engine", "ray", "--out", "-"): "--engine ray writes a folder of parts",
+        ("--engine", "ray", "--out", "s3://bucket/x"): "writes to a folder that all machines see, not to a store",
         ("--engine", "ray", "--out", "x", "--incremental"): "--incremental is for the local engine",
         ("--engine", "ray", "--out", "x", "--shard", "0/2"): "--engine ray shares out by itself",
         ("--out", "x.jsonl", "--actors", "2"): "--actors is for --engine ray",

@@ -3,19 +3,18 @@ another. What `run` returns goes, a line each, into its output file (`output_act
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
 from deit_batch.azureml.deployed import deployed_options
-from deit_batch.errors import DeitBatchError, ImageError, RowError, UsageError
+from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError, UsageError
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
 from deit_batch.logs import set_up_logging
 from deit_batch.plan import Options, Plan
 from deit_batch.progress import Stopwatch
-from deit_batch.runner import counts, scored
+from deit_batch.runner import scored
 from deit_batch.sources import open_source
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     `mini_batch` are paths of images, or of tables of paths, URLs or base64 (the column `image`); an image of a table
     has the table as `file` and its place in it as `row`, from 0.
 
-    An image that can't be scored is a line with its error, so that every image has one. But if nothing of a mini-batch
-    can be scored, as of a dead mount, this raises DeitBatchError: the service tries it again (`retry_settings`), and
+    An image that can't be scored is a line with its error, so that every image has one. But if none of a mini-batch can
+    be read at all, as of a dead mount, this raises DeitBatchError: the service tries it again (`retry_settings`), and
     counts it (`error_threshold`)."""
     if _deployed is None:
         raise UsageError("init() has not been called")
@@ -57,10 +56,9 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     numbered = (replace(reference, index=number) for number, reference in enumerate(_references(mini_batch, options)))
     work = scored(plan.batches(numbered), plan, options, Stopwatch(), classifier=_deployed.classifier)
     records = [record for batch in work for record in batch]
-    failures = [record.error for record in records if record.error]
-    if failures and len(failures) == len(records):
-        kinds = counts(Counter(failure.type for failure in failures))
-        raise DeitBatchError(f"nothing of this mini-batch could be scored ({kinds}); the first: {failures[0].message}")
+    unread = [record.error for record in records if record.error and record.error.type == FetchError.__name__]
+    if unread and len(unread) == len(records):
+        raise DeitBatchError(f"nothing of this mini-batch of {len(records):,} could be read: {unread[0].message}")
     return [_line(record) for record in records]
 
 

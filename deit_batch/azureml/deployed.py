@@ -6,24 +6,31 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+from click.core import ParameterSource
+
 from deit_batch.commands.score import score
-from deit_batch.errors import CheckpointError
+from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.options import limits_from
 from deit_batch.plan import Options
 
 MODEL_DIR = "AZUREML_MODEL_DIR"
+NOT_HERE = frozenset(("input", "limit", "recursive", "shard"))
 CONFIG, RECIPE = "config.json", "preprocessor_config.json"
 
 
 def deployed_options() -> Options:
     """The options of `deit-batch score`, under its variables (DEIT_BATCH_SCORE_TOP_K=3), with the mounted model.
 
-    Raises CheckpointError if there is none, click.UsageError for a value that the command would refuse."""
+    Raises CheckpointError if there is none, click.UsageError for a value that the command would refuse, UsageError for
+    an option that a deployment can't heed, for the service itself deals out the input and writes the output."""
     context = score.make_context("score", ["--input", "-"], auto_envvar_prefix="DEIT_BATCH_SCORE")
     chosen = dict(context.params)
     chosen["limits"] = limits_from(chosen)
-    known = {field.name for field in fields(Options)}
-    options = {name: value for name, value in chosen.items() if name in known}
+    known = {field.name for field in fields(Options)} - NOT_HERE
+    for name in sorted(chosen.keys() - known - {"config"}):
+        if context.get_parameter_source(name) == ParameterSource.ENVIRONMENT:
+            raise UsageError(f"DEIT_BATCH_SCORE_{name.upper()}: a deployment can't heed this option; take it away")
+    options = {name: value for name, value in chosen.items() if name in known | {"input"}}
     if mounted := os.environ.get(MODEL_DIR):
         folder = _checkpoint_folder(Path(mounted))
         options["model"] = str(folder)
