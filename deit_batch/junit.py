@@ -1,36 +1,69 @@
-"""Which gates were passed, in the XML that CI systems show beside their test results. There is no standard; this is the
-common part of what GitLab, Jenkins and GitHub's actions read (https://github.com/testmoapp/junitxml)."""
+"""What a gate found, as the XML that CI systems show: each gate is a test. The format:
+https://github.com/testmoapp/junitxml, of which only what GitLab's and Jenkins' readers know is written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 from xml.etree import ElementTree
 
 from deit_batch.atomic import write_atomically
-from deit_batch.errors import OutputError
+from deit_batch.errors import Interrupted, OutputError
 
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2
+Verdict: TypeAlias = Literal["passed", "failure", "error"]
+
+_NO_XML = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 can't hold, escaped or not (section 2.2), and what ends a line, which it would not leave as it is."""
 
 
-def write_junit(path: Path, command: str, gates: Mapping[str, str | None]) -> None:
-    """`gates`: of each by its name, why it was not passed, or None. Raises OutputError if the file can't be written."""
-    failures = sum(why is not None for why in gates.values())
-    suite = ElementTree.Element(
-        "testsuite", name=f"deit-batch {command}", tests=str(len(gates)), failures=str(failures), errors="0"
-    )
-    for name, why in gates.items():
-        case = ElementTree.SubElement(suite, "testcase", classname=f"deit-batch {command}", name=_clean(name))
-        if why is not None:
-            ElementTree.SubElement(case, "failure", message=_clean(why)).text = _clean(why)
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A gate under a name that stays the same from run to run, and what is to be said of it. `error`: the run failed,
+    so nothing is known."""
+
+    name: str
+    verdict: Verdict
+    message: str
+
+
+@contextmanager
+def reported(path: Path | None, suite: str) -> Iterator[list[Case]]:
+    """Writes the cases that are put into the list, when the command in it ends; and the error, if it ends by one, so
+    that no file of an earlier run is taken for its. Raises OutputError if it can't be written."""
+    cases: list[Case] = []
     try:
-        write_atomically(path, ElementTree.tostring(root, "utf-8", xml_declaration=True) + b"\n")
-    except OSError as error:
-        raise OutputError(f"--junit {path}: can't be written: {error.strerror}") from error
+        yield cases
+    except (Exception, Interrupted) as error:
+        cases.append(Case("run", "error", str(error)))
+        raise
+    finally:
+        if path is not None:
+            try:
+                write_atomically(path, as_xml(suite, cases))
+            except OSError as error:
+                raise OutputError(f"--junit {path}: can't be written: {error.strerror}") from error
+
+
+def as_xml(suite: str, cases: list[Case]) -> bytes:
+    """The document, in UTF-8. Control characters are replaced by U+FFFD."""
+    counts = {f"{kind}s": sum(case.verdict == kind for case in cases) for kind in ("failure", "error")}
+    about = {"name": suite, "tests": str(len(cases)), **{kind: str(number) for kind, number in counts.items()}}
+    root = ElementTree.Element("testsuites")
+    tests = ElementTree.SubElement(root, "testsuite", about)
+    for case in cases:
+        test = ElementTree.SubElement(tests, "testcase", classname=suite, name=_clean(case.name))
+        message = _clean(case.message)
+        if case.verdict == "passed":
+            ElementTree.SubElement(test, "system-out").text = message
+        else:
+            ElementTree.SubElement(test, case.verdict, message=message).text = message
+    ElementTree.indent(root)
+    document: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def _clean(text: str) -> str:

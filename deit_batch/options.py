@@ -383,5 +383,5 @@ JUNIT = option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="XML",
-    help="Write which gates were passed, as CI systems read test results.",
+    help="Write the gates and what they found as JUnit XML, which GitLab, Jenkins and others show.",
 )

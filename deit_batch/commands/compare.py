@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 
 from deit_batch.exits import BELOW, DONE, told
 from deit_batch.extras import needing
-from deit_batch.junit import write_junit
+from deit_batch.junit import Case, reported
 from deit_batch.options import (
     CONFIG,
     FETCH,
@@ -66,8 +65,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         type=click.Choice(["text", "json"]),
         help="What goes to stdout.",
     ),
-    ROWS,
     JUNIT,
+    ROWS,
 )
 @section("Pictures", IMAGES, FETCH, THUMBNAILS)
 @section("Limits of one image", *LIMITS)
@@ -80,8 +79,8 @@ def compare(
     fail_under: float | None,
     out: tuple[Path, ...],
     format: str,
-    rows: int,
     junit: Path | None,
+    rows: int,
     images: str | None,
     fetch: bool,
     thumbnails: int,
@@ -100,7 +99,7 @@ def compare(
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)
-    with told(verbose), needing("report"):
+    with told(verbose), reported(junit, "deit-batch compare") as cases, needing("report"):
         from deit_batch.report import changes, comparison
 
         changes.check_names(out)
@@ -108,18 +107,10 @@ def compare(
         document = compared.as_dict(fail_under)
         changes.write(compared, document, out, images=images, fetch=fetch, limits=limits)
         click.echo(changes.as_json(document) if format == "json" else changes.as_text(document), nl=False)
-        gates = {} if fail_under is None else {f"agreement ≥ {fail_under:g}": _below(document)}
-        if junit:
-            write_junit(junit, "compare", gates)
-        failed = [why for why in gates.values() if why]
-        for why in failed:
-            logger.error("--fail-under: %s", why)
-        sys.exit(BELOW if failed else DONE)
-
-
-def _below(document: Mapping[str, Any]) -> str | None:
-    """Why the gate is not passed."""
-    if document["passed"]:
-        return None
-    share = document["agreement"]
-    return "the agreement " + ("can't be had" if share is None else f"is {share:.4f}, under {document['fail_under']:g}")
+        share, passed = document["agreement"], document["passed"]
+        message = "the agreement " + ("can't be had" if share is None else f"is {share:.4f}")
+        if not passed:
+            message += "" if share is None else f", under {fail_under:g}"
+            logger.error("--fail-under: %s", message)
+        cases.append(Case("agreement", "passed" if passed else "failure", message))
+        sys.exit(DONE if passed else BELOW)

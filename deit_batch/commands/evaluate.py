@@ -13,7 +13,7 @@ import click
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.exits import BELOW, DONE, SOME_FAILED, told
 from deit_batch.extras import needing
-from deit_batch.junit import write_junit
+from deit_batch.junit import Case, reported
 from deit_batch.options import (
     CONFIG,
     INPUT,
@@ -119,8 +119,8 @@ class Gate(click.ParamType[tuple[str, float]]):
         metavar="DIR",
         help="The folder for metrics.json, report.md, pictures and predictions.jsonl.",
     ),
-    option("--fresh", is_flag=True, help="Score again what an earlier evaluation has left in DIR."),
     JUNIT,
+    option("--fresh", is_flag=True, help="Score again what an earlier evaluation has left in DIR."),
 )
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
@@ -136,8 +136,8 @@ def evaluate(
     fail_under: tuple[tuple[str, float], ...],
     baseline: Path | None,
     error_threshold: str | None,
-    fresh: bool,
     junit: Path | None,
+    fresh: bool,
     quiet: bool,
     verbose: bool,
     log_format: str,
@@ -152,7 +152,7 @@ def evaluate(
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
-    with told(verbose), needing("eval"):
+    with told(verbose), reported(junit, "deit-batch evaluate") as cases, needing("eval"):
         from deit_batch.evaluation.evaluate import Request
         from deit_batch.evaluation.evaluate import evaluate as run
         from deit_batch.plan import Options
@@ -175,12 +175,9 @@ def evaluate(
             )
         )
         logger.info("%s", evaluation.summary())
-        if junit:
-            names = {metric: f"{metric} ≥ {least:g}" for metric, least in sorted(fail_under)}
-            write_junit(junit, "evaluate", {name: evaluation.below.get(metric) for metric, name in names.items()})
-        for message in evaluation.below.values():
+        below = [gate.message for gate in evaluation.gates if gate.verdict == "failure"]
+        for message in below:
             logger.error("--fail-under: %s", message)
-        if evaluation.below:
-            sys.exit(BELOW)
         fine = (allowed or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
-        sys.exit(DONE if fine else SOME_FAILED)
+        cases += [*evaluation.gates, Case("images", "passed" if fine else "failure", evaluation.summary())]
+        sys.exit(BELOW if below else DONE if fine else SOME_FAILED)

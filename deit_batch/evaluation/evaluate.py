@@ -24,6 +24,7 @@ from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.pictures import PICTURES, draw
 from deit_batch.evaluation.report import as_markdown
+from deit_batch.junit import Case
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.plan import Options
 from deit_batch.results import read_records
@@ -63,11 +64,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`below`: of each metric that is not as high as its gate, how far it is from it. `unjudged`: how many images have
-    no prediction or no label that the model knows."""
+    """`gates`: of each metric that has one, whether it is as high, or how far it is from it. `unjudged`: how many
+    images have no prediction or no label that the model knows."""
 
     document: dict[str, Any]
-    below: dict[str, str]
+    gates: list[Case]
     inputs: int
     unjudged: int
 
@@ -108,7 +109,7 @@ def evaluate(request: Request) -> Evaluation:
     if baseline:
         compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
         logger.info("%s", _changed(compared))
-    gates, below = _check_gates(request.gates, found)
+    gates, cases = _check_gates(request.gates, found)
     mistakes = most_confident_mistakes(judged)
     document = {
         "deit_batch": __version__,
@@ -132,7 +133,7 @@ def evaluate(request: Request) -> Evaluation:
         seen = pictures(mistakes, references, request.options.limits)
     drawn = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
     _write(request.out, document, drawn)
-    return Evaluation(document, below, material.inputs, material.inputs - len(judged.images))
+    return Evaluation(document, cases, material.inputs, material.inputs - len(judged.images))
 
 
 # --- predictions and labels -----------------------------------------------------------------------------------------
@@ -243,20 +244,23 @@ def _changed(compared: Mapping[str, Any]) -> str:
     return f"against {compared['file']}, on the {compared['images']:,} images of both: {told}"
 
 
-def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], dict[str, str]]:
+def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], list[Case]]:
     """A gate whose metric can't be had is not passed."""
     results: dict[str, Any] = {}
-    below: dict[str, str] = {}
+    cases: list[Case] = []
     for metric, least in gates.items():
         value = found.values.get(CARD_NAMES.get(metric, metric))
         passed = value is not None and value >= least
         results[metric] = {"least": least, "value": value, "passed": passed}
         if value is None:
             why = found.unavailable.get(CARD_NAMES.get(metric, metric), "it is not one of labels like these")
-            below[metric] = f"{metric} can't be had: {why}"
-        elif not passed:
-            below[metric] = f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}"
-    return results, below
+            message = f"{metric} can't be had: {why}"
+        elif passed:
+            message = f"{metric} is {value:.4f}, not under {least:g}"
+        else:
+            message = f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}"
+        cases.append(Case(metric, "passed" if passed else "failure", message))
+    return results, cases
 
 
 def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
