@@ -24,9 +24,7 @@ from deit_batch.plan import Options
 from deit_batch.report.comparison import State
 from deit_batch.sinks import FORMATS
 
-NAMES = sorted(
-    path.name.removesuffix(".schema.json") for path in (resources.files("deit_batch") / "schemas").iterdir()
-)
+NAMES = sorted(path.name.removesuffix(".schema.json") for path in (resources.files("deit_batch") / "schemas").iterdir())
 
 _text = st.text(st.characters())  # half surrogate pairs, too
 _json = st.recursive(
