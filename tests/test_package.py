@@ -33,6 +33,7 @@ def test_the_wheel_holds_types_and_demo_model_and_is_small(wheel: Path) -> None:
         names = set(archive.namelist())
     demo = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
     assert {"deit_batch/py.typed", *(f"deit_batch/demo/{name}" for name in demo)} <= names
+    assert {f"deit_batch/schemas/{path.name}" for path in (REPOSITORY / "deit_batch" / "schemas").iterdir()} <= names
     assert not [name for name in names if name.startswith(("tests", "scripts", "examples"))]
     assert wheel.stat().st_size < 5_000_000
 
