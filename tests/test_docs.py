@@ -6,7 +6,6 @@ import ast
 import json
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 from conftest import EXAMPLES, valid
@@ -18,21 +17,34 @@ REPOSITORY = EXAMPLES.parent
 TROUBLE = REPOSITORY / "docs" / "troubleshooting.md"
 
 
-def texts(path: Path) -> list[str]:
-    """Every text in a module, with … for what is filled in."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.JoinedStr):
-            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(re.sub(r"%(\(\w+\))?[.\d]*[sdrg]", "…", node.value))
-    return found
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type)}
 
 
 @cache
-def all_texts() -> list[str]:
-    found = [text for path in (REPOSITORY / "deit_batch").rglob("*.py") for text in texts(path)]
-    return [text for text in found if "\n" not in text]  # a docstring is no message
+def nodes() -> list[ast.AST]:
+    """All of the program."""
+    trees = (ast.parse(path.read_text()) for path in (REPOSITORY / "deit_batch").rglob("*.py"))
+    return [node for tree in trees for node in ast.walk(tree)]
+
+
+def text(node: ast.AST) -> str:
+    """A literal, with … for what is filled in; "" if it is none."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+        return re.sub(r"%(\(\w+\))?[.\d]*[sdrg]", "…", node.value)
+    return ""
+
+
+def raised() -> set[str]:
+    """The messages of all errors that are made out of a literal."""
+    calls = [node for node in nodes() if isinstance(node, ast.Call) and node.args]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ERRORS]
+    return {message for call in named if re.search(r"\w{4}", message := text(call.args[0]))}
+
+
+def pattern(fragment: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, re.split("…+", fragment.strip("… :;,")))))
 
 
 def quoted() -> list[str]:
@@ -43,15 +55,14 @@ def quoted() -> list[str]:
 
 
 def test_every_message_that_the_page_quotes_is_one() -> None:
-    fragments = quoted()
-    assert len(fragments) > 150
-    gone = []
-    for fragment in fragments:
-        assert re.search(r"\w{4}", fragment), fragment
-        pattern = re.compile(".*".join(map(re.escape, re.split("…+", fragment.strip("… :;,")))))
-        if not any(pattern.search(text) for text in all_texts()):
-            gone.append(fragment)
-    assert gone == []
+    texts = list(filter(None, map(text, nodes())))
+    assert [fragment for fragment in quoted() if not any(map(pattern(fragment).search, texts))] == []
+
+
+def test_every_message_of_an_error_is_on_the_page() -> None:
+    assert len(raised()) > 150
+    patterns = list(map(pattern, quoted()))
+    assert {message for message in raised() if not any(known.search(message) for known in patterns)} == set()
 
 
 def test_every_error_type_is_on_the_page() -> None:
