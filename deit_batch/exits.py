@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ def told(verbose: bool) -> Iterator[None]:
         yield
     except (DeitBatchError, Interrupted) as error:
         _fail(error, error.exit_status, verbose)
+    except KeyboardInterrupt:  # where nothing was to be finished first
+        stopped = Interrupted(signal.SIGINT)
+        _fail(stopped, stopped.exit_status, verbose)
     except (BrokenPipeError, click.exceptions.Exit):
         raise  # Click knows what to do
     except Exception as error:  # a fault of ours: still one line, and a status that a script can test

@@ -20,7 +20,15 @@ NAVIGATION = {
     "Start": ["README", "docs/tutorial"],
     "How to": ["docs/how-to/*"],
     "Scheduled and in CI": ["docs/schedule", "docs/ci", "docs/docker", "docs/scale"],
-    "Reference": ["docs/usage", "docs/cli", "docs/records", "docs/scores", "docs/evaluation", "docs/reports", "docs/troubleshooting"],
+    "Reference": [
+        "docs/usage",
+        "docs/cli",
+        "docs/records",
+        "docs/scores",
+        "docs/evaluation",
+        "docs/reports",
+        "docs/troubleshooting",
+    ],
     "Behind it": [
         "docs/architecture",
         "docs/decisions",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EXAMPLES, deit_batch, valid
 
-from deit_batch import runner
+from deit_batch import merging, runner
 from deit_batch.cli import main
 from deit_batch.logs import set_up_logging
 
@@ -81,6 +83,19 @@ def test_every_line_of_a_run_is_json_however_it_ends(tmp_path: Path, monkeypatch
     monkeypatch.setattr(runner, "run", broken)
     status, lines = invoke(*command)
     assert (status, [line["level"] for line in lines]) == (1, ["error", "error"])
+
+
+def test_ctrl_c_is_a_line_and_status_130_wherever_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a command, or at a time, at which there is nothing to be finished first."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    monkeypatch.setattr(merging, "merge", interrupted)
+    status, (line,) = invoke("merge", "a.jsonl", "--out", str(tmp_path / "p.jsonl"), "--log-format", "json")
+    assert (status, line["level"]) == (130, "error")
+    assert line["message"].startswith("stopped by SIGINT")
 
 
 def test_nothing_else_comes_to_stderr_of_a_real_process(tmp_path: Path) -> None:

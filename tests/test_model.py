@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import LABELS, MakeCheckpoint, scored, write_all_kinds
+from conftest import LABELS, MakeCheckpoint, read_jsonl, scored, write_all_kinds
 from misbehaving import Server
 from transformers import pipeline
 
@@ -166,6 +167,22 @@ def test_the_scores_of_an_image_do_not_depend_on_the_batch_it_comes_in(vit: Path
     for size in (16, 23, 40):
         scored(photos, vit, tmp_path, out=f"{size}.jsonl", batch_size=size)
     assert len({(tmp_path / f"{size}.jsonl").read_bytes() for size in (16, 23, 40)}) == 1
+
+
+def test_scores_depend_neither_on_order_nor_workers_nor_cores(vit: Path, photos: Path, tmp_path: Path) -> None:
+    def found(input: Path, name: str, **options: Any) -> dict[str, Any]:
+        records = read_jsonl(scored(input, vit, tmp_path, name, batch_size=16, top_k=None, **options))
+        return {record["image"]: record["predictions"] for record in records}
+
+    expected = found(photos, "p.jsonl")
+    (tmp_path / "t.txt").write_text("".join(f"{path}\n" for path in sorted(photos.iterdir(), reverse=True)))
+    assert found(tmp_path / "t.txt", "turned.jsonl", workers=2) == expected
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert found(photos, "one_core.jsonl") == expected
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_damaged_weights_are_refused_in_one_line(vit: Path, tmp_path: Path) -> None:
