@@ -7,8 +7,9 @@ ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
 ARG VARIANT=cpu
-ARG EXTRAS=[eval,onnx,report,serve]
+ARG EXTRAS=[eval,onnx,report,s3,serve]
 ARG MODEL=facebook/deit-base-patch16-224
+ARG REVISION=
 WORKDIR /src
 RUN python -m venv /opt/deit-batch
 ENV PATH=/opt/deit-batch/bin:$PATH
@@ -22,7 +23,7 @@ COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY deit_batch deit_batch
 RUN pip install --no-cache-dir --constraint constraints.txt ".$EXTRAS"
 COPY . .
-RUN deit-batch pull "$MODEL" --out /opt/model
+RUN deit-batch pull "$MODEL" ${REVISION:+--revision "$REVISION"} --out /opt/model
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/deit-batch /opt/deit-batch
@@ -30,9 +31,10 @@ COPY --from=build /opt/model /opt/model
 # What it keeps for itself goes to /tmp, the one place beside the data that must be writable.
 ENV PATH=/opt/deit-batch/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
     HF_HUB_OFFLINE=1 \
     HF_HOME=/tmp/huggingface \
-    XDG_CACHE_HOME=/tmp \
+    XDG_CACHE_HOME=/tmp/cache \
     MPLCONFIGDIR=/tmp/matplotlib \
     DEIT_BATCH_EMBED_MODEL=/opt/model \
     DEIT_BATCH_EVALUATE_MODEL=/opt/model \
