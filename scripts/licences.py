@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NOT_FOR_USERS = ("bench", "dev", "release")
+NOT_FOR_USERS = ("bench", "dev", "docs", "release")
 CUDA = ("cuda-", "nvidia-", "triton")  # of PyPI's torch for Linux; the page says so
 
 SPDX = {
