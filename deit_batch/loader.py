@@ -18,7 +18,9 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -183,12 +185,25 @@ def _room_for(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArr
     DataLoader would share it later, in a thread where a failure (a container with a small /dev/shm) is seen by nobody:
     the batch would be lost, and waited for, for ever. An array goes through a pipe instead."""
     pixels = torch.empty(shape, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        try:
+    if get_worker_info() is None:
+        return pixels.numpy(), pixels
+    with suppress(RuntimeError):
+        if _can_hand_over_memory():
             pixels.share_memory_()
-        except RuntimeError:
-            return pixels.numpy(), pixels.numpy()
-    return pixels.numpy(), pixels
+            return pixels.numpy(), pixels
+    return pixels.numpy(), pixels.numpy()
+
+
+@cache
+def _can_hand_over_memory() -> bool:
+    """Of a worker. Shared memory goes to the main process by a socket in the folder for temporary files, whose path may
+    be too long for that (108 characters, unix(7)), or which can't be written to."""
+    try:
+        with open(os.devnull) as null:
+            reduction.DupFd(null.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def _start_worker(worker: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import itertools
+import multiprocessing
+import multiprocessing.process
 import os
 import resource
 import signal
@@ -129,6 +131,7 @@ def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
 
 def test_no_room_in_shared_memory_is_no_obstacle(photos: Path) -> None:
     """As in a container with a small /dev/shm: here no file may grow beyond a kilobyte, those in memory included."""
+    multiprocessing.RawArray("q", 1)  # what this process itself shares has its room already
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
@@ -139,6 +142,19 @@ def test_no_room_in_shared_memory_is_no_obstacle(photos: Path) -> None:
 
 
 @pytest.mark.usefixtures("traps")
+@pytest.mark.parametrize("folder", ["x" * 120, "not there"])
+def test_a_folder_for_temporary_files_that_takes_no_sockets_is_no_obstacle(
+    photos: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixels are handed over by a socket in it. A path may be too long for one, or not to be written to."""
+    if folder != "not there":
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / folder))
+    monkeypatch.setattr(multiprocessing.process.current_process(), "_config", {"authkey": b"key", "semprefix": "/mp"})
+    made = Loader(batched(references(photos, 40), 10), RECIPE, Limits(), workers=2, pin_memory=False)
+    assert failures(made) == {}
+
+
 def test_inline_images_survive_a_death_too(photos: Path) -> None:
     import base64
 
