@@ -18,13 +18,17 @@ from deit_batch.errors import DeitBatchError
 
 LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")
 EXTRAS = {
-    "eval": ("scikit-learn", "matplotlib"),
-    "train": ("transformers", "accelerate", "kornia", "peft"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "serve": ("fastapi", "fastapi-offline", "prometheus_client", "uvicorn"),
+    "s3": ("s3fs",),
+    "gcs": ("gcsfs",),
+    "azure": ("adlfs",),
+    "eval": ("matplotlib", "scikit-learn", "scipy"),
+    "report": ("jinja2", "matplotlib"),
+    "train": ("accelerate", "kornia", "peft", "scikit-learn", "transformers"),
     "mlflow": ("mlflow-skinny",),
-    "serve": ("fastapi", "uvicorn"),
-    "report": ("jinja2",),
-    "onnx": ("onnxruntime",),
     "azureml": ("azureml-inference-server-http",),
+    "ray": ("ray",),
 }
 GIBIBYTE = 2**30
 
@@ -85,7 +89,8 @@ def _gpu() -> str:
     import torch
 
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        names = [f"{card.name} with {card.total_memory / GIBIBYTE:.0f} GiB" for card in cards]
         return f"{', '.join(names)}, CUDA {torch.version.cuda}"
     if torch.backends.mps.is_available():
         return "Apple's, by mps"

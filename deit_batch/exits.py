@@ -38,6 +38,12 @@ def told(verbose: bool) -> Iterator[None]:
         _fail(error, FAILED, verbose)
 
 
+def finish(message: str, *, too_many_failed: bool) -> NoReturn:
+    """The end of a run that came to its end. A status other than 0 has its reason on stderr, with --quiet, too."""
+    logger.log(logging.ERROR if too_many_failed else logging.INFO, "%s", message)
+    sys.exit(SOME_FAILED if too_many_failed else DONE)
+
+
 def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
     logger.error("%s", " ".join(str(error).split()), exc_info=error if verbose else None)
     sys.exit(status)

@@ -15,7 +15,8 @@ FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 
 
 class Parts(NamedTuple):
-    """`body` is the model_type, and how the body's tensors' names begin; `firsts` are the tokens before the patches."""
+    """`body` is the model_type, how the body's tensors' names begin, and whose image recipe it has (images._DEFAULTS);
+    `firsts` are the tokens before the patches, each one token with a position of its own; head i looks at token i."""
 
     body: str
     firsts: tuple[str, ...]
@@ -57,9 +58,12 @@ class Geometry:
     @property
     def features(self) -> dict[FeatureName, slice]:
         """Those that it has, and which of the tokens each is the mean of."""
-        firsts = len(self.parts.firsts)
-        tokens = {"cls": slice(0, 1), "distillation": slice(1, firsts), "mean": slice(firsts, self.tokens)}
-        return {name: tokens[name] for name in FEATURES if tokens[name].start < tokens[name].stop}
+        firsts = self.parts.firsts
+        tokens: dict[FeatureName, slice] = {"cls": slice(0, 1), "mean": slice(len(firsts), self.tokens)}
+        if "distillation_token" in firsts:
+            place = firsts.index("distillation_token")
+            tokens["distillation"] = slice(place, place + 1)
+        return {name: tokens[name] for name in FEATURES if name in tokens}
 
     @property
     def patches(self) -> int:

@@ -1,6 +1,7 @@
 """What goes in and what comes out: references, records, and their form as JSON.
 
-Every input kind becomes `Reference`s (sources.py makes them) and every engine gives `Record`s (sinks.py writes them).
+Every input kind becomes `Reference`s (sources.py makes them), and every run gives `Record`s (output.py writes them as
+JSONL, which sinks.py converts at the end).
 """
 
 from __future__ import annotations

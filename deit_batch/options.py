@@ -233,6 +233,7 @@ MODEL = (
     ),
 )
 
+# evaluate has its own --top-k and --threshold, for they mean something else there.
 PREDICTIONS = (
     option("--top-k", default=5, show_default=True, type=TopK(), help="How many labels an image."),
     option(

@@ -26,7 +26,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     if suffix == ".json":
         raise UsageError(f"{path}: says of no prediction which image it is of; give a .jsonl, .csv or .parquet file")
     readers: dict[str, Callable[[Path], Iterator[Any]]] = {".csv": _read_csv, ".parquet": _read_parquet}
-    number = 0
+    number = 0  # what has another ending is taken for JSONL: a shard may be called preds.0, a partial file is one, too
     try:
         for number, record in enumerate(readers.get(suffix, _read_jsonl)(path), 1):
             if not _is_record(record):

@@ -96,7 +96,8 @@ class Outcome:
 
 
 def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
-    """Scores images and yields one Record per input, in input order, as they are ready.
+    """For Python: scores images and yields one Record per input, in input order, as they are ready. (The command line
+    calls `run`.)
 
     `input` and the options are those of `deit-batch score`, under the same names: `column`, `keep`, `recursive`,
     `limit`, `revision`, `image_processor`, `decode`, `allow_pickle`, `device`, `dtype`, `top_k` (None for all),

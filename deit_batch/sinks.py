@@ -19,6 +19,7 @@ from deit_batch.errors import UsageError
 from deit_batch.geometry import FeatureName
 from deit_batch.io import json_line, unpack
 
+# A new one belongs into schemas/run-report.schema.json, too.
 FORMATS = ("jsonl", "json", "csv", "parquet", "sample")
 _CSV_COLUMNS = "index image label score predictions error_type error_message image_bytes image_sha256".split()
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}

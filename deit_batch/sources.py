@@ -107,6 +107,8 @@ def _open_rows(
 
 
 def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: BinaryIO | None) -> Table:
+    """Kinds that want a path, or are several files, are told apart first; then those that are one stream, wherever it
+    comes from."""
     if spec == "-":
         return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
     stored = stores.is_stored(spec)

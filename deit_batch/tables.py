@@ -27,6 +27,7 @@ MAX_ROW_CHARS = 128 * 2**20
 """A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet")
+"""All but .parquet also with .gz. On a store, what has none of them may be a folder (listing.is_stored_folder)."""
 
 Value: TypeAlias = Mapping[str, Any] | str | Failure
 

@@ -77,7 +77,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 
     def make(architecture: str = "ViTForImageClassification", **settings: Any) -> Path:
         torch.manual_seed(0)
-        config_class = transformers.ViTConfig if architecture.startswith("ViT") else transformers.DeiTConfig
+        config_class = getattr(transformers, architecture).config_class
         geometry = {
             "image_size": 32,
             "patch_size": 8,

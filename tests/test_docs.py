@@ -182,7 +182,9 @@ def test_the_page_of_the_command_line_is_what_help_says(monkeypatch: pytest.Monk
 def test_the_site_is_whole_and_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
     """Of a copy of the repository, with five such links; only those are complained of."""
     copy = tmp_path / "repository"
-    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.egg-info"))
+    shutil.copytree(
+        REPOSITORY, copy, ignore=shutil.ignore_patterns(".[!g]*", ".git", "build", "dist", "__pycache__", "*.egg-info")
+    )
     nowhere = ["none.md", "none.yml", "usage.md#none", "../README.md#none", "#none"]
     with (copy / "docs" / "stray.md").open("w") as page:
         page.write("# Stray\n\n" + "\n\n".join(f"[to nowhere]({link})" for link in nowhere))

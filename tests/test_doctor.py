@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ def test_the_doctor_says_what_is_here_and_scores_an_image(tmp_path: Path) -> Non
     assert found["demo image"].startswith("trouser ")
     assert "torch 2." in found["libraries"]
     assert "cores" in found["machine"]
-    assert {"GPU", "Hub", "cached models", "extra train"} <= set(found)
+    assert {"GPU", "Hub", "cached models"} <= set(found)
+    extras = set(metadata("deit-batch").get_all("Provides-Extra") or []) - {"bench", "dev", "docs", "release"}
+    assert {name.removeprefix("extra ") for name in found if name.startswith("extra ")} == extras
     assert list(tmp_path.iterdir()) == []
 
 

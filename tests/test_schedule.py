@@ -87,11 +87,16 @@ def by_cron(tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
 
 
-def test_the_crontab_line_mails_nothing_and_keeps_a_second_run_away(images: Path, tmp_path: Path) -> None:
+def test_the_crontab_line_mails_what_went_wrong_and_keeps_a_second_run_away(images: Path, tmp_path: Path) -> None:
     done = by_cron(tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    result = (tmp_path / "preds.jsonl").read_bytes()
     assert len(read_jsonl(tmp_path / "preds.jsonl")) == 4
+    (images / "broken.png").write_bytes(b"no image")
+    failed = by_cron(tmp_path)
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert "1 failed (1 DecodeError)" in failed.stderr  # this is mailed
+    (images / "broken.png").unlink()
+    result = (tmp_path / "preds.jsonl").read_bytes()
     shutil.copy(EXAMPLES / "bag" / "00018.png", images)
     code = "import sys; from pathlib import Path; from deit_batch.lock import Lock\n"
     code += "held = Lock(Path(sys.argv[1]), 'it'); print(flush=True); sys.stdin.read()"

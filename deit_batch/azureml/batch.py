@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
+from deit_batch import tables
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError, UsageError
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
@@ -20,7 +21,7 @@ from deit_batch.sources import open_source
 if TYPE_CHECKING:
     from deit_batch.model import Classifier
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".jsonl.gz")
+TABLES = tuple(suffix for suffix in tables.SUFFIXES if suffix not in (".txt", ".json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def run(mini_batch: Sequence[str]) -> list[str]:
 
 def _references(paths: Sequence[str], options: Options) -> Iterator[Reference]:
     for path in paths:
-        if not path.lower().endswith(TABLES):
+        if not path.lower().removesuffix(".gz").endswith(TABLES):
             yield Reference(0, path, LocalFile(path))
             continue
         try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 import click
 
-from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.exits import finish, told
 from deit_batch.geometry import FEATURES
 from deit_batch.options import (
     CONFIG,
@@ -89,5 +88,4 @@ def embed(
             error_threshold=threshold,
             quiet=quiet,
         )
-        logger.info("%s: %s", outcome.summary("embedded"), out)
-        sys.exit(SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE)
+        finish(f"{outcome.summary('embedded')}: {out}", too_many_failed=outcome.has_failures_beyond(threshold))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 import click
 
-from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.exits import finish, told
 from deit_batch.options import (
     ERROR_THRESHOLD,
     FRESH,
@@ -64,6 +63,5 @@ def merge(
         tally = merging.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
         threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
         failed = f", {tally.failed:,} failed" if tally.failed else ""
-        logger.info("%s of %s images scored%s: %s", f"{tally.scored:,}", f"{tally.inputs:,}", failed, out)
-        allowed = not tally.failed or (threshold and threshold.allows(tally.failed, tally.inputs))
-        sys.exit(DONE if allowed else SOME_FAILED)
+        allowed = not tally.failed or (threshold is not None and threshold.allows(tally.failed, tally.inputs))
+        finish(f"{tally.scored:,} of {tally.inputs:,} images scored{failed}: {out}", too_many_failed=not allowed)

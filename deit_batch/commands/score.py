@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deit_batch.errors import UsageError
-from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.exits import DONE, finish, told
 from deit_batch.options import (
     AT_LEAST_ONE,
     CONFIG,
@@ -160,8 +160,8 @@ def score(
         else:
             outcome = _run_here(Options(**chosen), mode, cluster, incremental=incremental, **where)
         ending.tally = outcome.tally
-        logger.info("%s%s", outcome.summary("scored"), "" if out == "-" else f": {out}")
-        sys.exit(SOME_FAILED if outcome.has_failures_beyond(threshold) else DONE)
+        where_to = "" if out == "-" else f": {out}"
+        finish(f"{outcome.summary('scored')}{where_to}", too_many_failed=outcome.has_failures_beyond(threshold))
 
 
 def _given(out: str | None) -> str:

@@ -47,9 +47,11 @@ def make_student(
     # Heads for another number of classes are left out and made anew. The tensors were checked: nothing else can be.
     load: dict[str, Any] = {**named, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     is_vit = checkpoint.geometry.parts.body == "vit"
-    kind: Any = ViTForImageClassification
-    if not is_vit:
-        kind = DeiTForImageClassificationWithTeacher if settings.teacher else DeiTForImageClassification
+    with_teacher: Any = DeiTForImageClassificationWithTeacher
+    kind: Any = {
+        "vit": ViTForImageClassification,
+        "deit": with_teacher if settings.teacher else DeiTForImageClassification,
+    }[checkpoint.geometry.parts.body]
     model: Student = kind.from_pretrained(checkpoint.folder, **load)
     if is_vit and settings.teacher:
         model = _with_distillation_token(model)
