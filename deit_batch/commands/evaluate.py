@@ -174,10 +174,10 @@ def evaluate(
                 quiet=quiet,
             )
         )
+        fine = (allowed or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
+        logger.log(logging.INFO if fine else logging.ERROR, "%s", evaluation.summary())
         below = [gate.message for gate in evaluation.gates if gate.verdict == "failure"]
         for message in below:
             logger.error("--fail-under: %s", message)
-        fine = (allowed or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
-        logger.log(logging.INFO if fine else logging.ERROR, "%s", evaluation.summary())
         cases += [*evaluation.gates, Case("images", "passed" if fine else "failure", evaluation.summary())]
         sys.exit(BELOW if below else DONE if fine else SOME_FAILED)
