@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
@@ -226,7 +227,7 @@ def bucket(s3_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # the environment has changed under it
     with misbehaving(s3_server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-        yield Bucket(proxy, f"bucket-{proxy.server_port}")
+        yield Bucket(proxy, f"bucket-{uuid.uuid4().hex}")  # a port may come again
 
 
 @pytest.fixture(scope="session")
