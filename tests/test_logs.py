@@ -67,7 +67,7 @@ def test_every_line_of_a_run_is_json_however_it_ends(tmp_path: Path, monkeypatch
     Path("t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nnone.jpg\n")
     command = [*DEMO, "--input", "t.txt", "--log-format", "json", "--verbose"]
     status, lines = invoke(*command)
-    assert (status, lines[-1]["level"]) == (3, "info")
+    assert (status, lines[-1]["level"]) == (3, "error")
     assert "1 of 2 images scored, 1 failed (1 FetchError)" in lines[-1]["message"]
     status, lines = invoke(*command, "--fresh", "--error-threshold", "0")
     assert (status, lines[-1]["level"]) == (1, "error")
