@@ -52,11 +52,15 @@ class Part:
         return {**self.report["settings"], "shard": None}
 
 
-def merge(paths: Sequence[Path], out: str, *, format: str | None = None, mode: Mode = "continue") -> Tally:
-    """Writes all the records of the shards `paths`, or of the parts in one folder, to `out`, in the order of the whole
+def merge(shards: Sequence[str | Path], out: str, *, format: str | None = None, mode: Mode = "continue") -> Tally:
+    """Writes all the records of the shards, or of the parts in one folder, to `out`, in the order of the whole
     input.
 
     Raises UsageError unless they are the finished results of all shards of one run, or of a run in parts."""
+    for shard in shards:
+        if is_stored(str(shard)):
+            raise UsageError(f"{shard}: shards are merged from files; copy them here, with their reports")
+    paths = [Path(shard) for shard in shards]
     if paths[0].is_dir():
         return _merge_folder(paths, out, format, mode)
     if (paths[0].parent / MANIFEST).exists():
@@ -122,8 +126,6 @@ def open_part(path: Path) -> Part:
         report = json.loads(report_path.read_bytes())
         status, settings = report["status"], report["settings"]
     except FileNotFoundError:
-        if is_stored(str(path).replace(":/", "://", 1)):  # a Path has one slash
-            raise UsageError(f"{path}: shards are merged from files; copy them here, with their reports") from None
         raise UsageError(
             f"{path}: there is no {report_path.name} beside it; a shard is merged with its report"
         ) from None

@@ -7,6 +7,7 @@ environment, never what an address says. fsspec must not be carried over a fork:
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ _HUB_FILES = re.compile(r"\s*hf://(datasets/[^/?]+/[^/?]+/[^?]|buckets/[^/?]+/[^
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _BLOCK = 8 * 2**20
-"""Bytes that are asked for at a time, of what is read as a stream and of what is uploaded. S3 takes 10,000 parts."""
+"""Bytes that are asked for at a time, of what is read as a stream and of what is uploaded."""
+
+_MOST_PARTS = 10_000
+"""Of an upload, on S3."""
 
 _NO_ANSWER = frozenset(
     "HTTPClientError IncompleteReadError ResponseParserError "  # botocore
@@ -154,7 +158,8 @@ class Store:
         """Uploads a file. Its name appears when it is whole: a multipart upload is completed last."""
         options: dict[str, Any] = {}
         if self._scheme == "s3":
-            options = {"chunksize": _BLOCK, "max_concurrency": 4}
+            chunk = max(_BLOCK, math.ceil(source.stat().st_size / _MOST_PARTS))
+            options = {"chunksize": chunk, "max_concurrency": 4}
         elif _LIBRARIES[self._scheme][0] == "adlfs":
             options = {"overwrite": True}
         with _translated():

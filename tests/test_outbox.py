@@ -96,6 +96,18 @@ def test_a_large_result_is_one_upload_that_is_completed_last(
     assert bucket.unfinished_uploads() == 0
 
 
+def test_a_result_has_no_more_parts_than_an_upload_may_have(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_BLOCK", 5 * 2**20)
+    monkeypatch.setattr(stores, "_MOST_PARTS", 2)  # S3's are 10,000, of a result of 80 GiB and more
+    (tmp_path / "large").write_bytes(bytes(13_000_000))
+    store, path = stores.open_store(bucket.address("large"))
+    store.put(tmp_path / "large", path)
+    assert len(bucket.get("large")) == 13_000_000
+    assert bucket.seen("PUT large.*partNumber") == 2
+
+
 @pytest.mark.parametrize(("kind", "what"), [("AccessDenied", OUT), ("AccessDenied", rf"{OUT}\.run\.json")])
 def test_a_result_that_could_not_be_sent_is_sent_by_the_same_command(
     kind: Kind, what: str, bucket: Bucket, photos: Path, vit: Path, tmp_path: Path

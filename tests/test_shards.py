@@ -84,6 +84,8 @@ def test_what_is_not_all_of_one_run_is_said_and_nothing_is_written(folder: Path,
         merge([first, third], out)
     with pytest.raises(UsageError, match="shard 0/3 is there twice"):
         merge([first, first, second, third], out)
+    with pytest.raises(UsageError, match=r"s3://bucket/part-0\.jsonl: shards are merged from files"):
+        merge(["s3://bucket/part-0.jsonl", first], out)
     with pytest.raises(UsageError, match="is no shard"):
         merge([folder / "whole.jsonl"], out)
     score(folder, "other.jsonl", shard=(2, OF), top_k=1)
@@ -123,7 +125,7 @@ def test_an_input_that_changed_between_the_shards_is_found_out(folder: Path, tmp
 def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     done = deit_batch("merge", *parts(folder), "--out", "all.jsonl", cwd=tmp_path)
     assert done.returncode == 3  # two failed
-    assert "8 of 10 images scored, 2 failed: all.jsonl" in done.stderr
+    assert "8 of 10 images scored, 2 failed (1 RowError, 1 FetchError): all.jsonl" in done.stderr
     done = deit_batch("merge", *parts(folder), "--out", "all.jsonl", "--error-threshold", "20%", cwd=tmp_path)
     assert done.returncode == 0
     done = deit_batch("score", "--shard", "3/3", "--input", "x", "--out", "y", cwd=tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import click
@@ -26,8 +25,6 @@ from deit_batch.options import (
     option,
     section,
 )
-
-logger = logging.getLogger("deit_batch")
 
 
 @click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deit_batch.exits import DONE, SOME_FAILED, told
+from deit_batch.exits import finish, told
 from deit_batch.extras import needing
 from deit_batch.options import (
     ALLOW_PICKLE,
@@ -31,8 +29,6 @@ from deit_batch.options import (
     option,
     section,
 )
-
-logger = logging.getLogger("deit_batch")
 
 SHARE = click.FloatRange(0, 1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -142,5 +138,4 @@ def finetune(*, out: Path, fresh: bool, quiet: bool, verbose: bool, log_format: 
         outcome = run(Settings(**chosen), out, fresh=fresh, quiet=quiet)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {outcome.skipped:,} images skipped" if outcome.skipped else ""
-        logger.info("validation: %s%s: %s", metrics, skipped, out)
-        sys.exit(SOME_FAILED if outcome.skipped else DONE)
+        finish(f"validation: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)

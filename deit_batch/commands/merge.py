@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from collections import Counter
 
 import click
 
@@ -20,14 +19,12 @@ from deit_batch.options import (
 )
 from deit_batch.sinks import FORMATS
 
-logger = logging.getLogger("deit_batch")
-
 
 @click.command(
     cls=ExampleCommand,
     example="deit-batch merge part-*.jsonl --out preds.jsonl",
 )
-@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("shards", nargs=-1, required=True, type=click.Path())
 @section(
     "Output",
     option("--out", required=True, metavar="FILE", help="Where the records go, as of score. Appears when it is whole."),
@@ -39,7 +36,7 @@ logger = logging.getLogger("deit_batch")
 @click.help_option("-h", "--help")
 def merge(
     *,
-    shards: tuple[Path, ...],
+    shards: tuple[str, ...],
     out: str,
     format: str | None,
     fresh: bool,
@@ -58,10 +55,9 @@ def merge(
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     with told(verbose):
         from deit_batch import merging
-        from deit_batch.runner import ErrorThreshold
+        from deit_batch.runner import ErrorThreshold, Outcome
 
         tally = merging.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
+        outcome = Outcome(tally, {}, Counter())
         threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
-        failed = f", {tally.failed:,} failed" if tally.failed else ""
-        allowed = not tally.failed or (threshold is not None and threshold.allows(tally.failed, tally.inputs))
-        finish(f"{tally.scored:,} of {tally.inputs:,} images scored{failed}: {out}", too_many_failed=not allowed)
+        finish(f"{outcome.summary('scored')}: {out}", too_many_failed=outcome.has_failures_beyond(threshold))

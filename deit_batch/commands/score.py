@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections import Counter
 from pathlib import Path
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from deit_batch.output import Mode
     from deit_batch.plan import Options
     from deit_batch.runner import Outcome
-
-logger = logging.getLogger("deit_batch")
 
 FIRST_SHOWN = 5
 
