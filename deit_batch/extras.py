@@ -13,5 +13,7 @@ def needing(extra: str) -> Iterator[None]:
     """Raises UsageError for an import that fails in it."""
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"this needs {error.name}: pip install 'deit-batch[{extra}]'") from error
+    except ImportError as error:
+        raise UsageError(f"too old for this: {error}; pip install --upgrade 'deit-batch[{extra}]'") from error

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing import reduction
+from multiprocessing import reduction, util
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -249,6 +249,8 @@ class Loader:
         self._start()
 
     def _start(self) -> None:
+        with suppress(OSError):  # found out by the workers, _can_hand_over_memory
+            util.get_temp_dir()  # for their sockets: they inherit it, and this process, which is not killed, removes it
         others = multiprocessing.active_children()
         with warnings.catch_warnings(), _deaths_unheard():
             # More workers than cores are right where they wait for a network.

@@ -63,9 +63,11 @@ class ExampleCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         title = Option.section
         for param in self.get_params(ctx):
+            if isinstance(param, click.Argument):
+                continue  # the help's first lines tell of it
             title = getattr(param, "section", title)  # --help, which is Click's own, has none
             record = param.get_help_record(ctx)
-            if record:  # an argument has none
+            if record:
                 sections.setdefault(title, []).append(record)
         for title, records in sections.items():
             with formatter.section(title):

@@ -151,8 +151,17 @@ def test_quiet_says_nothing_and_a_reader_that_goes_away_is_no_traceback(tmp_path
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, status: int, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n{EXAMPLES}/coat/00006.png\n" * 20_000)
-    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--workers", "2"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    ) as process:
         wait_for_growth(tmp_path / "p.jsonl.partial")
         os.killpg(process.pid, signum)  # as a terminal does: to the workers too
         _, stderr = process.communicate(timeout=20)
@@ -162,6 +171,7 @@ def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, sta
     assert not (tmp_path / "p.jsonl").exists()
     kept = len(read_jsonl(tmp_path / "p.jsonl.partial"))
     assert 0 < kept < 40_000
+    assert os.listdir(temporary) == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

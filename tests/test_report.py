@@ -421,7 +421,7 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pyt
 
     def without_jinja(name: str, *args: Any, **more: Any) -> Any:
         if name.startswith("deit_batch.report"):
-            raise ImportError(name="jinja2")
+            raise ModuleNotFoundError(name="jinja2")
         return real(name, *args, **more)
 
     predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
