@@ -142,17 +142,17 @@ def test_the_gitlab_job_leaves_what_its_artifacts_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ["github-actions", "gitlab-ci", "github-workflows"])
 def test_the_services_schemas(schema: str, tmp_path: Path) -> None:
-    """Of the action, of the job, and of the workflow that docs/ci.md shows."""
+    """Of the action, of the job, of the workflow that docs/ci.md shows, and of this repository's own."""
     page = (REPOSITORY / "docs/ci.md").read_text("utf-8")
     (workflow,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "workflow.yml").write_text(workflow)
     files = {
-        "github-actions": REPOSITORY / "action.yml",
-        "gitlab-ci": GITLAB,
-        "github-workflows": tmp_path / "workflow.yml",
+        "github-actions": [REPOSITORY / "action.yml"],
+        "gitlab-ci": [GITLAB],
+        "github-workflows": [tmp_path / "workflow.yml", *(REPOSITORY / ".github/workflows").iterdir()],
     }
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(files[schema])]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    checked = subprocess.run([*command, *files[schema]], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
     (step,) = [step for step in yaml.safe_load(workflow)["jobs"]["gate"]["steps"] if step.get("id") == "gate"]
     assert set(step["with"]) <= set(ACTION["inputs"])
