@@ -39,6 +39,7 @@ ENV PATH=/opt/deit-batch/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     DEIT_BATCH_EMBED_MODEL=/opt/model \
     DEIT_BATCH_EVALUATE_MODEL=/opt/model \
+    DEIT_BATCH_PLOT_MODEL=/opt/model \
     DEIT_BATCH_SCORE_MODEL=/opt/model \
     DEIT_BATCH_SERVE_MODEL=/opt/model
 WORKDIR /data

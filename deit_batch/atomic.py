@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deit_batch.errors import OutputError
+from deit_batch.errors import OutputError, UsageError
+
+
+def require_room(path: Path, option: str) -> None:
+    """Raises UsageError where no file could be put: better before the work than after it."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: the folder {path.parent} can't be written to")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

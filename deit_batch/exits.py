@@ -52,16 +52,17 @@ def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
 @contextmanager
 def wrong_usage_told(arguments: Sequence[str]) -> Iterator[None]:
     """Wrong usage that Click finds, it finds before the command has its options, and says in its own way. Where these
-    `arguments`, the command's variables or its file of options ask for other messages than text, this is one, too."""
+    `arguments`, the command's variables or its file of options ask for other messages than text, or the journal wants
+    their priority, this is one, too."""
     try:
         yield
     except click.ClickException as error:
         log_format = _log_format(arguments, getattr(error, "ctx", None))
-        if log_format not in ("json", "github"):
-            raise
-        from deit_batch.logs import set_up_logging
+        from deit_batch.logs import goes_to_journal, set_up_logging
 
-        set_up_logging(quiet=False, verbose=False, log_format=log_format)
+        if log_format not in ("json", "github") and not goes_to_journal():
+            raise
+        set_up_logging(quiet=False, verbose=False, log_format=str(log_format))
         logger.error("%s", " ".join(error.format_message().split()))
         raise click.exceptions.Exit(error.exit_code) from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from xml.etree import ElementTree
 
-from deit_batch.atomic import write_atomically
+from deit_batch.atomic import require_room, write_atomically
 from deit_batch.errors import Interrupted, OutputError
 
 Verdict: TypeAlias = Literal["passed", "failure", "error"]
@@ -33,7 +33,10 @@ class Case:
 @contextmanager
 def reported(path: Path | None, suite: str) -> Iterator[list[Case]]:
     """Writes the cases that are put into the list, when the command in it ends; and the error, if it ends by one, so
-    that no file of an earlier run is taken for its. Raises OutputError if it can't be written."""
+    that no file of an earlier run is taken for its. Raises UsageError if there is no room for it, OutputError if it
+    can't be written."""
+    if path is not None:
+        require_room(path, "--junit")
     cases: list[Case] = []
     try:
         yield cases

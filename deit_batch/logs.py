@@ -57,7 +57,7 @@ class _Journal(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
-def _goes_to_journal() -> bool:
+def goes_to_journal() -> bool:
     """Whether stderr is what systemd has connected to the journal: systemd.exec(5), $JOURNAL_STREAM."""
     try:
         status = os.fstat(sys.stderr.fileno())
@@ -82,5 +82,5 @@ def _formatter(log_format: str) -> logging.Formatter:
         case "github":
             return _GitHub()
         case _:
-            text = _Journal if _goes_to_journal() else logging.Formatter
+            text = _Journal if goes_to_journal() else logging.Formatter
             return text("deit-batch: %(message)s")

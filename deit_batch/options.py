@@ -1,5 +1,5 @@
-"""What commands have in common: how their help looks, the kinds of values, the file of defaults, and the options that
-several of them take, each declared once."""
+"""What commands have in common: how their help looks, the file of defaults, and the options that several of them take,
+each declared once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import click
 
-from deit_batch import stores
 from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.values import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
-
-AT_LEAST_ONE = click.IntRange(min=1)
-SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 class Option(click.Option):
@@ -83,55 +80,6 @@ class ExampleCommand(click.Command):
         return rest
 
 
-class TopK(click.ParamType[int | None]):
-    name = "N|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or value == "all":
-            return None
-        try:
-            number = int(str(value))
-        except ValueError:
-            number = 0
-        if number < 1:
-            self.fail(f"{value!r} is neither a number from 1 up nor 'all'", param, ctx)
-        return number
-
-
-class ShardType(click.ParamType[tuple[int, int]]):
-    name = "I/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        number, slash, of = str(value).partition("/")
-        if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
-            self.fail(f"{value!r} is not I/N with I from 0 to N-1", param, ctx)
-        return int(number), int(of)
-
-
-class Root(click.ParamType[str]):
-    name = "DIR"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if stores.is_stored(str(value)):
-            return str(value)
-        return str(click.Path(exists=True, file_okay=False).convert(value, param, ctx))
-
-
-class Threshold(click.ParamType[str]):
-    """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
-
-    name = "N|N%"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        try:
-            if text.isdigit() or (text.endswith("%") and 0 <= float(text.removesuffix("%")) <= 100):
-                return text
-        except ValueError:
-            pass
-        return self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)
-
-
 def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     """Values of a TOML file become the defaults of the options; variables and the command line outrank them. A table
     that has a command's name is for that command alone."""
@@ -148,11 +96,13 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
     config = {name: setting for name, setting in config.items() if name not in others} | own
     values = {name.replace("-", "_"): setting for name, setting in config.items()}
-    options = {str(option.name): option for option in ctx.command.params}
+    options = {str(option.name): option for option in ctx.command.params if option.expose_value}
     unknown = sorted(set(values) - set(options))
     if unknown:
         raise click.BadParameter(f"{value}: there is no option {', '.join(unknown)}")
     for name, setting in values.items():
+        if not _fits(options[name], setting):
+            raise click.BadParameter(f"{value}: {name} can't be {setting!r}")
         if options[name].multiple and isinstance(setting, str):
             values[name] = [setting]  # Click would take its letters
         elif isinstance(setting, float):
@@ -160,10 +110,19 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
+def _fits(option: click.Parameter, setting: object) -> bool:
+    """Click would take true for 1, and fail at a list where one value is due, or at a number where a flag is."""
+    if isinstance(option, click.Option) and option.is_flag:
+        return isinstance(setting, bool | str)
+    values = setting if option.multiple and isinstance(setting, list) else [setting]
+    return all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values)
+
+
 INPUT = (
     option(
         "--input",
         required=True,
+        type=PLACE,
         metavar="WHAT",
         help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar; also "
         "on a store (s3://…, gs://…, abfs://…); hf://DATASET?split=…, or - for stdin.",
@@ -184,6 +143,7 @@ LABEL_COLUMN = option(
 )
 LABEL_MAP = option(
     "--label-map",
+    type=PLACE,
     metavar="FILE|imagenet",
     help="The data set's names to the model's: .json, or .csv of two columns; imagenet: n01440764, … to the names of "
     "DeiT.",
@@ -191,6 +151,7 @@ LABEL_MAP = option(
 MODEL_NAME = option(
     "--model",
     default=DEFAULT_MODEL,
+    type=PLACE,
     show_default=True,
     metavar="CHECKPOINT",
     help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
@@ -202,6 +163,7 @@ ALLOW_PICKLE = option(
 
 IMAGE_PROCESSOR = option(
     "--image-processor",
+    type=PLACE,
     metavar="WHICH",
     help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
     " the model card's text.",
@@ -242,7 +204,7 @@ PREDICTIONS = (
         "--threshold",
         default=0.0,
         show_default=True,
-        type=click.FloatRange(0, 1),
+        type=SHARE,
         help="Leave out labels with a lower score.",
     ),
 )

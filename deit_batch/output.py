@@ -137,6 +137,9 @@ class _File:
         self._partial = self._beside("partial")
         self._report = self._beside("run.json")
         self._rows = self._beside("rows.jsonl") if format == "npy" else None
+        for path in filter(None, (target, self._rows)):
+            if path.is_dir():
+                raise UsageError(f"--out {name}: {path} is a folder; give the name of a file")
         self._format = format
         self._settings = settings
         self._columns = columns

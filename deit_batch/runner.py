@@ -247,10 +247,12 @@ def run(
     quiet: bool = False,
     stdin: BinaryIO | None = None,
     source: Source | None = None,
+    begun: Callable[[Tally], None] = lambda tally: None,
 ) -> Outcome:
     """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
     leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
-    unless its mode is "fresh". `source` is the input, if the caller has opened it already.
+    unless its mode is "fresh". `source` is the input, if the caller has opened it already. `begun` is called with the
+    counts, which then grow, so that they are known however the run ends.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -274,6 +276,7 @@ def run(
 
         read: Counter[str] = Counter()
         batches = output.remaining(_counted(plan.batches(references), read))
+        begun(output.tally)
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
             return Outcome(output.tally, {}, source.passed_over)

@@ -3,6 +3,7 @@ an alarm to look at. The format: https://prometheus.io/docs/instrumenting/exposi
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -10,29 +11,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deit_batch.atomic import write_atomically
+from deit_batch.atomic import require_room, write_atomically
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import Tally
+
+logger = logging.getLogger("deit_batch")
 
 _LAST_SUCCESS = "deit_batch_last_success_timestamp_seconds"
 
 
 @dataclass(slots=True)
 class Ending:
-    """What is known of a run so far; `tally` stays as it is if the run could not begin."""
+    """What is known of a run so far: nothing, until it has begun."""
 
     tally: Tally = field(default_factory=Tally)
+
+    def begun(self, tally: Tally) -> None:
+        """`tally` grows with the run."""
+        self.tally = tally
 
 
 @contextmanager
 def recorded(path: Path | None, *, good: int) -> Iterator[Ending]:
     """Writes the file when the run in it ends, however it does. `good` is the exit status of a success. Raises
-    UsageError if the collector would not read a file of that name, OutputError if it can't be written."""
+    UsageError if the collector would not read a file of that name, or there is no room for it, and OutputError if the
+    run went well and the file can't be written; if the run did not, that is only said, and the run's status stays."""
     if path is None:
         yield Ending()
         return
     if path.suffix != ".prom":
         raise UsageError(f"--metrics-file {path}: the node exporter reads files that end in .prom")
+    require_room(path, "--metrics-file")
     start = time.monotonic()
     ending, status = Ending(), 1
     try:
@@ -42,7 +51,12 @@ def recorded(path: Path | None, *, good: int) -> Iterator[Ending]:
         status = end.code if isinstance(end.code, int) else 1
         raise
     finally:
-        _write(path, ending.tally, status, status == good, time.monotonic() - start)
+        try:
+            _write(path, ending.tally, status, status == good, time.monotonic() - start)
+        except OutputError as error:
+            if status == good:
+                raise
+            logger.error("%s", error)
 
 
 def _write(path: Path, tally: Tally, status: int, is_success: bool, seconds: float) -> None:
@@ -56,9 +70,12 @@ def _write(path: Path, tally: Tally, status: int, is_success: bool, seconds: flo
         ),
         "deit_batch_exit_status": ("Of the last run.", {"": status}),
         "deit_batch_run_seconds": ("How long the last run took.", {"": seconds}),
-        "deit_batch_images_scored": ("Images with predictions in the last result.", {"": tally.scored}),
+        "deit_batch_images_scored": (
+            "Images with predictions, of the last run, as far as it got.",
+            {"": tally.scored},
+        ),
         "deit_batch_images_failed": (
-            "Images without, by the type of their error.",
+            "Images without, by the type of their error, likewise.",
             {f'{{type="{name}"}}': number for name, number in sorted(tally.failures.items())} or {"": 0},
         ),
     }

@@ -260,9 +260,29 @@ def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(
     assert (wrong.returncode, "no option colour" in wrong.stderr) == (2, True)
     (tmp_path / "d.toml").write_text("input = ")
     assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2
-    for cut in ("top-k = 3.9", "batch-size = 2.5", "top-k = true"):
+    for cut in (
+        *("top-k = 3.9", "batch-size = 2.5", "top-k = true", "limit = true", "limit = [1]", "limit = {a = 1}"),
+        *("threshold = nan", "decode-seconds = inf", "keep = [true]", "fresh = 5", "help = true", 'config = "d.toml"'),
+    ):
         (tmp_path / "d.toml").write_text(f'input = "t.csv"\n{cut}\n')
         assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2, cut
+
+
+def test_every_option_goes_by_its_long_name_in_files_and_variables() -> None:
+    for command in main.commands.values():
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert param.opts[-1] == f"--{str(param.name).replace('_', '-')}"
+
+
+def test_an_output_that_is_a_folder_is_found_out_before_anything_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").mkdir()
+    (tmp_path / "f.npy.rows.jsonl").mkdir()
+    for command in (["score", "--out", "p.jsonl", "--fresh"], ["embed", "--out", "f.npy"]):
+        done = deit_batch(*command, "--input", EXAMPLES, "--model", "demo", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("is a folder; give the name of a file")
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_output_that_would_be_the_input_or_has_no_folder_is_wrong_usage(tmp_path: Path) -> None:

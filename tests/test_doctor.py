@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from importlib.metadata import metadata
 from pathlib import Path
@@ -27,6 +28,17 @@ def test_the_doctor_says_what_is_here_and_scores_an_image(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_doctor_goes_on_where_torch_can_not_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.12: not found')")
+    done = deit_batch("doctor", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert found["GPU"] == "can't be told: ImportError('libcudart.so.12: not found')"
+    assert "cached models" in found
+    assert done.returncode == 1
+    assert done.stderr == "deit-batch: the demo image can't be scored: libcudart.so.12: not found\n"
+
+
 def test_a_pulled_checkpoint_scores_the_same_from_its_folder(tmp_path: Path) -> None:
     done = deit_batch("pull", "demo", "--out", "mine", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "mine\n")
@@ -41,10 +53,16 @@ def test_a_pulled_checkpoint_scores_the_same_from_its_folder(tmp_path: Path) -> 
     assert "mine is there already" in again.stderr
 
 
-def test_a_checkpoint_that_cannot_be_scored_with_is_not_copied(tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{}")
-    done = deit_batch("pull", "broken", "--out", "mine", cwd=tmp_path)
+@pytest.mark.parametrize("kind", ["config", "pickle"])
+def test_a_checkpoint_that_cannot_be_scored_with_is_not_copied(kind: str, tmp_path: Path) -> None:
+    if kind == "config":
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "config.json").write_text("{}")
+    else:
+        shutil.copytree(find_checkpoint("demo").folder, tmp_path / "broken")
+        (tmp_path / "broken" / "model.safetensors").unlink()
+        (tmp_path / "broken" / "pytorch_model.bin").write_bytes(b"garbage")
+    done = deit_batch("pull", "broken", "--out", "mine", "--allow-pickle", cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "mine").exists()
@@ -60,3 +78,14 @@ def test_shells_complete_commands(shell: str, words: str) -> None:
     done = subprocess.run([COMMAND], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
     assert "score" in done.stdout
     assert "serve" not in done.stdout
+
+
+@pytest.mark.parametrize("words", ["score --input", "evaluate --model", "embed --out", "plot", "report --labels"])
+def test_shells_complete_paths_where_something_else_may_stand(words: str) -> None:
+    asked = {
+        "_DEIT_BATCH_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"deit-batch {words} im",
+        "COMP_CWORD": str(len(words.split()) + 1),
+    }
+    done = subprocess.run([COMMAND], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert done.stdout == "file,im\n"

@@ -89,11 +89,11 @@ def test_a_run_that_failed_is_an_error_and_no_older_success(error: BaseException
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_report_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_found_out_before_the_work(tmp_path: Path) -> None:
     old = write(tmp_path / "old.jsonl", [record(0, "a.jpg", ("can", 0.9))])
     done = gated("compare", old, old, "--junit", tmp_path / "no" / "c.xml")
-    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
-    assert "c.xml: can't be written: No such file or directory" in done.stderr
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert f"c.xml: there is no folder {tmp_path / 'no'}" in done.stderr
 
 
 @settings(max_examples=50)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import EXAMPLES, deit_batch, valid
+from conftest import COMMAND, EXAMPLES, deit_batch, valid
 
 from deit_batch import merging, runner
 from deit_batch.cli import main
@@ -109,6 +110,15 @@ def test_nothing_else_comes_to_stderr_of_a_real_process(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert told(done.stderr)
     assert not {"\x1b", "\r"} & set(done.stderr)
+
+
+def test_the_journal_gets_the_priority_of_wrong_usage_that_click_finds(tmp_path: Path) -> None:
+    with open(tmp_path / "stderr", "w") as file:
+        status = os.fstat(file.fileno())
+        env = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        done = subprocess.run([COMMAND, "score", "--top-k", "0"], stderr=file, env=env, check=False)
+    assert done.returncode == 2
+    assert (tmp_path / "stderr").read_text().startswith("<3>deit-batch: Invalid value for '--top-k'")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -40,6 +41,37 @@ def test_a_success_then_failures_of_each_kind(tmp_path: Path) -> None:
         assert later["deit_batch_last_run_timestamp_seconds"] > first["deit_batch_last_run_timestamp_seconds"]
         name = "deit_batch_last_success_timestamp_seconds"
         assert later[name] == first[name]
+
+
+def test_a_run_that_gave_up_says_how_far_it_got(tmp_path: Path) -> None:
+    picture = EXAMPLES / "bag" / "00018.png"
+    (tmp_path / "t.txt").write_text(f"{picture}\nmissing.png\n" * 40)
+    command = ["score", "--input", "t.txt", "--model", "demo", "--metrics-file", "deit.prom", "--out", "a.jsonl"]
+    assert deit_batch(*command, "--error-threshold", "2", cwd=tmp_path).returncode == 1
+    found = metrics(tmp_path / "deit.prom")
+    counts = json.loads((tmp_path / "a.jsonl.run.json").read_bytes())["counts"]
+    assert found['deit_batch_images_failed{type="FetchError"}'] == counts["failed"] > 2
+    assert found["deit_batch_images_scored"] == counts["scored"] > 0
+
+
+def test_a_folder_that_is_not_there_is_found_out_before_the_run(tmp_path: Path) -> None:
+    command = ["score", "--model", "demo", "--input", str(EXAMPLES), "--out", "a.jsonl", "--metrics-file"]
+    done = deit_batch(*command, "no/deit.prom", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "deit-batch: --metrics-file no/deit.prom: there is no folder no\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_keeps_its_status_if_its_metrics_can_not_be_written(tmp_path: Path, messages: list[str]) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    with pytest.raises(SystemExit, match="2"), recorded(folder / "deit.prom", good=0):
+        vanish(folder)
+    assert "can't be written: No such file or directory" in messages[-1]
+
+
+def vanish(folder: Path) -> None:
+    folder.rmdir()
+    raise SystemExit(2)
 
 
 def test_a_file_that_the_collector_would_not_read_is_wrong_usage(tmp_path: Path) -> None:

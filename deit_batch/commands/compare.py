@@ -28,6 +28,7 @@ from deit_batch.options import (
     option,
     section,
 )
+from deit_batch.values import SHARE
 
 logger = logging.getLogger("deit_batch")
 
@@ -44,7 +45,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     "Comparison",
     option(
         "--fail-under",
-        type=click.FloatRange(0, 1),
+        type=SHARE,
         metavar="AGREEMENT",
         help="Exit with 4 if a smaller share of the images in both has the same best label.",
     ),
@@ -71,7 +72,6 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @section("Pictures", IMAGES, FETCH, THUMBNAILS)
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def compare(
     *,
     old: Path,

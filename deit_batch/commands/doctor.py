@@ -10,7 +10,6 @@ from deit_batch.options import VERBOSE, ExampleCommand
 
 @click.command(cls=ExampleCommand, example="deit-batch doctor")
 @VERBOSE
-@click.help_option("-h", "--help")
 def doctor(verbose: bool) -> None:
     """Say what is here, and score one image: what to paste into an issue.
 

@@ -25,6 +25,7 @@ from deit_batch.options import (
     option,
     section,
 )
+from deit_batch.values import PLACE
 
 
 @click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")
@@ -35,6 +36,7 @@ from deit_batch.options import (
     option(
         "--out",
         required=True,
+        type=PLACE,
         metavar="FILE",
         help="Where the features go: .parquet; or .npy, with the inputs' names in FILE.rows.jsonl. Appears when it is "
         "whole.",
@@ -53,7 +55,6 @@ from deit_batch.options import (
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def embed(
     *,
     out: str,

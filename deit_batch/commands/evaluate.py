@@ -27,12 +27,11 @@ from deit_batch.options import (
     SPEED,
     VERBOSE,
     ExampleCommand,
-    Threshold,
-    TopK,
     limits_from,
     option,
     section,
 )
+from deit_batch.values import SHARE, Threshold, TopK
 
 logger = logging.getLogger("deit_batch")
 
@@ -89,7 +88,7 @@ class Gate(click.ParamType[tuple[str, float]]):
         "--threshold",
         default=0.5,
         show_default=True,
-        type=click.FloatRange(0, 1),
+        type=SHARE,
         help="Where images have several labels: the score from which one counts as predicted.",
     ),
     option(
@@ -125,7 +124,6 @@ class Gate(click.ParamType[tuple[str, float]]):
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def evaluate(
     *,
     out: Path,

@@ -10,6 +10,7 @@ import click
 from deit_batch.checkpoints import find_checkpoint
 from deit_batch.exits import told
 from deit_batch.options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
+from deit_batch.values import PLACE
 
 logger = logging.getLogger("deit_batch")
 
@@ -19,7 +20,7 @@ logger = logging.getLogger("deit_batch")
     example="deit-batch export facebook/deit-base-patch16-224 --dtype int8 --out deit-int8\n"
     "deit-batch score --model deit-int8 --input imgs/ --out preds.jsonl",
 )
-@click.argument("model", metavar="CHECKPOINT")
+@click.argument("model", type=PLACE, metavar="CHECKPOINT")
 @option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
 @option(
     "--dtype",

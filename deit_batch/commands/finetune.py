@@ -11,7 +11,6 @@ from deit_batch.exits import finish, told
 from deit_batch.extras import needing
 from deit_batch.options import (
     ALLOW_PICKLE,
-    AT_LEAST_ONE,
     CONFIG,
     DEVICE,
     IMAGE_PROCESSOR,
@@ -29,10 +28,10 @@ from deit_batch.options import (
     option,
     section,
 )
+from deit_batch.values import AT_LEAST_ONE, PLACE, SHARE, Number
 
-SHARE = click.FloatRange(0, 1)
-POSITIVE = click.FloatRange(min=0, min_open=True)
-NOT_NEGATIVE = click.FloatRange(min=0)
+POSITIVE = Number(min=0, min_open=True)
+NOT_NEGATIVE = Number(min=0)
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "loss")
 
@@ -46,12 +45,17 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
     "Input",
     *INPUT,
     LABEL_COLUMN,
-    option("--validation", metavar="WHAT", help="Labelled images to validate with. [default: a share of the input]"),
+    option(
+        "--validation",
+        type=PLACE,
+        metavar="WHAT",
+        help="Labelled images to validate with. [default: a share of the input]",
+    ),
     option(
         "--validation-share",
         default=0.2,
         show_default=True,
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=Number(0, 1, min_open=True, max_open=True),
         help="Taken of every class, if --validation is not given.",
     ),
 )
@@ -67,6 +71,7 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
     option("--lora-rank", type=AT_LEAST_ONE, metavar="N", help="Train by LoRA, of this rank, and the head."),
     option(
         "--teacher",
+        type=PLACE,
         metavar="CLASSIFIER",
         help="Train a distillation token by this classifier's labels: any of transformers', a folder or a Hub name.",
     ),
@@ -119,7 +124,6 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def finetune(*, out: Path, fresh: bool, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> None:
     """Teach a checkpoint new classes, from labelled images: class folders, labels.csv, or a table with a label column.
 

@@ -7,17 +7,9 @@ from collections import Counter
 import click
 
 from deit_batch.exits import finish, told
-from deit_batch.options import (
-    ERROR_THRESHOLD,
-    FRESH,
-    LOG_FORMAT,
-    QUIET,
-    VERBOSE,
-    ExampleCommand,
-    option,
-    section,
-)
+from deit_batch.options import ERROR_THRESHOLD, FRESH, LOG_FORMAT, QUIET, VERBOSE, ExampleCommand, option, section
 from deit_batch.sinks import FORMATS
+from deit_batch.values import PLACE
 
 
 @click.command(
@@ -27,13 +19,18 @@ from deit_batch.sinks import FORMATS
 @click.argument("shards", nargs=-1, required=True, type=click.Path())
 @section(
     "Output",
-    option("--out", required=True, metavar="FILE", help="Where the records go, as of score. Appears when it is whole."),
+    option(
+        "--out",
+        required=True,
+        type=PLACE,
+        metavar="FILE",
+        help="Where the records go, as of score. Appears when it is whole.",
+    ),
     option("--format", type=click.Choice(FORMATS), help="Instead of the format that FILE's ending says."),
     FRESH,
     ERROR_THRESHOLD,
 )
 @section("Run", QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def merge(
     *,
     shards: tuple[str, ...],

@@ -11,12 +11,13 @@ import click
 from deit_batch.exits import told
 from deit_batch.extras import needing
 from deit_batch.options import CONFIG, LIMITS, MODEL, PREDICTIONS, VERBOSE, ExampleCommand, limits_from, option, section
+from deit_batch.values import PLACE
 
 logger = logging.getLogger("deit_batch")
 
 
 @click.command(cls=ExampleCommand, example="deit-batch plot cat.jpg --out cat-scores.png")
-@click.argument("image")
+@click.argument("image", type=PLACE)
 @section("Model", *MODEL)
 @section(
     "Output",
@@ -25,7 +26,6 @@ logger = logging.getLogger("deit_batch")
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, VERBOSE)
-@click.help_option("-h", "--help")
 def plot(*, image: str, out: Path, verbose: bool, **chosen: Any) -> None:
     """Score one IMAGE (a path, a URL or base64) and draw it beside its labels, as the model card does. Needs the extra
     report.

@@ -9,6 +9,7 @@ import click
 
 from deit_batch.exits import told
 from deit_batch.options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
+from deit_batch.values import PLACE
 
 logger = logging.getLogger("deit_batch")
 
@@ -18,12 +19,11 @@ logger = logging.getLogger("deit_batch")
     example="deit-batch pull facebook/deit-base-patch16-224 --out deit-base\n"
     "deit-batch score --model deit-base --input imgs/ --out preds.jsonl   # on a machine without a network",
 )
-@click.argument("model", metavar="CHECKPOINT")
+@click.argument("model", type=PLACE, metavar="CHECKPOINT")
 @option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy it into this new folder, too.")
 @REVISION
 @ALLOW_PICKLE
 @VERBOSE
-@click.help_option("-h", "--help")
 def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
     """Fetch a checkpoint from the Hub into its cache, and check that it can be scored with; print its folder.
 
@@ -33,10 +33,12 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool,
 
     set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):
-        from deit_batch.checkpoints import copy_checkpoint, find_checkpoint, find_recipe
+        from deit_batch.checkpoints import copy_checkpoint
+        from deit_batch.plan import Options, Plan
 
-        checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
-        find_recipe(checkpoint, None)
+        plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))
+        plan.load().close()  # the weights, too: of a pickle, only they say what is in it
+        checkpoint = plan.checkpoint
         commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
         kind = f"{checkpoint.geometry.architecture}, {len(checkpoint.labels):,} labels"
         logger.info("%s%s: %s", checkpoint.name, commit, kind)

@@ -28,6 +28,7 @@ from deit_batch.options import (
     option,
     section,
 )
+from deit_batch.values import PLACE
 
 logger = logging.getLogger("deit_batch")
 
@@ -38,6 +39,7 @@ logger = logging.getLogger("deit_batch")
     "Labels",
     option(
         "--labels",
+        type=PLACE,
         metavar="WHAT",
         help="Labelled images, as the input of evaluate: joined by the images' names. [default: the labels that the "
         "records carry, if they do]",
@@ -53,7 +55,6 @@ logger = logging.getLogger("deit_batch")
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def report(*, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> None:
     """Write a page of what a run has found: a file of HTML, whole in itself. PREDICTIONS: .jsonl, .csv or .parquet of
     score. Needs the extra report.

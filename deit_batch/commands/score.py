@@ -13,7 +13,6 @@ import click
 from deit_batch.errors import UsageError
 from deit_batch.exits import DONE, finish, told
 from deit_batch.options import (
-    AT_LEAST_ONE,
     CONFIG,
     ERROR_THRESHOLD,
     FRESH,
@@ -27,13 +26,13 @@ from deit_batch.options import (
     SPEED,
     VERBOSE,
     ExampleCommand,
-    ShardType,
     limits_from,
     option,
     section,
 )
 from deit_batch.sinks import FORMATS, choose_format
 from deit_batch.textfile import recorded
+from deit_batch.values import AT_LEAST_ONE, PLACE, ShardType
 
 if TYPE_CHECKING:
     from deit_batch.output import Mode
@@ -55,6 +54,7 @@ FIRST_SHOWN = 5
     "Output",
     option(
         "--out",
+        type=PLACE,
         metavar="FILE",
         help="Where the predictions go: .jsonl, .json, .csv or .parquet, also on a store (s3://…); - streams JSONL to "
         "stdout. Appears when it is whole.",
@@ -114,7 +114,6 @@ FIRST_SHOWN = 5
     VERBOSE,
     LOG_FORMAT,
 )
-@click.help_option("-h", "--help")
 def score(
     *,
     out: str | None,
@@ -151,12 +150,17 @@ def score(
 
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
-        where = {"out": _given(out), "format": format, "error_threshold": threshold, "quiet": quiet}
+        where = {
+            "out": _given(out),
+            "format": format,
+            "error_threshold": threshold,
+            "quiet": quiet,
+            "begun": ending.begun,
+        }
         if engine == "ray":
             outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=verbose, **where)
         else:
             outcome = _run_here(Options(**chosen), mode, cluster, incremental=incremental, **where)
-        ending.tally = outcome.tally
         where_to = "" if out == "-" else f": {out}"
         finish(f"{outcome.summary('scored')}{where_to}", too_many_failed=outcome.has_failures_beyond(threshold))
 

@@ -11,7 +11,6 @@ from deit_batch.errors import UsageError
 from deit_batch.exits import told
 from deit_batch.extras import needing
 from deit_batch.options import (
-    AT_LEAST_ONE,
     CONFIG,
     IMAGE_LIMITS,
     LOG_FORMAT,
@@ -25,6 +24,7 @@ from deit_batch.options import (
     option,
     section,
 )
+from deit_batch.values import AT_LEAST_ONE, Number
 
 
 @click.command(
@@ -39,7 +39,6 @@ from deit_batch.options import (
     option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free."),
     option(
         "--api-key-file",
-        "key_file",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
         help="Ask for one of the keys in this file, one a line, as Authorization: Bearer KEY.",
@@ -53,10 +52,9 @@ from deit_batch.options import (
     option("--body-bytes", default=16 * 2**20, show_default=True, type=AT_LEAST_ONE, help="Of a request."),
     option(
         "--batch-window",
-        "window",
         default=5.0,
         show_default=True,
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         metavar="MS",
         help="Milliseconds that an image waits for others, to be scored with them.",
     ),
@@ -73,15 +71,14 @@ from deit_batch.options import (
 @section("Speed", *SPEED)
 @section("Limits of one image", *IMAGE_LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-@click.help_option("-h", "--help")
 def serve(
     *,
     host: str,
     port: int,
-    key_file: Path | None,
+    api_key_file: Path | None,
     queue: int | None,
     body_bytes: int,
-    window: float,
+    batch_window: float,
     drain_seconds: int,
     quiet: bool,
     verbose: bool,
@@ -109,9 +106,9 @@ def serve(
             Options(input="", **chosen),
             host=host,
             port=port,
-            key_file=key_file,
+            key_file=api_key_file,
             queue=queue,
             body_bytes=body_bytes,
-            window=window / 1000,
+            window=batch_window / 1000,
             drain_seconds=drain_seconds,
         )

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -90,9 +90,10 @@ def run(
     error_threshold: ErrorThreshold | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    begun: Callable[[Tally], None] = lambda tally: None,
 ) -> Outcome:
     """Scores `options.input` into parts in the folder `out`, which all machines of the cluster must see, as they must
-    the images and the checkpoint.
+    the images and the checkpoint. `begun` is called with the counts, which then grow.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it."""
@@ -110,9 +111,12 @@ def run(
         if folder.complete:
             parts = folder.finished(blocks)
             logger.info("%s is finished already: nothing to do", out)
-            return Outcome(tally_of(parts), {}, source.passed_over)
+            tally = tally_of(parts)
+            begun(tally)
+            return Outcome(tally, {}, source.passed_over)
         folder.begin()
         found = Found(folder.standing(blocks))
+        begun(found.tally)
         if found.parts:
             logger.info("going on with %s parts that an earlier run has left", f"{len(found.parts):,}")
         total = source.total(0)
