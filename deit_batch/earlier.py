@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import UsageError
-from deit_batch.io import Reference, identity, json_line, json_value, pretty, stamp
+from deit_batch.identity import NAME_FIELDS, comparable, identity_of
+from deit_batch.io import Reference, json_line, json_value, name_fields, pretty, stamp
 
 logger = logging.getLogger("deit_batch")
 
@@ -76,22 +77,35 @@ def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Ma
 
 def require_same_input(target: str | Path, reference: Reference, record: Mapping[str, Any]) -> None:
     """Raises UsageError unless the record, left by an earlier run, is of this reference."""
-    for name, value in fixed_fields(reference).items():
-        if record.get(name) != value:
-            raise UsageError(
-                f"{target} can't be continued: the input has changed. Record {reference.index} has {name} "
-                f"{_short(record.get(name))}, but the input now has {_short(value)} there; start over with --fresh"
-            )
+    now = _fields(reference)
+    if _compared(record, reference.keep) == _compared(now, reference.keep):
+        return
+    name = next((name for name in ("index", *NAME_FIELDS, *now) if record.get(name) != now.get(name)), "index")
+    if name == "image_id":
+        what = f"is of another input than {_short(now['image'])}: they differ in their --id, or in what is not shown"
+    else:
+        what = f"has {name} {_short(record.get(name))}, but the input now has {_short(now.get(name))} there"
+    raise UsageError(
+        f"{target} can't be continued: the input has changed. Record {reference.index} {what}; start over with --fresh"
+    )
 
 
 def reference_line(reference: Reference) -> bytes:
     """What of a reference goes into the digest of an input."""
-    return json_line(fixed_fields(reference))
+    return json_line(_compared(_fields(reference), reference.keep))
 
 
-def fixed_fields(reference: Reference) -> dict[str, object]:
-    """The fields of a record that the input alone decides."""
-    return {**identity(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
+def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, object]:
+    """What of a record the input alone decides: its place, which input it is of, and the columns that are kept."""
+    kept = {name: record.get(name) for name in keep}
+    # A link that was signed anew is no other link, also where its column is kept.
+    same = {name: comparable(value) if isinstance(value, str) else value for name, value in kept.items()}
+    return {"index": record["index"], "identity": identity_of(record), **same}
+
+
+def _fields(reference: Reference) -> dict[str, Any]:
+    """As a record of it has them."""
+    return {**name_fields(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
 
 
 def _short(value: object) -> str:

@@ -18,18 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
 from deit_batch.geometry import FeatureName
+from deit_batch.identity import NAME_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RECORD_FIELDS = ("index", "image", "image_bytes", "image_sha256", "predictions", "error")
+RECORD_FIELDS = ("index", *NAME_FIELDS, "predictions", "error")
 
-_PASSWORD = re.compile(r"(://[^/?#@\s]*?:)[^/?#\s]*(@)")
-_SECRET_PARAMETER = re.compile(
-    r"([?&;][^=&;#\s]*(?:sig|token|key|secret|credential|password|passwd|auth|policy)[^=&;#\s]*=)[^&;#\s]*",
-    re.IGNORECASE,
-)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -95,14 +91,16 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One input. `index` counts from 0; `image` is as the user gave it, None for inline data; `sha256` is the digest of
-    inline data as given, None for others."""
+    """One input. `index` counts from 0; `image` is as the user gave it, but without secrets, None for inline data;
+    `sha256` is the digest of inline data as given, None for others; `id` says which input it is where the two do not
+    (identity.py)."""
 
     index: int
     image: str | None
     location: Location
     keep: Mapping[str, object] = field(default_factory=dict)
     sha256: str | None = None
+    id: str | None = None
     earlier: Earlier | None = None
 
     @property
@@ -115,13 +113,16 @@ class Reference:
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
     gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
-    tables.Table. `whole()`: of a shard that has been read to its end, the digest of the whole input."""
+    tables.Table. `whole()`: of a shard that has been read to its end, the digest of the whole input. `has_columns`:
+    whether its rows have fields that can be named; `is_open_file`: whether a file stays open until all is read."""
 
     references: Iterator[Reference]
     total: Callable[[int], int | None] = lambda read: None
     passed_over: Counter[str] = field(default_factory=Counter)
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     whole: Callable[[], str | None] = lambda: None
+    has_columns: bool = False
+    is_open_file: bool = False
 
 
 @dataclass(slots=True)
@@ -157,6 +158,7 @@ class Record:
     error: Failure | None = None
     keep: Mapping[str, object] = field(default_factory=dict)
     sha256: str | None = None
+    id: str | None = None
     features: Features | None = None
 
     @classmethod
@@ -166,11 +168,20 @@ class Record:
         error = result if isinstance(result, Failure) else None
         predictions = result if isinstance(result, list) else []
         features = (result if isinstance(result, Mapping) else {}) if embedded else None
-        return cls(reference.index, reference.image, predictions, error, reference.keep, reference.sha256, features)
+        return cls(
+            index=reference.index,
+            image=reference.image,
+            predictions=predictions,
+            error=error,
+            keep=reference.keep,
+            sha256=reference.sha256,
+            id=reference.id,
+            features=features,
+        )
 
     def as_dict(self) -> dict[str, object]:
         """The record as it is written: JSON values only, every string valid Unicode."""
-        values = identity(self)
+        values = name_fields(self)
         if self.features is None:
             values["predictions"] = [{"label": clean(p["label"]), "score": p["score"]} for p in self.predictions]
         else:
@@ -181,8 +192,8 @@ class Record:
         return values
 
 
-def identity(item: Reference | Record) -> dict[str, object]:
-    """The part of a record that says which input it is of.
+def name_fields(item: Reference | Record) -> dict[str, object]:
+    """The part of a record that says which input it is of: its index, and what `identity_of` needs.
 
     A file name need not be valid UTF-8, but JSON must be: such a name is written with replacement characters, and
     its exact bytes beside it in base64 as `image_bytes`. Inline data have no name; their digest stands for one.
@@ -194,6 +205,8 @@ def identity(item: Reference | Record) -> dict[str, object]:
             values["image_bytes"] = base64.b64encode(os.fsencode(item.image)).decode()
     if item.sha256:
         values["image_sha256"] = item.sha256
+    if item.id:
+        values["image_id"] = item.id
     return values
 
 
@@ -209,13 +222,6 @@ def stamp(location: Location) -> tuple[int, int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def redact(text: str) -> str:
-    """A URL without what gives access: passwords, and the signatures and keys of signed links. Other text as it is."""
-    if "://" not in text:
-        return text
-    return _SECRET_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***\2", text))
 
 
 def clean(text: str) -> str:

@@ -17,15 +17,16 @@ from itertools import count
 from pathlib import Path
 
 from deit_batch.errors import OutputError
-from deit_batch.io import Earlier, Record, Reference, identity, stamp
+from deit_batch.identity import identity_of
+from deit_batch.io import Earlier, Record, Reference, name_fields, stamp
 
 logger = logging.getLogger("deit_batch")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS known (
-    image TEXT PRIMARY KEY, -- who it is, as its record says
-    stamp TEXT,             -- of its file; NULL if that can't vouch for what is in it
+    image TEXT PRIMARY KEY, -- its identity
+    stamp TEXT,             -- of its file, or the digest of inline data; NULL if nothing can vouch for what is in it
     sha256 TEXT NOT NULL,   -- of its bytes
     predictions TEXT NOT NULL,
     run INTEGER NOT NULL    -- the last that saw it
@@ -92,7 +93,7 @@ class Known:
             row = self._database.execute(
                 "SELECT stamp, sha256, predictions FROM known WHERE image = ?", (_key(reference),)
             ).fetchone()
-        if row and (reference.sha256 is not None or (mark is not None and mark == row[0])):
+        if row and mark is not None and mark == row[0]:
             return Earlier(json.loads(row[2]))
         self._stamps[reference.index] = mark
         return Earlier(json.loads(row[2]), row[1]) if row else None
@@ -131,10 +132,12 @@ class Known:
             self._database.close()
 
 
-def _key(reference: Reference) -> str:
-    return json.dumps({name: value for name, value in identity(reference).items() if name != "index"})
+def _key(reference: Reference) -> str | None:
+    return identity_of(name_fields(reference))
 
 
 def _mark(reference: Reference) -> str | None:
+    if reference.sha256 is not None:
+        return reference.sha256
     mark = stamp(reference.location)
     return None if mark is None or time.time_ns() - max(mark[1:]) < _YOUNG_NS else str(mark)

@@ -74,6 +74,7 @@ def open_labelled(
     spec: str,
     *,
     column: str | None = None,
+    id: str | None = None,
     label_column: str | None = None,
     recursive: bool = True,
     limit: int | None = None,
@@ -94,6 +95,7 @@ def open_labelled(
     source = open_source(
         table or spec,
         column=column,
+        id=id,
         recursive=recursive,
         limit=limit,
         stdin=stdin,

@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_batch import stores, tables
 from deit_batch.errors import RowError
-from deit_batch.io import Base64, LocalFile, Location, StoredFile, Url, redact
+from deit_batch.io import Base64, LocalFile, Location, StoredFile, Url
 
 BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
 
@@ -33,11 +33,12 @@ def digest_of_inline(location: Location) -> str | None:
 
 
 def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str | None, Location]:
-    """The reference as given (None for inline data), and where its bytes are."""
+    """The reference as given, secrets and all (None for inline data), and where its bytes are."""
     if isinstance(value, Mapping):  # an image of `datasets`: {"bytes": …, "path": …}
+        path = value.get("path")
         if isinstance(value.get("bytes"), bytes):
-            return value.get("path"), value["bytes"]
-        value = value.get("path")
+            return path if isinstance(path, str) else None, value["bytes"]
+        value = path
     if isinstance(value, bytes):
         return None, value
     if not isinstance(value, str) or not value.strip():
@@ -46,8 +47,8 @@ def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str |
     try:
         location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
     except RowError as error:
-        return redact(value), tables.row_failure(f"line {line}: {error}")
-    return (None if isinstance(location, Base64) else redact(value)), location
+        return value, tables.row_failure(f"line {line}: {error}")
+    return (None if isinstance(location, Base64) else value), location
 
 
 def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | StoredFile | Base64:

@@ -197,6 +197,7 @@ def _reference(record: dict[str, Any], keep: Sequence[str]) -> Reference:
         Failure(**record["error"]) if "error" in record else b"",
         {name: record[name] for name in keep if name in record},
         record.get("image_sha256"),
+        record.get("image_id"),
         Earlier(record["predictions"]),
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import textwrap
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import click
 
 from deit_batch.checkpoints import DEFAULT_MODEL
+from deit_batch.errors import UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.values import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
 
@@ -71,13 +73,26 @@ class ExampleCommand(click.Command):
                 formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)  # Click takes them off the list as it reads them
         rest = super().parse_args(ctx, args)  # first, for --help ends there
+        if not ctx.resilient_parsing:
+            self._require_once(ctx, given)
         start = f"{ctx.auto_envvar_prefix}_"
-        known = {start + str(param.name).upper() for param in self.params}
+        known = {start + str(param.name).upper() for param in self.params if isinstance(param, click.Option)}
         unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
         if ctx.auto_envvar_prefix and unknown and not ctx.resilient_parsing:
             raise click.UsageError(f"there is no option for the variable {', '.join(unknown)}", ctx)
         return rest
+
+    def _require_once(self, ctx: click.Context, args: list[str]) -> None:
+        """Click would take the last of two values, and say nothing. A flag given twice says the same twice."""
+        _, _, order = self.make_parser(ctx).parse_args(args)
+        for param, times in Counter(order).items():
+            if not isinstance(param, click.Option) or param.multiple or (param.is_flag and not param.secondary_opts):
+                continue
+            if times > 1:
+                name = "/".join([*param.opts, *param.secondary_opts])
+                raise click.UsageError(f"{name} is given {times} times; it takes one value", ctx)
 
 
 def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -96,7 +111,11 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
     config = {name: setting for name, setting in config.items() if name not in others} | own
     values = {name.replace("-", "_"): setting for name, setting in config.items()}
-    options = {str(option.name): option for option in ctx.command.params if option.expose_value}
+    options = {
+        str(option.name): option
+        for option in ctx.command.params
+        if option.expose_value and isinstance(option, click.Option)
+    }
     unknown = sorted(set(values) - set(options))
     if unknown:
         raise click.BadParameter(f"{value}: there is no option {', '.join(unknown)}")
@@ -118,15 +137,35 @@ def _fits(option: click.Parameter, setting: object) -> bool:
     return all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values)
 
 
-INPUT = (
-    option(
-        "--input",
-        required=True,
-        type=PLACE,
-        metavar="WHAT",
-        help="A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar; also "
-        "on a store (s3://…, gs://…, abfs://…); hf://DATASET?split=…, or - for stdin.",
-    ),
+_KINDS_OF_INPUT = (
+    "A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar; also on a "
+    "store (s3://…, gs://…, abfs://…); hf://DATASET?split=…, or - for stdin."
+)
+ONE_INPUT = option("--input", required=True, type=PLACE, metavar="WHAT", help=_KINDS_OF_INPUT)
+SEVERAL_INPUTS = option(
+    "--input",
+    multiple=True,
+    type=PLACE,
+    metavar="WHAT",
+    help=f"{_KINDS_OF_INPUT} Repeatable: all are taken, in order. Plain arguments are the same.",
+)
+INPUTS = click.argument("inputs", nargs=-1, type=PLACE)
+
+
+def input_from(chosen: dict[str, Any]) -> str | tuple[str, ...]:
+    """Takes the values of SEVERAL_INPUTS and INPUTS out of a command's. Raises UsageError if there are none, or some of
+    both: nothing would tell their order."""
+    named, plain = chosen.pop("input"), chosen.pop("inputs")
+    source = click.get_current_context().get_parameter_source("input")
+    if named and plain and source is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("inputs are given by --input and as arguments; give all in one way, in their order")
+    found: tuple[str, ...] = plain or named  # arguments outrank a variable and the file of options
+    if not found:
+        raise UsageError("Missing option '--input'. Inputs may also be given as arguments.")
+    return found[0] if len(found) == 1 else found
+
+
+TABLE_INPUT = (
     option(
         "--column",
         metavar="NAME",
@@ -135,6 +174,12 @@ INPUT = (
     ),
     option("--recursive/--no-recursive", default=True, show_default=True, help="Look into folders in the folder."),
     option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs."),
+)
+ID = option(
+    "--id",
+    metavar="NAME",
+    help="The column that says which image a row is of, whatever its address: by it a run is continued, and results "
+    "are compared and joined. [default: the image's name or address]",
 )
 KEEP = option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable.")
 

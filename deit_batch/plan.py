@@ -31,9 +31,10 @@ class Options:
     """What to score with what; the command line's options of the same names, and their defaults. With `features`, those
     are what comes out, and not predictions."""
 
-    input: str
+    input: str | tuple[str, ...]
     column: str | None = None
     keep: tuple[str, ...] = ()
+    id: str | None = None
     recursive: bool = True
     limit: int | None = None
     shard: Shard | None = None
@@ -54,6 +55,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what the command line would refuse."""
+        if not self.inputs:
+            raise UsageError("no input is given")
         if isinstance(self.keep, str):
             raise UsageError("keep takes a sequence of names, not one")
         if self.decode not in ("exact", "fast"):
@@ -74,11 +77,17 @@ class Options:
         if clash:
             raise UsageError(f"--keep {clash[0]}: the features have a column of that name already")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """One or several, which are scored one after another."""
+        return (self.input,) if isinstance(self.input, str) else self.input
+
     def open_source(self, stdin: BinaryIO | None = None) -> Source:
         return open_source(
-            self.input,
+            self.inputs,
             column=self.column,
             keep=self.keep,
+            id=self.id,
             recursive=self.recursive,
             limit=self.limit,
             shard=self.shard,
@@ -161,9 +170,10 @@ class Plan:
     def settings(self, options: Options) -> dict[str, object]:
         """What the results depend on: a run is continued only by one with the same settings."""
         return {
-            "input": options.input,
+            "input": options.input if isinstance(options.input, str) else list(options.input),
             "column": options.column,
             "keep": list(options.keep),
+            "id": options.id,
             "recursive": options.recursive,
             "limit": options.limit,
             "shard": options.shard,

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import UsageError
+from deit_batch.identity import NAME_FIELDS
 from deit_batch.tables import MAX_ROW_CHARS
 
 logger = logging.getLogger("deit_batch")
 
 _CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
+_OPTIONAL = frozenset(("error", *NAME_FIELDS)) - {"image"}
 _ROWS = 1000  # of Parquet at a time
 
 
@@ -92,7 +94,7 @@ def _is_record(record: Any) -> bool:
     error = record.get("error", {"type": "", "message": ""})
     return (
         isinstance(record["index"], int)
-        and all(isinstance(record.get(name), str | None) for name in ("image", "image_bytes", "image_sha256"))
+        and all(isinstance(record.get(name), str | None) for name in NAME_FIELDS)
         and isinstance(record["predictions"], list)
         and all(_is_prediction(prediction) for prediction in record["predictions"])
         and isinstance(error, dict)
@@ -139,5 +141,4 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 def _without_empty(record: dict[str, Any]) -> dict[str, Any]:
     """A column is there for all rows; these fields are in a record only if they say something."""
-    optional = ("error", "image_bytes", "image_sha256")
-    return {name: value for name, value in record.items() if name not in optional or value is not None}
+    return {name: value for name, value in record.items() if name not in _OPTIONAL or value is not None}

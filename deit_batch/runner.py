@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self, TypeAlias
 
 from deit_batch import machine
 from deit_batch.checkpoints import DEFAULT_MODEL
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("deit_batch")
 
 SCORED_AHEAD = 1  # batches
+
+Input: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +97,22 @@ class Outcome:
         return tally.failed > 0 and not (threshold and threshold.allows(tally.failed, tally.inputs))
 
 
-def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
+def score(input: Input | Sequence[Input], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
     """For Python: scores images and yields one Record per input, in input order, as they are ready. (The command line
     calls `run`.)
 
-    `input` and the options are those of `deit-batch score`, under the same names: `column`, `keep`, `recursive`,
-    `limit`, `revision`, `image_processor`, `decode`, `allow_pickle`, `device`, `dtype`, `top_k` (None for all),
-    `threshold`, `batch_size`, `workers`, and `limits`, a `deit_batch.limits.Limits`. Nothing is written. An image that
-    can't be scored yields a Record with an `error`; raises DeitBatchError where there is nothing to score, or nothing
-    to score with.
+    `input` (one, or a sequence of them) and the options are those of `deit-batch score`, under the same names:
+    `column`, `keep`, `id`, `recursive`, `limit`, `revision`, `image_processor`, `decode`, `allow_pickle`, `device`,
+    `dtype`, `top_k` (None for all), `threshold`, `batch_size`, `workers`, and `limits`, a `deit_batch.limits.Limits`.
+    Nothing is written. An image that can't be scored yields a Record with an `error`; raises DeitBatchError where there
+    is nothing to score, or nothing to score with.
 
         for record in score("imgs/", model="demo"):
             print(record.image, record.predictions[:1])
     """
-    chosen = Options(input=os.fspath(input), model=model, **options)  # type: ignore[arg-type]
+    inputs = [input] if isinstance(input, str | os.PathLike) else input
+    specs = tuple(os.fspath(each) for each in inputs)
+    chosen = Options(input=specs[0] if len(specs) == 1 else specs, model=model, **options)  # type: ignore[arg-type]
     source = chosen.open_source()
     plan = Plan.of(chosen)
 
@@ -117,7 +121,7 @@ def score(input: str | os.PathLike[str], *, model: str = DEFAULT_MODEL, **option
 
 
 def embed(
-    input: str | os.PathLike[str],
+    input: Input | Sequence[Input],
     *,
     model: str = DEFAULT_MODEL,
     features: Sequence[FeatureName] = ("cls",),
@@ -262,7 +266,7 @@ def run(
     beside = [*(["known"] if incremental else []), *(["rows.jsonl"] if format == "npy" else [])]
     with at_hand(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        if _is_same(out, options.input):
+        if any(_is_same(out, input) for input in options.inputs):
             raise UsageError(f"--out {out} is the input")
         source = source or options.open_source(stdin)
         plan = Plan.of(options)
@@ -297,7 +301,7 @@ def run(
             output.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
         if not output.tally.inputs:
-            logger.warning("%s has no rows: the output is empty", options.input)
+            logger.warning("%s has no rows: the output is empty", ", ".join(options.inputs))
         final = report()
         output.finish(final)
         if known:

@@ -17,11 +17,13 @@ from typing import Any, BinaryIO
 
 from deit_batch.errors import UsageError
 from deit_batch.geometry import FeatureName
+from deit_batch.identity import NAME_FIELDS
 from deit_batch.io import json_line, unpack
 
 # A new one belongs into schemas/run-report.schema.json, too.
 FORMATS = ("jsonl", "json", "csv", "parquet", "sample")
-_CSV_COLUMNS = "index image label score predictions error_type error_message image_bytes image_sha256".split()
+_CSV_COLUMNS = "index image label score predictions error_type error_message".split()
+_CSV_COLUMNS += NAME_FIELDS[1:]
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _FEATURES_BY_SUFFIX = {".parquet": "parquet", ".npy": "npy"}
 
@@ -110,8 +112,7 @@ def _write_csv(records: Iterator[dict[str, Any]], target: Path, columns: Columns
                     json.dumps(record["predictions"], ensure_ascii=False),
                     error.get("type"),
                     error.get("message"),
-                    record.get("image_bytes"),
-                    record.get("image_sha256"),
+                    *map(record.get, NAME_FIELDS[1:]),
                     *(_as_text(record.get(name)) for name in columns.keep),
                 ]
             )
@@ -130,9 +131,7 @@ def _write_parquet(records: Iterator[dict[str, Any]], target: Path, columns: Col
     schema = pa.schema(
         [
             ("index", pa.int64()),
-            ("image", pa.string()),
-            ("image_bytes", pa.string()),
-            ("image_sha256", pa.string()),
+            *((name, pa.string()) for name in NAME_FIELDS),
             *(vectors or [("predictions", pa.list_(prediction))]),
             ("error", error),
             *((name, pa.string()) for name in columns.keep),

@@ -52,9 +52,13 @@ class ShardType(click.ParamType[tuple[int, int]]):
 
 
 class Place(click.ParamType[str]):
-    """A path, or what is as good: a URL, a name on the Hub, a key of a store. Shells complete paths."""
+    """A path, or what is as good: a URL, a name on the Hub, a key of a store. Shells complete paths. A variable holds
+    one, blanks and all."""
 
     name = "text"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]

@@ -67,6 +67,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         release = self.server.release
         if self.path in ANSWERS:
             self._answer(*ANSWERS[self.path])
+        elif self.path.startswith("/get?key="):  # the image that a parameter names, and nothing else does
+            self._serve("/" + self.path.removeprefix("/get?key="))
         elif self.path == "/octets.jpg":
             self._answer(200, {"Content-Type": "binary/octet-stream"}, Path(self.directory, GOOD[1:]).read_bytes())
         elif self.path == "/busy.jpg":  # twice too busy, then well

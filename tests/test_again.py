@@ -17,6 +17,9 @@ from conftest import COMMAND, deit_batch, interrupted_after, jpeg, read_json, re
 from deit_batch.errors import Interrupted, UsageError
 from deit_batch.limits import Limits
 
+SIGNED = "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}"
+"""A link that is signed anew each night."""
+
 
 def nightly(photos: Path, vit: Path, folder: Path, out: str = "p.jsonl", **options: Any) -> tuple[bytes, int]:
     """An incremental run: its result, and how many images it did not have to score."""
@@ -97,9 +100,10 @@ def test_urls_and_inline_images_are_known_by_their_bytes(photos: Path, server: s
 
     inline = [base64.b64encode(jpeg(number)).decode() for number in (1, 2)]
     table = tmp_path / "t.txt"
-    table.write_text("\n".join([f"{server}/03.jpg?sig=one", inline[0], f"{server}/04.jpg", f"{server}/none.jpg"]))
+    signed = f"{server}/03.jpg?{SIGNED}"
+    table.write_text("\n".join([signed.format("one"), inline[0], f"{server}/04.jpg", f"{server}/none.jpg"]))
     nightly(table, vit, tmp_path)
-    table.write_text("\n".join([inline[1], f"{server}/03.jpg?sig=two", inline[0], f"{server}/04.jpg"]))
+    table.write_text("\n".join([inline[1], signed.format("two"), inline[0], f"{server}/04.jpg"]))
     (photos / "04.jpg").write_bytes(jpeg(99))
     result, kept = nightly(table, vit, tmp_path)
     assert (result, kept) == (full(table, vit, tmp_path), 2)

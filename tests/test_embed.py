@@ -23,6 +23,7 @@ from deit_batch import embed, score
 from deit_batch.atomic import rename_durably
 from deit_batch.cli import main
 from deit_batch.errors import Interrupted, OutputError, TooManyFailures, UsageError
+from deit_batch.identity import NAME_FIELDS
 from deit_batch.plan import Options
 from deit_batch.runner import ErrorThreshold, run
 
@@ -95,7 +96,7 @@ def test_an_array_has_a_row_for_each_input_in_its_place(some_broken: Path, vit: 
 def test_parquet_has_a_column_for_each_feature(some_broken: Path, vit: Path, tmp_path: Path) -> None:
     out = embedded(some_broken, vit, tmp_path, "f.parquet", features=CLS_AND_MEAN, keep=("id",))
     table = pq.read_table(out)
-    assert table.column_names == ["index", "image", "image_bytes", "image_sha256", "cls", "mean", "error", "id"]
+    assert table.column_names == ["index", *NAME_FIELDS, "cls", "mean", "error", "id"]
     for name in CLS_AND_MEAN:
         assert table.schema.field(name).type == pa.list_(pa.float32())
         assert [place for place, row in enumerate(table[name]) if not row.is_valid] == BROKEN

@@ -69,7 +69,7 @@ def _references(paths: Sequence[str], options: Options) -> Iterator[Reference]:
             yield Reference(0, path, LocalFile(path))
             continue
         try:
-            rows = open_source(path, column=options.column, keep=options.keep).references
+            rows = open_source(path, column=options.column, keep=options.keep, id=options.id).references
             for row, reference in zip(count(), rows, strict=False):
                 yield replace(reference, keep={"file": path, "row": row, **reference.keep})
         except DeitBatchError as error:

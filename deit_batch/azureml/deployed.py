@@ -30,7 +30,7 @@ def deployed_options() -> Options:
     for name in sorted(chosen.keys() - known - {"config"}):
         if context.get_parameter_source(name) == ParameterSource.ENVIRONMENT:
             raise UsageError(f"DEIT_BATCH_SCORE_{name.upper()}: a deployment can't heed this option; take it away")
-    options = {name: value for name, value in chosen.items() if name in known | {"input"}}
+    options = {name: value for name, value in chosen.items() if name in known} | {"input": "-"}
     if mounted := os.environ.get(MODEL_DIR):
         folder = _checkpoint_folder(Path(mounted))
         options["model"] = str(folder)

@@ -12,15 +12,19 @@ from deit_batch.options import (
     CONFIG,
     ERROR_THRESHOLD,
     FRESH,
-    INPUT,
+    ID,
+    INPUTS,
     KEEP,
     LIMITS,
     LOG_FORMAT,
     MODEL,
     QUIET,
+    SEVERAL_INPUTS,
     SPEED,
+    TABLE_INPUT,
     VERBOSE,
     ExampleCommand,
+    input_from,
     limits_from,
     option,
     section,
@@ -29,7 +33,8 @@ from deit_batch.values import PLACE
 
 
 @click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")
-@section("Input", *INPUT, KEEP)
+@INPUTS
+@section("Input", SEVERAL_INPUTS, *TABLE_INPUT, KEEP, ID)
 @section("Model", *MODEL)
 @section(
     "Output",
@@ -65,7 +70,8 @@ def embed(
     log_format: str,
     **chosen: Any,
 ) -> None:
-    """Write the features that the encoder finds in each image, one row for each input, in input order.
+    """Write the features that the encoder finds in each image, one row for each input, in input order. Inputs are those
+    of --input, or INPUTS.
 
     Run the same command again to continue a run that died. Exit status as of score: 3 if some inputs failed, which have
     no features.
@@ -78,6 +84,7 @@ def embed(
         from deit_batch.plan import Options
         from deit_batch.runner import ErrorThreshold, run
 
+        chosen["input"] = input_from(chosen)
         threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
         outcome = run(
             Options(**chosen),

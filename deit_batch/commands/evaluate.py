@@ -16,15 +16,17 @@ from deit_batch.extras import needing
 from deit_batch.junit import Case, reported
 from deit_batch.options import (
     CONFIG,
-    INPUT,
+    ID,
     JUNIT,
     LABEL_COLUMN,
     LABEL_MAP,
     LIMITS,
     LOG_FORMAT,
     MODEL,
+    ONE_INPUT,
     QUIET,
     SPEED,
+    TABLE_INPUT,
     VERBOSE,
     ExampleCommand,
     limits_from,
@@ -62,7 +64,9 @@ class Gate(click.ParamType[tuple[str, float]]):
 )
 @section(
     "Input",
-    *INPUT,
+    ONE_INPUT,
+    *TABLE_INPUT,
+    ID,
     LABEL_COLUMN,
     LABEL_MAP,
     option(

@@ -14,13 +14,14 @@ from deit_batch.options import (
     CONFIG,
     DEVICE,
     IMAGE_PROCESSOR,
-    INPUT,
     LABEL_COLUMN,
     LIMITS,
     LOG_FORMAT,
     MODEL_NAME,
+    ONE_INPUT,
     QUIET,
     REVISION,
+    TABLE_INPUT,
     VERBOSE,
     WORKERS,
     ExampleCommand,
@@ -43,7 +44,8 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
 )
 @section(
     "Input",
-    *INPUT,
+    ONE_INPUT,
+    *TABLE_INPUT,
     LABEL_COLUMN,
     option(
         "--validation",

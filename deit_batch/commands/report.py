@@ -14,6 +14,7 @@ from deit_batch.extras import needing
 from deit_batch.options import (
     CONFIG,
     FETCH,
+    ID,
     IMAGES,
     LABEL_COLUMN,
     LABEL_MAP,
@@ -46,6 +47,7 @@ logger = logging.getLogger("deit_batch")
     ),
     LABEL_COLUMN,
     LABEL_MAP,
+    ID,
 )
 @section("Pictures", IMAGES, FETCH, THUMBNAILS)
 @section(

@@ -16,16 +16,20 @@ from deit_batch.options import (
     CONFIG,
     ERROR_THRESHOLD,
     FRESH,
-    INPUT,
+    ID,
+    INPUTS,
     KEEP,
     LIMITS,
     LOG_FORMAT,
     MODEL,
     PREDICTIONS,
     QUIET,
+    SEVERAL_INPUTS,
     SPEED,
+    TABLE_INPUT,
     VERBOSE,
     ExampleCommand,
+    input_from,
     limits_from,
     option,
     section,
@@ -43,10 +47,13 @@ FIRST_SHOWN = 5
 
 
 @click.command(cls=ExampleCommand, example="deit-batch score --input imgs/ --out preds.jsonl")
+@INPUTS
 @section(
     "Input",
-    *INPUT,
+    SEVERAL_INPUTS,
+    *TABLE_INPUT,
     KEEP,
+    ID,
     option("--shard", type=ShardType(), help="Score only every N-th input, from number I on; see deit-batch merge."),
 )
 @section("Model", *MODEL)
@@ -130,7 +137,8 @@ def score(
     metrics_file: Path | None,
     **chosen: Any,
 ) -> None:
-    """Score images and write one record of predictions for each, in input order.
+    """Score images and write one record of predictions for each, in input order. Inputs are those of --input, or
+    INPUTS.
 
     Run the same command again to continue a run that died. Exit status: 0 all scored, 1 the run failed, 2 wrong usage,
     3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
@@ -143,11 +151,13 @@ def score(
     cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
     if dry_run:
         with told(verbose):
+            chosen["input"] = input_from(chosen)
             sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
     with told(verbose), recorded(metrics_file, good=DONE) as ending, told(verbose):
         from deit_batch.plan import Options
         from deit_batch.runner import ErrorThreshold
 
+        chosen["input"] = input_from(chosen)
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
         where = {
@@ -227,7 +237,8 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
         click.echo("  …")
     click.echo("options:")
     context = click.get_current_context()
-    for name, value in sorted(context.params.items()):
+    given = {name: value for name, value in context.params.items() if name != "inputs"} | {"input": options.input}
+    for name, value in sorted(given.items()):
         shown = "all" if name == "top_k" and value is None else value
         click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown)}")
     return DONE

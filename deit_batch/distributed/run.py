@@ -138,7 +138,7 @@ def run(
             folder.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
         if not parts:
-            logger.warning("%s has no rows: the output is empty", options.input)
+            logger.warning("%s has no rows: the output is empty", ", ".join(options.inputs))
         result = _converted(folder.partial, parts, format, options.keep, layout)
         final = report()
         folder.finish(parts, final, result, format)
@@ -154,7 +154,7 @@ def _check(options: Options, out: str, format: str) -> None:
             f"--out {out}: --engine ray writes to a folder that all machines see, not to a store; copy it there "
             "afterwards, or merge it to there"
         )
-    if options.input == "-":
+    if "-" in options.inputs:
         raise UsageError("--engine ray can't read stdin, for it may have to read the input twice; give a file")
     if options.shard:
         raise UsageError("--shard is for machines that know nothing of each other; --engine ray shares out by itself")

@@ -52,9 +52,11 @@ class Request:
 
     def open_input(self, *, again: bool = False) -> LabelledSource:
         options = self.options
+        (spec,) = options.inputs
         return open_labelled(
-            options.input,
+            spec,
             column=options.column,
+            id=options.id,
             label_column=self.label_column,
             recursive=options.recursive,
             limit=options.limit,

@@ -1,4 +1,4 @@
-"""Labels to predictions that were made before, by the names of the images."""
+"""Labels to predictions that were made before, by the identities of the images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from deit_batch.evaluation.judged import Pair, file_name
-from deit_batch.io import Failure, identity
+from deit_batch.identity import identity_of
+from deit_batch.io import Failure, name_fields
 from deit_batch.labelled import LabelledSource
 
 _Row: TypeAlias = tuple[int, tuple[str, ...]]
 
 
 class Labels:
-    """The labels of a whole input, by image. Found by the image's name as given (its digest, if it has none); or else
-    by the file's name alone, if one image of the input and one of the records have it, and no other. An image that is
+    """The labels of a whole input, by image. Found by the image's identity (identity.py); or else by the file's name
+    alone, if one image of the input and one of the records have it, and no other. An image that is
     there twice counts once; if its labels differ, it has none. `records`: those that are to be joined, for a first look
     at their names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions;
     `without_label` counts records."""
@@ -24,10 +25,11 @@ class Labels:
         self.inputs = self.without_label = 0
         self.names: set[str] = set()
         self.failures: Counter[str] = Counter()
-        self._by_key: dict[str, _Row | None] = {}
+        self._by_key: dict[str | None, _Row | None] = {}
         self._by_file: dict[str, _Row | None] = {}
         for example in source.examples:
-            key, row = _key(identity(example.reference)), (example.reference.index, example.labels)
+            named = name_fields(example.reference)
+            key, row = identity_of(named), (example.reference.index, example.labels)
             if isinstance(example.reference.location, Failure):
                 self.inputs += 1
                 self.failures[example.reference.location.type] += 1
@@ -36,14 +38,15 @@ class Labels:
             if key not in self._by_key:
                 self.inputs += 1
                 self._by_key[key] = row
-                file = file_name(key)
+                file = file_name(named)
                 self._by_file[file] = None if file in self._by_file else row
             elif (other := self._by_key[key]) and other[1] != row[1]:
-                self._by_key[key] = self._by_file[file_name(key)] = None
+                self._by_key[key] = self._by_file[file_name(named)] = None
                 self.failures["labelled twice, differently"] += 1
-        self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record's key that has it
-        for key in map(_key, records):
-            if self._by_file.get(file := file_name(key)):
+        self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record that has it
+        for record in records:
+            if self._by_file.get(file := file_name(record)):
+                key = identity_of(record)
                 self._only[file] = key if self._only.get(file, key) == key else None
 
     def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
@@ -64,12 +67,8 @@ class Labels:
         return row[1] if row else None
 
     def _row(self, record: Mapping[str, Any]) -> _Row | None:
-        key = _key(record)
+        key = identity_of(record)
         if key in self._by_key:
             return self._by_key[key]
-        file = file_name(key)
-        return self._by_file.get(file) if self._only.get(file) == key else None
-
-
-def _key(record: Mapping[str, Any]) -> str:
-    return str(record.get("image") or record.get("image_sha256"))
+        file = file_name(record)
+        return self._by_file.get(file) if key and self._only.get(file) == key else None

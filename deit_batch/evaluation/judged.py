@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deit_batch.errors import InputError
 from deit_batch.evaluation.matching import Matching
+from deit_batch.identity import identity_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -28,11 +29,11 @@ _KEY_CHARS = 12  # of SHA-256 in hexadecimal: of 50,000 images no two share thei
 
 @dataclass(frozen=True, slots=True)
 class SingleLabel:
-    """Of n images, one label each. `keys`: a digest of image and label, by which one evaluation finds the images of
-    another; `files`: the same of the file's name alone, for images in another folder ([] of an evaluation that has not
-    kept them); `labels`, `predicted`: numbers of classes; `rank`: at which place of the predictions the label stands,
-    from 1, or 0 if it is not among them; `depth`: how many there are at least; `confidence`: the best score; `loss`:
-    minus the logarithm of the label's score, NaN if that is not there. All [n]."""
+    """Of n images, one label each. `keys`: a digest of the image's identity and label, by which one evaluation finds
+    the images of another; `files`: the same of the file's name alone, for images in another folder ([] of an evaluation
+    that has not kept them); `labels`, `predicted`: numbers of classes; `rank`: at which place of the predictions the
+    label stands, from 1, or 0 if it is not among them; `depth`: how many there are at least; `confidence`: the best
+    score; `loss`: minus the logarithm of the label's score, NaN if that is not there. All [n]."""
 
     classes: list[str]
     keys: list[str]
@@ -179,17 +180,20 @@ def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Se
         # What is best is all that is still needed: the rest is in `scores`.
         ranked = np.argsort(-scores, kind="stable")
         predicted, values = ranked[:1], scores[ranked[:1]]
-    image, rest = pair.record["image"], [pair.record.get("image_sha256"), sorted(classes[label] for label in labels)]
-    key, file = _digest([image, *rest]), _digest([image and file_name(image), *rest])
-    return _Kept(image, pair.place, key, file, labels, predicted, values, scores, len(predictions))
+    shown = sorted(classes[label] for label in labels)
+    key, file = _digest([identity_of(pair.record), shown]), _digest([file_name(pair.record), shown])
+    return _Kept(pair.record["image"], pair.place, key, file, labels, predicted, values, scores, len(predictions))
 
 
-def file_name(image: str) -> str:
-    return image.rsplit("/", 1)[-1]
+def file_name(record: Mapping[str, Any]) -> str:
+    """The last part of the image's name, for images in another folder; its identity, if its name does not tell."""
+    if record.get("image_id") or not record["image"]:
+        return str(identity_of(record))
+    return str(record["image"]).rsplit("/", 1)[-1]
 
 
-def _digest(identity: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:_KEY_CHARS]
+def _digest(told: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:_KEY_CHARS]
 
 
 def _summed(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:

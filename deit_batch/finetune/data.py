@@ -26,9 +26,10 @@ from torch.utils.data import Dataset
 from deit_batch.atomic import write_atomically
 from deit_batch.errors import InputError, OutputError, UsageError
 from deit_batch.finetune.settings import Settings
+from deit_batch.identity import identity_of
 from deit_batch.images import Recipe
 from deit_batch.interrupt import Stop
-from deit_batch.io import Failure, Reference, identity, json_line, stamp
+from deit_batch.io import Failure, Reference, json_line, name_fields, stamp
 from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.limits import Limits
 from deit_batch.loader import Loader, batched
@@ -104,7 +105,8 @@ def listing_digest(settings: Settings) -> str | None:
             return None
         for example in _open(spec, settings, again=True).examples:
             mark = stamp(example.reference.location)
-            digest.update(json_line([identity(example.reference), example.labels, mark and mark[:2]]))
+            name = identity_of(name_fields(example.reference))
+            digest.update(json_line([name, example.labels, mark and mark[:2]]))
     return digest.hexdigest()
 
 

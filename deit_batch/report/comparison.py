@@ -1,7 +1,7 @@
 """Two files of predictions: what a new model, or a new night, changed.
 
-An image of one is found in the other by its name (its digest, where it has none); one that is there several times, by
-which time it is. Of the old file a few numbers an image stay in memory; the new one is read past them.
+An image of one is found in the other by its identity (identity.py); one that is there several times, by which time it
+is. Of the old file a few numbers an image stay in memory; the new one is read past them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from deit_batch import __version__
 from deit_batch.errors import InputError
+from deit_batch.identity import NAME_FIELDS, identity_of
 from deit_batch.io import Tally
 from deit_batch.report.chosen import Best, Sample
 from deit_batch.results import read_records, run_report
@@ -28,7 +29,8 @@ NO_LABEL = "(no label)"
 """Of an image that was scored, but with every score below the run's threshold."""
 
 _SETTINGS = (
-    "model commit checkpoint_sha256 recipe device dtype top_k threshold pass_size input column recursive limit".split()
+    "model commit checkpoint_sha256 recipe device dtype top_k threshold pass_size input column id recursive "
+    "limit".split()
 )
 
 
@@ -217,8 +219,7 @@ def _changes(comparison: Comparison) -> Iterator[Change]:
 
 
 def _change(place: int, record: Json, before: Answer | None, now: Answer) -> Change:
-    names = ("index", "image", "image_bytes", "image_sha256", "error")
-    slim: Json = {name: record[name] for name in names if name in record}
+    slim: Json = {name: record[name] for name in ("index", *NAME_FIELDS, "error") if name in record}
     if before is None:
         return Change(place, "only in new", slim, None, now)
     after = next((each["score"] for each in record["predictions"] if each["label"] == before.label), None)
@@ -235,7 +236,7 @@ class _Answers:
     """The old file's, until they are asked for. A label is one string, however many images have it."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, tuple[int, Answer]] = {}
+        self._answers: dict[str, tuple[int, str | None, Answer]] = {}
         self._added: Counter[str] = Counter()
         self._taken: Counter[str] = Counter()
         self._labels: dict[str, str] = {}
@@ -246,7 +247,7 @@ class _Answers:
             self._added[key] += 1
             key = _again(key, self._added[key])
         answer = answer._replace(label=self._labels.setdefault(answer.label, answer.label))
-        self._answers[key] = (record["index"], answer)
+        self._answers[key] = (record["index"], record["image"], answer)
 
     def take(self, record: Json) -> Answer | None:
         key = _key(record)
@@ -254,20 +255,16 @@ class _Answers:
         if found is None and key in self._added:
             self._taken[key] += 1
             found = self._answers.pop(_again(key, self._taken[key]), None)
-        return found[1] if found else None
+        return found[2] if found else None
 
     def left(self) -> Iterator[tuple[int, str | None, Answer]]:
-        for key, (index, answer) in self._answers.items():
-            yield index, key.partition("\0")[0] or None, answer
+        yield from self._answers.values()
 
 
 def _key(record: Mapping[str, Any]) -> str:
-    """The image's name, with its exact bytes in base64 if it is not UTF-8; or what there is instead. A NUL, which no
-    name has, stands before those."""
-    if exact := record.get("image_bytes"):
-        return f"{record['image']}\0{exact}"
-    return record["image"] or f"\0{record.get('image_sha256') or record['index']}"
+    """A row without any name has its place."""
+    return identity_of(record) or str(record["index"])
 
 
 def _again(key: str, time: int) -> str:
-    return f"{key}\0{time}"
+    return f"{key} {time}"

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deit_batch.errors import DeitBatchError, FetchError, ImageError
-from deit_batch.io import Failure, Location, Reference, Url, identity
+from deit_batch.identity import HIDDEN, identity_of
+from deit_batch.io import Failure, Location, Reference, Url, name_fields
 from deit_batch.labelled import labels_table, open_labelled
 from deit_batch.locating import locate
 from deit_batch.sources import open_source
@@ -30,7 +31,7 @@ def find_originals(
         for reference in _in_input(run, fetch):
             number = by_index.get(reference.index)
             # The input may have changed: what counts is that it is the same image in the same place.
-            if number in missing and identity(reference).items() <= missing[number].items():
+            if number in missing and identity_of(name_fields(reference)) == identity_of(missing[number]):
                 del missing[number]
                 yield Reference(number, reference.image, _allowed(reference.location, fetch))
                 if not missing:
@@ -40,25 +41,32 @@ def find_originals(
 
 
 def _in_input(run: Mapping[str, Any], fetch: bool) -> Iterator[Reference]:
-    """The references of a run's input, if it is a table: what is in a folder is found by its name, and sooner."""
-    spec = str(run.get("input"))
-    table = labels_table(spec)
-    is_table = os.path.isfile(spec) or is_tars(spec) or (spec.startswith("hf://") and fetch)
-    column, limit = run.get("column"), run.get("limit")
+    """The references of a run's input, if a table is in it: what is in a folder is found by its name, and sooner."""
+    given = run.get("input")
+    specs = [str(spec) for spec in given] if isinstance(given, list) else [str(given)]
+    table = labels_table(specs[0]) if len(specs) == 1 else None
+    column, id, limit = run.get("column"), run.get("id"), run.get("limit")
     try:
         if table:
-            for example in open_labelled(spec, column=column, limit=limit, again=True).examples:
+            for example in open_labelled(specs[0], column=column, id=id, limit=limit, again=True).examples:
                 yield example.reference
-        elif is_table:
-            yield from open_source(spec, column=column, limit=limit).references
+        elif any(_is_table(spec, fetch) for spec in specs):
+            recursive = bool(run.get("recursive", True))
+            yield from open_source(specs, column=column, id=id, limit=limit, recursive=recursive).references
     except DeitBatchError as error:
         logger.warning("images are looked for by their names alone: %s", error)
+
+
+def _is_table(spec: str, fetch: bool) -> bool:
+    return os.path.isfile(spec) or is_tars(spec) or (spec.startswith("hf://") and fetch)
 
 
 def _by_name(record: Mapping[str, Any], folder: str) -> Location:
     name = record["image"]
     if name is None:
         return Failure.of(FetchError("it is in the run's input, which is not at hand"))
+    if "image_id" in record and "://" in name and HIDDEN in name:
+        return Failure.of(FetchError("its whole address is in the run's input alone, which is not at hand"))
     try:
         if "image_bytes" in record:
             name = os.fsdecode(base64.b64decode(record["image_bytes"]))

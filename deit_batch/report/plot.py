@@ -14,8 +14,9 @@ from PIL import Image
 
 from deit_batch.errors import ImageError, InputError, UsageError
 from deit_batch.fetch import Fetcher
+from deit_batch.identity import redact
 from deit_batch.images import Recipe, decode
-from deit_batch.io import Failure, Prediction, Record, Reference, redact
+from deit_batch.io import Failure, Prediction, Record, Reference
 from deit_batch.limits import Limits
 from deit_batch.locating import locate
 from deit_batch.plan import Options, Plan
@@ -32,9 +33,10 @@ _AS_IT_IS = Recipe(resize=None, resample=2, crop=None, rescale_factor=1.0, mean=
 def plot(options: Options) -> tuple[Record, bytes]:
     """Scores one image (`options.input`: a path, URL or base64) and draws it; a PNG. Raises InputError if it can't be
     scored, UsageError if it is not to be told what it is."""
-    name = redact(options.input)
+    (image,) = options.inputs
+    name = redact(image)
     try:
-        data = Fetcher(options.limits).fetch(locate(options.input))
+        data = Fetcher(options.limits).fetch(locate(image))
     except ImageError as error:
         raise UsageError(f"{name}: {error}") from error
     if isinstance(data, Failure):

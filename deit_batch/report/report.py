@@ -32,6 +32,7 @@ class Request:
     out: Path
     labels: str | None = None
     label_column: str | None = None
+    id: str | None = None
     label_map: str | None = None
     images: str | None = None
     fetch: bool = False
@@ -43,7 +44,11 @@ class Request:
 def report(request: Request) -> Summary:
     """Writes the page. Raises UsageError if the predictions or labels can't be read as such."""
     labelling = find_labels(
-        request.predictions, request.labels, column=request.label_column, label_map=request.label_map
+        request.predictions,
+        request.labels,
+        column=request.label_column,
+        label_map=request.label_map,
+        id=request.id,
     )
     summary = summarise(
         read_records(request.predictions),
@@ -113,7 +118,7 @@ def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str,
 def _run(run: Mapping[str, Any]) -> dict[str, str]:
     seconds = (run.get("seconds") or {}).get("total")
     told = {
-        "Input": run["settings"].get("input"),
+        "Input": _listed(run["settings"].get("input")),
         **settings_of(run),
         "Machine": run.get("machine"),
         "Took": f"{seconds:,.0f} s" if seconds else None,
@@ -121,6 +126,10 @@ def _run(run: Mapping[str, Any]) -> dict[str, str]:
         "Versions": ", ".join(f"{name} {number}" for name, number in (run.get("versions") or {}).items()),
     }
     return {name: str(value) for name, value in told.items() if value}
+
+
+def _listed(input: object) -> object:
+    return ", ".join(map(str, input)) if isinstance(input, list) else input
 
 
 def _table(summary: Summary, labelling: Labelling | None) -> Table:

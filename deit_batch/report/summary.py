@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from deit_batch.identity import NAME_FIELDS
 from deit_batch.io import Tally
 from deit_batch.report.chosen import Best, Sample
 from deit_batch.report.table import SCALE, Bar
@@ -167,8 +168,7 @@ def _bin(score: float) -> int:
 
 
 def _slim(record: Json) -> Json:
-    names = ("index", "image", "image_bytes", "image_sha256", "error")
-    return {name: record[name] for name in names if name in record}
+    return {name: record[name] for name in ("index", *NAME_FIELDS, "error") if name in record}
 
 
 def _count_failure(reasons: Counter[Reason], error: Mapping[str, str]) -> None:

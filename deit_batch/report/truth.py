@@ -26,18 +26,21 @@ class Labelling:
 
 
 def find_labels(
-    predictions: Path, labels: str | None, *, column: str | None, label_map: str | None
+    predictions: Path, labels: str | None, *, column: str | None, label_map: str | None, id: str | None = None
 ) -> Labelling | None:
-    """Those of another input, joined by the images' names; or else of a field that the records carry along; None if
-    there are none. A label has the name that the model has for it, as an evaluation matches them, or else its own.
+    """Those of another input, joined by the images' identities, which the column `id` of it may say; or else of a field
+    that the records carry along; None if there are none. A label has the name that the model has for it, as an
+    evaluation matches them, or else its own.
 
     Raises UsageError if what was asked for is not there."""
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
-        source = open_labelled(labels, label_column=column)
+        source = open_labelled(labels, id=id, label_column=column)
         several, known = source.multi_label, Labels(source, read_records(predictions))
         named = _namer(predictions, mapping, several)
         return Labelling(source.layout, several, lambda record: named(known.of(record)))
+    if id:
+        raise UsageError("--id is for the labels of --labels")
     field, several = _carried(predictions, column)
     if field is None:
         if mapping:
