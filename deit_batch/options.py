@@ -73,10 +73,9 @@ class ExampleCommand(click.Command):
                 formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given = list(args)  # Click takes them off the list as it reads them
-        rest = super().parse_args(ctx, args)  # first, for --help ends there
         if not ctx.resilient_parsing:
-            self._require_once(ctx, given)
+            self._require_once(ctx, list(args))  # Click takes them off the list as it reads them
+        rest = super().parse_args(ctx, args)  # before the variables, for --help ends there
         start = f"{ctx.auto_envvar_prefix}_"
         known = {start + str(param.name).upper() for param in self.params if isinstance(param, click.Option)}
         unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
