@@ -187,7 +187,7 @@ def compiled(scores: Scores, pixels: Tensor) -> Scores:
             for _ in range(3):  # a CUDA graph is warmed up, then recorded, then replayed
                 fast(pixels)
     except torch.OutOfMemoryError:
-        logger.warning("%s images do not fit into the memory of %s when compiled", len(pixels), pixels.device)
+        pass  # the classifier makes smaller passes, and says so
     except Exception as error:  # of Triton's, of a C++ compiler's
         reason = " ".join(str(error).split())
         raise DeitBatchError(f"the model can't be compiled here; leave out --compile ({reason:.200})") from error

@@ -412,6 +412,18 @@ def test_a_compiled_model_is_one_graph_with_the_same_scores(vit: Path) -> None:
         assert torch.allclose(compiled(scores, pixels)(pixels), scores(pixels), atol=1e-6)
 
 
+def test_a_batch_that_does_not_fit_when_compiled_is_left_to_be_split(
+    monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    """Which says so."""
+    monkeypatch.setattr(torch, "compile", lambda scores, **_: scores)
+    card = Card(room=2)
+    pixels = torch.zeros(4, 4, 4, 3, dtype=torch.uint8)
+    classifier = Classifier(in_a_thread(compiled(card, pixels)), pass_size=4)
+    assert torch.equal(classifier(pixels), Card(room=4)(pixels))
+    assert messages == ["4 images do not fit into the memory of the device: going on by 2"]
+
+
 def test_what_can_not_be_compiled_is_said_in_one_line() -> None:
     def scores(pixels: torch.Tensor) -> torch.Tensor:
         print(float(pixels.sum()))  # no graph can hold it
