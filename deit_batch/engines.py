@@ -24,7 +24,11 @@ Result: TypeAlias = Callable[[], Tensor]
 class Engine(Protocol):
     def start(self, pixels: Tensor, pass_size: int) -> Result:
         """Begins a pass of `pass_size` images, of which the first are given, and black ones fill up the rest. May raise
-        torch.OutOfMemoryError, as may the result."""
+        torch.OutOfMemoryError, as may the result, which must not keep the error: its traceback holds the tensors of the
+        pass."""
+
+    def empty_cache(self) -> None:
+        """Gives back the device's memory that torch holds though nothing uses it."""
 
     def close(self) -> object: ...
 
@@ -41,11 +45,28 @@ class Threads:
         self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def start(self, pixels: Tensor, pass_size: int) -> Result:
-        return self._pool.submit(self._pass, pixels, pass_size).result
+        ended = self._pool.submit(self._pass, pixels, pass_size)
+
+        def result() -> Tensor:
+            found = ended.result()
+            if isinstance(found, str):
+                raise torch.OutOfMemoryError(found)
+            return found
+
+        return result
 
     @torch.inference_mode()
-    def _pass(self, pixels: Tensor, pass_size: int) -> Tensor:
-        return self._scores(_filled(pixels.to(self._device), pass_size))[: len(pixels)].cpu()
+    def _pass(self, pixels: Tensor, pass_size: int) -> Tensor | str:
+        """The scores, or what is said of memory that is full. Were it raised here, the future would keep the error, and
+        with it the tensors of the pass, until somebody asks for the result."""
+        try:
+            return self._scores(_filled(pixels.to(self._device), pass_size))[: len(pixels)].cpu()
+        except torch.OutOfMemoryError as error:
+            return str(error)
+
+    def empty_cache(self) -> None:
+        if self._device.type == "mps":
+            torch.mps.empty_cache()
 
 
 class Streams:
@@ -78,6 +99,9 @@ class Streams:
             return back
 
         return result
+
+    def empty_cache(self) -> None:
+        torch.cuda.empty_cache()
 
     def close(self) -> None:
         torch.cuda.synchronize(self._device)

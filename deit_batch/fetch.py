@@ -174,7 +174,7 @@ class Fetcher:
                     raise FetchError(str(error)) from error
                 # Full jitter: many workers that failed together must not come back together.
                 wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
-                gone.wait(min(wait, LONGEST_WAIT))
+            gone.wait(min(wait, LONGEST_WAIT))  # not in the `except`: the error's traceback keeps what came of the body
         raise AssertionError  # the last attempt returns or raises
 
     def _read_object(self, file: StoredFile, gone: threading.Event) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from deit_batch.images import Recipe
 from deit_batch.machine import cores
 
 logger = logging.getLogger("deit_batch")
+
+Outcome = TypeVar("Outcome")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -185,7 +187,7 @@ def compiled(scores: Scores, pixels: Tensor) -> Scores:
             for _ in range(3):  # a CUDA graph is warmed up, then recorded, then replayed
                 fast(pixels)
     except torch.OutOfMemoryError:
-        logger.warning("%s images do not fit into the memory of %s when compiled", len(pixels), pixels.device)
+        pass  # the classifier makes smaller passes, and says so
     except Exception as error:  # of Triton's, of a C++ compiler's
         reason = " ".join(str(error).split())
         raise DeitBatchError(f"the model can't be compiled here; leave out --compile ({reason:.200})") from error
@@ -201,7 +203,7 @@ class Classifier:
 
     def __init__(self, engine: Engine, pass_size: int) -> None:
         self._engine = engine
-        self._pass_size = pass_size
+        self._pass_size = self._size_last_said = pass_size
         self.close = engine.close
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -209,29 +211,51 @@ class Classifier:
         return self.submit(pixels)()
 
     def submit(self, pixels: Tensor) -> Result:
-        """Starts scoring; what it returns waits for the end, and returns or raises what calling this object would."""
+        """Starts scoring; what it returns is called once, waits for the end, and returns or raises what calling this
+        object would."""
         if not len(pixels):
             return lambda: torch.empty(0, 1)
         size = self._pass_size
-        try:
-            passes = [self._engine.start(part, size) for part in pixels.split(size)]
-        except torch.OutOfMemoryError as error:
-            self._shrink(size, error)
-            return self.submit(pixels)
+        passes = self._if_it_fits(size, lambda: [self._engine.start(part, size) for part in pixels.split(size)])
+        if passes is None:
+            return self._submit_again(pixels)
 
         def scores() -> Tensor:
-            try:
-                return torch.cat([result() for result in passes])
-            except torch.OutOfMemoryError as error:
-                self._shrink(size, error)
-            return self(pixels)
+            found = self._results(size, passes)
+            if found is None:
+                return self._submit_again(pixels)()
+            self._say(size)
+            return found
 
         return scores
 
-    def _shrink(self, size: int, error: Exception) -> None:
-        if size == 1:
-            raise DeitBatchError("one image alone does not fit into the memory of the device") from error
+    def _results(self, size: int, passes: list[Result]) -> Tensor | None:
+        """Waits for all passes, also when one did not fit, and keeps none of them: what is tried next may need their
+        memory. None if one did not fit."""
+        found = [self._if_it_fits(size, result) for result in passes]
+        passes.clear()
+        there = [scores for scores in found if scores is not None]
+        return torch.cat(there) if len(there) == len(found) else None
+
+    def _if_it_fits(self, size: int, work: Callable[[], Outcome]) -> Outcome | None:
+        """What `work` returns; None if the memory is full, and then later passes are smaller. Trying again is left to
+        the caller: as long as an error is being handled, its traceback keeps the tensors of the pass that failed."""
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise DeitBatchError("one image alone does not fit into the memory of the device") from error
         if self._pass_size == size:  # else it was done for a batch before
             self._pass_size = size // 2
+        return None
+
+    def _submit_again(self, pixels: Tensor) -> Result:
+        self._engine.empty_cache()
+        return self.submit(pixels)
+
+    def _say(self, size: int) -> None:
+        """Once, when it is known what fits, and not at each halving on the way there."""
+        if size < self._size_last_said:
             message = "%s images do not fit into the memory of the device: going on by %s"
-            logger.warning(message, size, self._pass_size)
+            logger.warning(message, self._size_last_said, size)
+            self._size_last_said = size

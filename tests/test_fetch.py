@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -86,6 +87,25 @@ def test_a_passing_fault_is_tried_again(server: str) -> None:
     patient = Limits(retries=1, allow_private_hosts=True)
     assert Fetcher(patient).fetch(Url(f"{server}/busy.jpg")) == jpeg(0)
     assert "HTTP 404" in message(Fetcher(patient).fetch(Url(f"{server}/none.jpg")))
+
+
+class Gone(threading.Event):
+    """Notes which error is being handled when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handled: list[BaseException | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.handled.append(sys.exc_info()[1])
+        return False
+
+
+def test_half_a_body_is_not_kept_until_the_next_try(server: str) -> None:
+    """By the traceback of the error."""
+    gone = Gone()
+    Fetcher(Limits(retries=1, allow_private_hosts=True)).fetch(Url(f"{server}/short.jpg"), gone)
+    assert gone.handled == [None]
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:

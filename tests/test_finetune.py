@@ -9,12 +9,14 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click import Context
 from conftest import COMMAND, LABELS, MakeCheckpoint, deit_batch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ResNetFo
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
+from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, UsageError
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.data import split
@@ -75,7 +78,7 @@ def start(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 def settings(input: Path, model: Path, **more: Any) -> Settings:
-    quick: dict[str, Any] = {"num_train_epochs": 6, "learning_rate": 2e-3, "randaugment": 0, "workers": 0}
+    quick: dict[str, Any] = {"num_train_epochs": 6, "learning_rate": 2e-3, "workers": 0}
     return Settings(input=str(input), model=str(model), **{**quick, **more})
 
 
@@ -283,7 +286,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     colours: Path, start: Path, whole: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     options = ["--input", colours, "--model", start, "--workers", 0, "--num-train-epochs", 30]
-    options += ["--per-device-train-batch-size", 4, "--mixup", 0.5, "--cutmix", 1]
+    options += ["--per-device-train-batch-size", 4, "--mixup", 0.5, "--cutmix", 1, "--randaugment", 9]
     command = [COMMAND, "finetune", *map(str, options), "--out", "stopped", "--quiet"]
     process = subprocess.Popen(command, cwd=tmp_path)
     steps = tmp_path / "stopped.partial" / "steps"
@@ -389,7 +392,7 @@ def test_a_split_of_several_labels_takes_its_share_of_each_label() -> None:
 def test_mixing_keeps_a_whole_of_labels_and_depends_on_the_seed_alone() -> None:
     values, targets = torch.rand(6, 3, 32, 32), torch.eye(3).repeat(2, 1)
     for mixup, cutmix in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0)):
-        augmentation = Augmentation(Settings(input="", mixup=mixup, cutmix=cutmix), (32, 32))
+        augmentation = Augmentation(Settings(input="", mixup=mixup, cutmix=cutmix, randaugment=9), (32, 32))
         torch.manual_seed(1)
         one, mixed = augmentation(values, targets)
         torch.manual_seed(1)
@@ -398,15 +401,29 @@ def test_mixing_keeps_a_whole_of_labels_and_depends_on_the_seed_alone() -> None:
         assert one.shape == values.shape
         assert 0 <= one.min() <= one.max() <= 1
         assert torch.allclose(mixed.sum(-1), torch.ones(6))
-    plain = Augmentation(Settings(input="", crop=1, flip=False, randaugment=0, random_erasing=0), (32, 32))
+    plain = Augmentation(Settings(input="", crop=1, flip=False, random_erasing=0), (32, 32))
     assert torch.equal(plain(values, targets)[0], values)
+
+
+def test_by_default_augmentation_leaves_colours_as_they_are() -> None:
+    """A picture of one colour is the same in every part of it and in the mirror."""
+    values = torch.tensor([0.7, 0.4, 0.2]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
+    augmentation = Augmentation(Settings(input="", random_erasing=0), (32, 32))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert torch.allclose(augmentation(values, torch.eye(2))[0], values, atol=1e-5)
+
+
+def test_the_command_has_the_defaults_of_the_settings() -> None:
+    context = Context(main, **main.context_settings)  # it has the names of --help, which the command remembers
+    chosen = main.commands["finetune"].make_context("finetune", ["--input", "x", "--out", "y"], context).params
+    known = {field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}
+    assert Settings(**known) == Settings(input="x")
 
 
 def test_half_an_image_of_another_is_half_its_label() -> None:
     values = torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)])
-    augmentation = Augmentation(
-        Settings(input="", crop=1, flip=False, randaugment=0, random_erasing=0, cutmix=1.0), (32, 32)
-    )
+    augmentation = Augmentation(Settings(input="", crop=1, flip=False, random_erasing=0, cutmix=1.0), (32, 32))
     for seed in range(20):
         torch.manual_seed(seed)
         mixed, targets = augmentation(values, torch.eye(2))

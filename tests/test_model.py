@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from transformers import pipeline
 
 from deit_batch import score
 from deit_batch.checkpoints import find_checkpoint, find_recipe
-from deit_batch.engines import Threads
+from deit_batch.engines import Engine, Result, Scores, Threads
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.geometry import Geometry
 from deit_batch.limits import Limits
@@ -260,6 +263,126 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
         classifier(Small(forward, room=0))(pixels)
 
 
+class Card:
+    """Computes scores in a memory that holds so many images a pass, a white one being as large as seven. It notes how
+    many images each pass was of, and how many tensors of larger ones, which have failed, are alive when one begins."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._made: list[tuple[int, weakref.ref[torch.Tensor]]] = []
+        self.passes: list[int] = []
+        self.kept: list[int] = []
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        size = len(pixels)
+        self.passes.append(size)
+        self.kept.append(sum(larger > size and ref() is not None for larger, ref in self._made))
+        rows = self.made(size, pixels.flatten(1).float())
+        return self._layer(size, rows)
+
+    def made(self, size: int, tensor: torch.Tensor) -> torch.Tensor:
+        self._made.append((size, weakref.ref(tensor)))
+        return tensor
+
+    def _layer(self, size: int, rows: torch.Tensor) -> torch.Tensor:
+        hidden = self.made(size, rows[:, :5] / 255)
+        return self._head(size, hidden)
+
+    def _head(self, size: int, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.made(size, hidden * 3)
+        if size + 6 * int((hidden == 1).all(-1).sum()) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return logits.softmax(-1)
+
+
+class AtOnce:
+    """An engine whose passes fail when they are started, as those on a GPU do."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+
+    def start(self, pixels: torch.Tensor, pass_size: int) -> Result:
+        black = pixels.new_zeros(pass_size - len(pixels), *pixels.shape[1:])
+        scores = self._card.made(pass_size, self._card(torch.cat([pixels, black]))[: len(pixels)])
+        return lambda: scores
+
+    def empty_cache(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def in_a_thread(scores: Scores) -> Engine:
+    return Threads(scores, CPU, passes=1, threads=1)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is in a cycle of references stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("engine", [AtOnce, in_a_thread])
+def test_nothing_of_a_pass_that_did_not_fit_is_there_when_a_smaller_one_begins(
+    engine: Callable[[Card], Engine], messages: list[str]
+) -> None:
+    card = Card(room=8)
+    classifier = Classifier(engine(card), pass_size=16)
+    batches = [torch.randint(0, 255, (20, 4, 4, 3), dtype=torch.uint8) for _ in range(3)]
+    batches[0][9] = 255
+    under_way = [classifier.submit(batch) for batch in batches[:2]]
+    for batch, result in zip(batches, under_way, strict=False):
+        assert torch.equal(result(), Card(room=1000)(batch))
+    assert set(card.passes) == {16, 8, 4, 2}  # at 8 and 4, passes beside the one with the white image fit
+    assert set(card.kept) == {0}
+    card.passes.clear()
+    assert torch.equal(classifier(batches[2]), Card(room=1000)(batches[2]))
+    assert card.passes == [2] * 10
+    assert messages == ["16 images do not fit into the memory of the device: going on by 2"]
+
+
+def test_what_never_fits_is_an_error_and_no_warning(messages: list[str]) -> None:
+    with pytest.raises(DeitBatchError, match="one image alone does not fit"):
+        Classifier(AtOnce(Card(room=0)), pass_size=8)(torch.zeros(8, 4, 4, 3, dtype=torch.uint8))
+    assert messages == []
+
+
+class Late:
+    """An engine that has room for two images, which turns out when a pass ends. It notes what is asked of it, and how
+    many results somebody has when the cache is emptied."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._results: list[weakref.ref[Result]] = []
+
+    def start(self, pixels: torch.Tensor, pass_size: int) -> Result:
+        self.asked.append(f"start {pass_size}")
+
+        def result() -> torch.Tensor:
+            self.asked.append(f"end {pass_size}")
+            if pass_size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return torch.zeros(len(pixels), 5)
+
+        self._results.append(weakref.ref(result))
+        return result
+
+    def empty_cache(self) -> None:
+        self.asked.append(f"empty the cache beside {sum(ref() is not None for ref in self._results)} results")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_smaller_passes_begin_when_all_of_the_batch_have_ended_and_the_cache_is_empty() -> None:
+    late = Late()
+    Classifier(late, pass_size=4)(torch.zeros(8, 4, 4, 3, dtype=torch.uint8))
+    assert late.asked[:5] == ["start 4"] * 2 + ["end 4"] * 2 + ["empty the cache beside 0 results"]
+    assert late.asked[5:] == ["start 2"] * 4 + ["end 2"] * 4
+
+
 @pytest.mark.parametrize("gib", [1, 4, 8, 24, 80])
 @pytest.mark.parametrize("size", [224, 384])
 def test_a_batch_is_as_large_as_half_the_cards_memory_holds(gib: int, size: int) -> None:
@@ -287,6 +410,18 @@ def test_a_compiled_model_is_one_graph_with_the_same_scores(vit: Path) -> None:
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.allclose(compiled(scores, pixels)(pixels), scores(pixels), atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_when_compiled_is_left_to_be_split(
+    monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    """Which says so."""
+    monkeypatch.setattr(torch, "compile", lambda scores, **_: scores)
+    card = Card(room=2)
+    pixels = torch.zeros(4, 4, 4, 3, dtype=torch.uint8)
+    classifier = Classifier(in_a_thread(compiled(card, pixels)), pass_size=4)
+    assert torch.equal(classifier(pixels), Card(room=4)(pixels))
+    assert messages == ["4 images do not fit into the memory of the device: going on by 2"]
 
 
 def test_what_can_not_be_compiled_is_said_in_one_line() -> None:

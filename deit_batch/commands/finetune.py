@@ -119,7 +119,14 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
     "Augmentation",
     option("--crop", default=0.6, show_default=True, type=SHARE, help="Least share of the area kept; 1: whole."),
     option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images."),
-    option("--randaugment", default=9, show_default=True, type=click.IntRange(0, 29), help="Its magnitude; 0: none."),
+    option(
+        "--randaugment",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0, 29),
+        help="Magnitude of kornia's RandAugment, which is no strength: it changes brightness, contrast, colour and "
+        "sharpness not at all at 15, and most at 1 and 29. 0: none.",
+    ),
     option("--random-erasing", default=0.25, show_default=True, type=SHARE, help="Share of images with a part erased."),
     option("--mixup", default=0.0, show_default=True, type=SHARE, help="Lay others over images, by up to this share."),
     option("--cutmix", default=0.0, show_default=True, type=NOT_NEGATIVE, help="Put parts of others in; its beta."),

@@ -16,6 +16,7 @@ from torch import Tensor
 from deit_batch.finetune.settings import Settings
 
 RANDAUGMENT_OPERATIONS = 2
+"""For a whole batch: kornia does not draw others for each image."""
 CROP_RATIO = (3 / 4, 4 / 3)
 ERASED = (0.02, 0.2)
 """Share of the image's area."""

@@ -58,7 +58,7 @@ class Settings:
     seed: int = 0
     crop: float = 0.6
     flip: bool = True
-    randaugment: int = 9
+    randaugment: int = 0
     random_erasing: float = 0.25
     mixup: float = 0.0
     cutmix: float = 0.0
