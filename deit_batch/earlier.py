@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import UsageError
 from deit_batch.identity import NAME_FIELDS, comparable, identity_of
-from deit_batch.io import Reference, json_line, json_value, name_fields, pretty, stamp
+from deit_batch.io import Reference, json_line, json_value, name_fields, pretty
+from deit_batch.stamps import NONE, has_changed, stamp_of
 
 logger = logging.getLogger("deit_batch")
 
@@ -31,31 +32,36 @@ def has_failed(record: Mapping[str, Any]) -> bool:
     return "error" in record
 
 
-def has_changed(reference: Reference, since_ns: int) -> bool:
-    """Whether it is a file that was written, or put under its name, after that time."""
-    mark = stamp(reference.location)
-    return mark is not None and max(mark[1:]) > since_ns
-
-
 @dataclass(slots=True)
 class Changed:
-    """Counts the files that have changed since a result was made."""
+    """Counts the files that have changed since they were read for a result. `stamps`: of each reference in turn, what
+    its file was then (stamps.py); None if that is not known, which is said once."""
 
-    since_ns: int
+    result: str
+    stamps: Iterator[bytes] | None
     images: int = 0
     first: str | None = None
 
-    def look_at(self, references: Iterable[Reference]) -> None:
-        for reference in references:
-            if has_changed(reference, self.since_ns):
-                self.images, self.first = self.images + 1, self.first or reference.image
+    def __post_init__(self) -> None:
+        if self.stamps is None:
+            logger.warning("whether images have changed since %s was made can't be told: no note of it", self.result)
 
-    def warn(self, result: str, remedy: str) -> None:
+    def look_at(self, reference: Reference, *, stands: bool = True) -> bytes:
+        """Looks at the next reference, and returns the stamp that it had (or has, if that is not known). It counts if
+        what was found in it `stands`."""
+        if self.stamps is None:
+            return stamp_of(reference.location)
+        stamp = next(self.stamps, NONE)
+        if stands and has_changed(reference, stamp):
+            self.images, self.first = self.images + 1, self.first or reference.image
+        return stamp
+
+    def warn(self, remedy: str) -> None:
         if self.images:
             logger.warning(
-                "%s images have changed since %s was made, %s first: it has their old predictions; %s",
+                "%s images have changed since they were read for %s, %s first: it has their old predictions; %s",
                 f"{self.images:,}",
-                result,
+                self.result,
                 self.first,
                 remedy,
             )

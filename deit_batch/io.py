@@ -83,10 +83,11 @@ Features: TypeAlias = "Mapping[FeatureName, NDArray[np.float32]]"
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """What an earlier run found in an image. `sha256`: of the bytes that it read; they stand if the bytes are still the
-    same. None: they are known to be."""
+    same. None: they are known to be. `stamp`: of the file then (stamps.py)."""
 
     predictions: list[Prediction]
     sha256: str | None = None
+    stamp: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ class Tally:
 @dataclass(frozen=True, slots=True)
 class Record:
     """One result. Exactly one of `predictions` (best first) and `error` says something; where features were asked for,
-    `features` stand for the predictions. They are None where they were not, and empty where it failed."""
+    `features` stand for the predictions. They are None where they were not, and empty where it failed. `stamp` says
+    what the file was when it was read (stamps.py); it is not written."""
 
     index: int
     image: str | None
@@ -160,10 +162,16 @@ class Record:
     sha256: str | None = None
     id: str | None = None
     features: Features | None = None
+    stamp: bytes | None = None
 
     @classmethod
     def of(
-        cls, reference: Reference, result: list[Prediction] | Features | Failure, *, embedded: bool = False
+        cls,
+        reference: Reference,
+        result: list[Prediction] | Features | Failure,
+        *,
+        embedded: bool = False,
+        stamp: bytes | None = None,
     ) -> Record:
         error = result if isinstance(result, Failure) else None
         predictions = result if isinstance(result, list) else []
@@ -177,6 +185,7 @@ class Record:
             sha256=reference.sha256,
             id=reference.id,
             features=features,
+            stamp=stamp,
         )
 
     def as_dict(self) -> dict[str, object]:

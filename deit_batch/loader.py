@@ -17,7 +17,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import reduction, util
@@ -35,6 +35,7 @@ from deit_batch.fetch import Fetcher
 from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure, Location, Reference
 from deit_batch.limits import Limits, end_process_after
+from deit_batch.stamps import stamp_of
 
 logger = logging.getLogger("deit_batch")
 
@@ -55,11 +56,12 @@ Settled: TypeAlias = Failure | Literal["same"]
 class Decoded(NamedTuple):
     """Of those of a batch's references that were not settled before. `pixels`: uint8 [n, height, width, 3] of the n
     images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the bytes by place, if
-    asked for."""
+    asked for; `stamps`: by place, what each file was before it was read (stamps.py)."""
 
     pixels: Tensor
     settled: dict[int, Settled]
     digests: dict[int, str]
+    stamps: Sequence[bytes] = ()
 
 
 class _Sent(NamedTuple):
@@ -68,15 +70,17 @@ class _Sent(NamedTuple):
     pixels: Tensor | NDArray[np.uint8]
     settled: dict[int, Settled]
     digests: dict[int, str]
+    stamps: list[bytes]
 
 
 class _Wanted(NamedTuple):
-    """An image on its way into a worker: which of the input's, where it is (or why it must not be looked at), and the
-    digest of the bytes that need not be decoded again."""
+    """An image on its way into a worker: which of the input's, where it is, the digest of the bytes that need not be
+    decoded again, and why it must not be looked at, if so."""
 
     number: int
     location: Location
     known: str | None
+    deadly: Failure | None = None
 
 
 def batched(
@@ -130,7 +134,8 @@ class Decoder(Dataset[_Sent]):
         settled: dict[int, Settled] = {}
         digests: dict[int, str] = {}
         rows = list(pixels)
-        for place, data in enumerate(self._fetcher.fetch_all([wanted.location for wanted in batch])):
+        stamps = [stamp_of(wanted.location) for wanted in batch]  # before the bytes: what comes after is a change
+        for place, data in enumerate(self._fetcher.fetch_all([wanted.deadly or wanted.location for wanted in batch])):
             if isinstance(data, Failure):
                 settled[place] = data
                 continue
@@ -144,7 +149,7 @@ class Decoder(Dataset[_Sent]):
                     rows[place - len(settled)][:] = self._decode(data)
             except DecodeError as error:
                 settled[place] = Failure.of(error)
-        return _Sent(way_out[: len(batch) - len(settled)], settled, digests)
+        return _Sent(way_out[: len(batch) - len(settled)], settled, digests, stamps)
 
     @contextmanager
     def _marked(self, number: int) -> Iterator[None]:
@@ -291,7 +296,7 @@ class Loader:
             if sent is None:
                 break
             self._deaths = 0
-            yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), sent.settled, sent.digests)
+            yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), *sent[1:])
         if self._input_error:
             raise self._input_error
 
@@ -328,7 +333,7 @@ class Loader:
 
     def _wanted(self, reference: Reference) -> _Wanted:
         known = reference.earlier.sha256 if reference.earlier else None
-        return _Wanted(reference.index, self._deadly.get(reference.index) or reference.location, known)
+        return _Wanted(reference.index, reference.location, known, self._deadly.get(reference.index))
 
 
 @contextmanager

@@ -4,6 +4,7 @@
     preds.jsonl.partial    grows, one record a line, whatever the final format; a dead run is continued from it
     preds.jsonl.lock       held while a run writes
     preds.jsonl.run.json   what the run is (settings), and when it is finished, how it went
+    preds.jsonl.stamps     what each image's file was when it was read (stamps.py); .partial.stamps, while it grows
     preds.jsonl.known      with --incremental, what is known of each image (known.py)
 
     features.npy.rows.jsonl   beside an array: the record of each of its rows; there before the array is
@@ -22,15 +23,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
-from deit_batch import sinks
+from deit_batch import sinks, stamps
 from deit_batch.atomic import digest_of, rename_durably, write_atomically, writing
 from deit_batch.earlier import (
     Changed,
-    has_changed,
     has_failed,
     parse_record,
     reference_line,
@@ -136,6 +136,10 @@ class _File:
         self._name = name
         self._partial = self._beside("partial")
         self._report = self._beside("run.json")
+        self._stamps = self._beside("stamps")
+        self._partial_stamps = self._beside("partial.stamps")
+        self._keeps_stamps = not settings.get("incremental")  # then more than that is known of each image (known.py)
+        self._read_files = False
         self._rows = self._beside("rows.jsonl") if format == "npy" else None
         for path in filter(None, (target, self._rows)):
             if path.is_dir():
@@ -175,8 +179,28 @@ class _File:
                 logger.info("an unfinished run is finished first; then this command tries its failures again")
             return False
         complete = self._look_at_target(mode)
+        if complete or self._retries:
+            self._save_stamps()
         self._partial.unlink(missing_ok=True)
+        self._partial_stamps.unlink(missing_ok=True)
         return complete
+
+    def _save_stamps(self) -> None:
+        """Of a run that died between its last two steps: the result is there, its stamps not yet by their name."""
+        if self._partial.exists() or not self._partial_stamps.exists():
+            return
+        if digest_of(self._partial_stamps) == self._earlier.get("stamps"):
+            rename_durably(self._partial_stamps, self._stamps)
+
+    def _target_stamps(self) -> Iterator[bytes] | None:
+        """Of the result that stands; None if they are not known."""
+        if "stamps" not in self._earlier:
+            return None
+        if self._earlier["stamps"] is None:
+            return repeat(stamps.NONE)
+        if not self._stamps.exists() or digest_of(self._stamps) != self._earlier["stamps"]:
+            return None
+        return stamps.read_all(self._stamps)
 
     def _is_known(self, mode: Mode) -> bool:
         """Whether what the partial file holds is known anyway."""
@@ -221,60 +245,68 @@ class _File:
         return self._recalled(references) if self._retries else references
 
     def _recalled(self, references: Iterable[Reference]) -> Iterator[Reference]:
+        changed = Changed(self._name, self._target_stamps())
         with open(self._target, "rb") as results:
             for reference in references:
                 record = parse_record(results.readline()) or {}
                 require_same_input(self._name, reference, record)
-                earlier = None if has_failed(record) else Earlier(record["predictions"])
-                yield replace(reference, earlier=earlier)
+                stands = not has_failed(record)
+                stamp = changed.look_at(reference, stands=stands)
+                yield replace(reference, earlier=Earlier(record["predictions"], stamp=stamp) if stands else None)
             if results.readline():
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
+        changed.warn("--fresh or --incremental makes new ones")
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
             self._check_complete(batches)
             return iter(())
         with writing(self._target):
-            if self._partial.exists():
-                written_ns = self._partial.stat().st_mtime_ns
-                self._file = open(self._partial, "r+b")  # noqa: SIM115 - grows to the end of the run
-                batches = self._verified(batches, written_ns)
+            goes_on = self._partial.exists()
+            if goes_on:
+                self._open("r+b")
+                batches = self._verified(batches)
             # Before there is a partial file: one whose settings are not known could not be continued.
             self._write_report("running", {})
-            if not self._partial.exists():
-                self._file = open(self._partial, "x+b")  # noqa: SIM115
+            if not goes_on:
+                self._open("x+b")
         return self._digested(batches)
 
+    def _open(self, how: str) -> None:
+        """Both grow to the end of the run."""
+        self._file = open(self._partial, how)  # noqa: SIM115
+        self._growing_stamps = open(self._partial_stamps, "a+b")  # noqa: SIM115
+        self._growing_stamps.seek(0)
+
     def _check_complete(self, batches: Iterator[Batch]) -> None:
-        changed = Changed(self._target.stat().st_mtime_ns)
+        changed = Changed(self._name, self._target_stamps())
         for batch in self._digested(batches):
-            changed.look_at(batch)
+            for reference in batch:
+                changed.look_at(reference)
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
                 f"{self._name} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
-        changed.warn(self._name, "--fresh or --incremental makes new ones")
+        changed.warn("--fresh or --incremental makes new ones")
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 
-    def _verified(self, batches: Iterator[Batch], written_ns: int) -> Iterator[Batch]:
+    def _verified(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes over the batches whose records are all there, and cuts off what comes after them: the first batch with
-        a file that has changed since those were written; or, if the run gave up because too much failed, the first in
+        a file that is not what it was when it was read; or, if the run gave up because too much failed, the first in
         which anything did."""
         again = self._earlier.get("status") == "gave up"
         for batch in batches:
             start = self._file.tell()
             records = [record for _ in batch if (record := parse_record(self._file.readline()))]
-            changed = [reference.image for reference in batch if has_changed(reference, written_ns)]
-            if changed:
-                logger.warning("%s has changed since it was scored: going on from there", changed[0])
-            if changed or len(records) < len(batch) or (again and any(map(has_failed, records))):
-                self._file.seek(start)
-                self._file.truncate()
-                return chain([batch], batches)
-            for reference, record in zip(batch, records, strict=True):
+            for reference, record in zip(batch, records, strict=False):
                 require_same_input(self._name, reference, record)
+            is_whole = len(records) == len(batch) and not (again and any(map(has_failed, records)))
+            if not is_whole or not self._are_unchanged(batch):
+                self._cut_off(start)
+                return chain([batch], batches)
+            for record in records:
                 self.tally.count(record)
             self._add_to_digest(batch)
         start = self._file.tell()
@@ -283,9 +315,27 @@ class _File:
                 f"{self._name} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
             )
+        self._cut_off(start)
+        return batches
+
+    def _are_unchanged(self, batch: Batch) -> bool:
+        if not self._keeps_stamps:
+            return True
+        noted = stamps.cut(self._growing_stamps.read(len(batch) * stamps.WIDTH))
+        if len(noted) < len(batch):
+            logger.warning("of %s it is not known what it was when it was scored: going on from there", batch[0].image)
+            return False
+        changed = [each.image for each, stamp in zip(batch, noted, strict=True) if stamps.has_changed(each, stamp)]
+        if changed:
+            logger.warning("%s has changed since it was scored: going on from there", changed[0])
+        self._read_files |= any(stamp != stamps.NONE for stamp in noted)
+        return not changed
+
+    def _cut_off(self, start: int) -> None:
+        """What stands behind the records that are counted, which end at this byte."""
         self._file.seek(start)
         self._file.truncate()
-        return batches
+        self._growing_stamps.truncate(self.tally.inputs * stamps.WIDTH)
 
     def _digested(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -302,19 +352,28 @@ class _File:
             values = record.as_dict()
             self.tally.count(values)
             lines.append(json_line(values))
+        noted = stamps.of_records(records) if self._keeps_stamps else b""
+        self._read_files |= noted.strip(b"\0") != b""
         with writing(self._target):
+            self._growing_stamps.write(noted)
+            self._growing_stamps.flush()  # first: a record without a stamp would be scored again
             self._file.write(b"".join(lines))
             self._file.flush()
 
     def finish(self, report: Mapping[str, object]) -> None:
         with writing(self._target):
-            os.fsync(self._file.fileno())
+            self._sync()
             self._file.close()
+            self._growing_stamps.close()
             result = self._partial
             if self._format != "jsonl":
                 result = self._beside("tmp")
                 sinks.convert(self._partial, result, self._format, self._columns)
-            digests = {"output": digest_of(result), "references_sha256": self._digest.hexdigest()}
+            digests: dict[str, object] = {
+                "output": digest_of(result),
+                "references_sha256": self._digest.hexdigest(),
+                "stamps": digest_of(self._partial_stamps) if self._read_files else None,
+            }
             if self._rows:
                 rows = self._beside("rows.tmp")
                 sinks.convert(self._partial, rows, "rows", self._columns)
@@ -323,10 +382,19 @@ class _File:
             self._write_report("finished", {**report, **digests})
             rename_durably(result, self._target)
             self._partial.unlink(missing_ok=True)
+            # Last, for without a partial file these are the stamps of the result, under either name (_save_stamps).
+            if self._read_files:
+                rename_durably(self._partial_stamps, self._stamps)
+            for path in (self._partial_stamps, *(() if self._read_files else (self._stamps,))):
+                path.unlink(missing_ok=True)
+
+    def _sync(self) -> None:
+        for file in (self._growing_stamps, self._file):
+            os.fsync(file.fileno())
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
         with writing(self._target):
-            os.fsync(self._file.fileno())
+            self._sync()
             self._write_report("gave up" if gave_up else "interrupted", report)
 
     def close(self) -> None:

@@ -2,9 +2,11 @@
 
     DIR.partial             grows; a dead run is continued from the parts in it
       part-000000.jsonl       the records of the first inputs, as many as a part has; each part appears whole
+      part-000000.stamps      what each image's file was when it was read (stamps.py)
       run.json                what the run is (settings), and how it went
     DIR                     the same folder, under its own name when the run is finished, and then with
       manifest.json           its parts, in the order of the input, with their digests and counts
+      stamps                  those of all parts, in their order
     DIR.lock                held while a run writes
 
 Several processes on several machines write parts; only the one that holds the lock does anything else here.
@@ -25,10 +27,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+from deit_batch import stamps
 from deit_batch.atomic import digest_of, rename_durably, write_atomically, writing
 from deit_batch.earlier import (
     Changed,
-    has_changed,
     has_failed,
     parse_record,
     reference_line,
@@ -41,7 +43,7 @@ from deit_batch.lock import Lock
 
 logger = logging.getLogger("deit_batch")
 
-MANIFEST, REPORT = "manifest.json", "run.json"
+MANIFEST, REPORT, STAMPS = "manifest.json", "run.json", "stamps"
 NOTHING_YET = hashlib.sha256().hexdigest()
 """The digest of no reference: where an input begins."""
 
@@ -99,7 +101,13 @@ def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
     for value in values:
         tally.count(value)
     data = b"".join(map(json_line, values))
-    path = folder / part_name(block.number)
+    # The stamps first: of a part that is there, it is known what its images were.
+    _write_whole(folder / part_name(block.number, "stamps"), stamps.of_records(records))
+    _write_whole(folder / part_name(block.number), data)
+    return Part.of(block, tally, data)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with writing(path):
         with open(temporary, "xb") as file:
@@ -107,7 +115,6 @@ def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
             file.flush()
             os.fsync(file.fileno())
         rename_durably(temporary, path)
-    return Part.of(block, tally, data)
 
 
 def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
@@ -171,18 +178,25 @@ class Folder:
         """The parts of a complete folder. Raises UsageError unless they are what its run has left there, and of these
         blocks."""
         parts = read_manifest(self._out)
-        changed = Changed((self._out / MANIFEST).stat().st_mtime_ns)
+        changed = Changed(str(self._out), self._stamps())
         end = NOTHING_YET
         for block in blocks:
             end = block.after
-            changed.look_at(block.references)
+            for reference in block.references:
+                changed.look_at(reference)
         if end != (parts[-1].after if parts else NOTHING_YET):
             raise UsageError(
                 f"{self._out} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
-        changed.warn(str(self._out), "--fresh makes new ones")
+        changed.warn("--fresh makes new ones")
         return parts
+
+    def _stamps(self) -> Iterator[bytes] | None:
+        """Of the finished parts; None if they are not known."""
+        path = self._out / STAMPS
+        is_ours = path.exists() and digest_of(path) == self._earlier.get("stamps")
+        return stamps.read_all(path) if is_ours else None
 
     def begin(self) -> None:
         """Makes the folder, if there is none to go on with."""
@@ -213,8 +227,14 @@ class Folder:
         path = self.partial / part_name(block.number)
         data = path.read_bytes()
         records = [record for line in data.splitlines(keepends=True) if (record := parse_record(line))]
-        changed = [each.image for each in block.references if has_changed(each, path.stat().st_mtime_ns)]
-        if changed:
+        beside = path.with_suffix(".stamps")
+        noted = stamps.cut(beside.read_bytes()) if beside.exists() else []
+        pairs = zip(block.references, noted, strict=False)
+        changed = [each.image for each, stamp in pairs if stamps.has_changed(each, stamp)]
+        if len(noted) != len(block.references):
+            changed = [block.references[0].image]
+            logger.warning("of the images in %s it is not known what they were: it is made anew", path.name)
+        elif changed:
             logger.warning("%s has changed since it was scored: its part is made anew", changed[0])
         again = self._earlier.get("status") == "gave up" and any(map(has_failed, records))
         if changed or again or len(records) != len(block.references):
@@ -229,10 +249,11 @@ class Folder:
     def finish(self, parts: Sequence[Part], report: Mapping[str, object], result: Path, format: str) -> None:
         """Makes `result`, the partial folder or one in it, appear under the name of the run, for what stood there."""
         with writing(self._out):
+            self._join_stamps(parts, result / STAMPS)
             for path in self.partial.glob(".part-*"):  # of a writer that was killed
                 path.unlink()
             digest = parts[-1].after if parts else NOTHING_YET
-            report = {**report, "references_sha256": digest}
+            report = {**report, "references_sha256": digest, "stamps": digest_of(result / STAMPS)}
             write_atomically(result / REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
             write_atomically(result / MANIFEST, pretty(_manifest(parts, result, format)))
             old = self._out.with_name(f"{self._out.name}.old")
@@ -240,8 +261,17 @@ class Folder:
                 shutil.rmtree(old, ignore_errors=True)
                 self._out.rename(old)
             rename_durably(result, self._out)
+            for path in self._out.glob("part-*.stamps"):  # until now, or a run that dies here would begin anew
+                path.unlink()
             for rest in (old, self.partial):
                 shutil.rmtree(rest, ignore_errors=True)
+
+    def _join_stamps(self, parts: Sequence[Part], target: Path) -> None:
+        with open(target, "wb") as file:
+            for part in parts:
+                file.write((self.partial / part_name(part.number, "stamps")).read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
         with writing(self._out):

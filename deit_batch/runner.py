@@ -197,17 +197,24 @@ def score_batch(
     else:
         found = best(scores, labels, options.top_k, options.threshold)
     places = count()
-
-    def result(reference: Reference) -> list[Prediction] | Features | Failure:
-        settled = "same" if reference.is_settled else decoded.settled.get(next(places))
-        if isinstance(settled, Failure):
-            return settled
-        if settled == "same" and reference.earlier:
-            return reference.earlier.predictions
-        return next(found)
-
     embedded = bool(options.features)
-    return [Record.of(reference, result(reference), embedded=embedded) for reference in references]
+
+    def record(reference: Reference) -> Record:
+        earlier = reference.earlier
+        if earlier and reference.is_settled:
+            return Record.of(reference, earlier.predictions, embedded=embedded, stamp=earlier.stamp)
+        place = next(places)
+        settled = decoded.settled.get(place)
+        result: list[Prediction] | Features | Failure
+        if isinstance(settled, Failure):
+            result = settled
+        elif settled == "same" and earlier:
+            result = earlier.predictions
+        else:
+            result = next(found)
+        return Record.of(reference, result, embedded=embedded, stamp=decoded.stamps[place])
+
+    return [record(reference) for reference in references]
 
 
 def best(
@@ -263,7 +270,7 @@ def run(
     """
     stopwatch = Stopwatch()
     format = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
-    beside = [*(["known"] if incremental else []), *(["rows.jsonl"] if format == "npy" else [])]
+    beside = [*(["known"] if incremental else ["stamps"]), *(["rows.jsonl"] if format == "npy" else [])]
     with at_hand(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         if any(_is_same(out, input) for input in options.inputs):

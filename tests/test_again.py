@@ -8,13 +8,16 @@ import random
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored
 
-from deit_batch.errors import Interrupted, UsageError
+from deit_batch import atomic, output, runner
+from deit_batch.errors import Interrupted, OutputError, UsageError
 from deit_batch.limits import Limits
 
 SIGNED = "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}"
@@ -186,7 +189,7 @@ def test_an_incremental_run_overwrites_only_results(photos: Path, vit: Path, tmp
 # --- retry-failed -------------------------------------------------------------------------------------------------
 
 
-def test_only_what_failed_is_scored_again(photos: Path, vit: Path, tmp_path: Path) -> None:
+def test_only_what_failed_is_scored_again(photos: Path, vit: Path, tmp_path: Path, messages: list[str]) -> None:
     for number in (3, 17, 18):
         (photos / f"{number:02}.jpg").write_bytes(b"broken")
     first = scored(photos, vit, tmp_path).read_bytes().splitlines()
@@ -196,6 +199,7 @@ def test_only_what_failed_is_scored_again(photos: Path, vit: Path, tmp_path: Pat
     (photos / "30.jpg").write_bytes(b"broken since, but scored before")
     second = scored(photos, vit, tmp_path, mode="retry-failed").read_bytes().splitlines()
     assert [place for place in range(40) if first[place] != second[place]] == [3, 18]
+    assert any("1 images have changed" in message and "30.jpg first" in message for message in messages)
     assert json.loads(second[3])["predictions"]
     assert read_json(tmp_path / "p.jsonl.run.json")["counts"]["failed"] == 1
     assert scored(photos, vit, tmp_path).read_bytes().splitlines() == second  # and that run is finished now
@@ -267,3 +271,132 @@ def test_a_picture_replaced_since_a_run_was_finished_is_told(
     (photos / "07.jpg").write_bytes(jpeg(77))
     assert scored(photos, vit, tmp_path).read_bytes() == before
     assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+
+
+@contextmanager
+def replaced_after(batches: int, photo: Path, monkeypatch: pytest.MonkeyPatch, *, then_killed: bool) -> Iterator[None]:
+    """The photo is another one as soon as so many batches have been scored; the run goes on, and may be stopped later.
+    Its times are those of the old one: nothing but the name's own change tells."""
+    left = [batches]
+    original = runner.score_batch
+
+    def counted(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            new = photo.with_suffix(".new")
+            new.write_bytes(jpeg(77))
+            os.utime(new, ns=(photo.stat().st_atime_ns, photo.stat().st_mtime_ns))
+            new.rename(photo)
+        if left[0] == -3 and then_killed:
+            os.kill(os.getpid(), 15)
+        return original(*args)
+
+    monkeypatch.setattr(runner, "score_batch", counted)
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv"])
+def test_a_picture_replaced_while_the_run_goes_on_is_noticed_by_the_next(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str], out: str
+) -> None:
+    """After its record was written, and before the last one was."""
+    with pytest.raises(Interrupted), replaced_after(3, photos / "00.jpg", monkeypatch, then_killed=True):
+        scored(photos, vit, tmp_path, out)
+    result = scored(photos, vit, tmp_path, out).read_bytes()
+    assert any("00.jpg has changed since it was scored" in message for message in messages)
+    assert result == scored(photos, vit, tmp_path, f"new-{out}").read_bytes()
+    messages.clear()
+    assert scored(photos, vit, tmp_path, out).read_bytes() == result
+    assert not any("changed" in message for message in messages)
+
+
+@pytest.mark.parametrize("again", [{}, {"mode": "retry-failed"}], ids=str)
+def test_a_picture_replaced_while_a_run_comes_to_its_end_is_told_by_the_next(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str], again: dict[str, Any]
+) -> None:
+    (photos / "30.jpg").write_bytes(b"broken")
+    with replaced_after(3, photos / "00.jpg", monkeypatch, then_killed=False):
+        scored(photos, vit, tmp_path)
+    for _ in range(2):
+        messages.clear()
+        scored(photos, vit, tmp_path, **again)
+        assert any("1 images have changed" in message and "00.jpg first" in message for message in messages)
+
+
+def test_a_picture_that_appears_where_none_was_is_told(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    (tmp_path / "t.txt").write_text(f"{photos}/none.jpg\n{photos}/01.jpg\n{photos}/02.jpg\n")
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    (photos / "02.jpg").unlink()
+    (photos / "none.jpg").write_bytes(jpeg(1))
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    assert any("1 images have changed" in message and "none.jpg first" in message for message in messages)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv"])
+def test_a_run_that_dies_at_its_very_end_still_knows_its_images(
+    photos: Path,
+    vit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[str],
+    out: str,
+    place: int,
+) -> None:
+    """At each of the renames with which a result appears. What was known of the images is neither lost nor scored
+    again."""
+    renames = [0]
+    original = atomic.rename_durably
+
+    def failing(source: Path, target: Path) -> None:
+        renames[0] += 1
+        if ".partial" not in target.name and renames[0] > place + 1:  # the first is that of the report, at the start
+            raise OSError(28, "No space left on device")
+        original(source, target)
+
+    for module in (atomic, output):
+        monkeypatch.setattr(module, "rename_durably", failing)
+    with suppress(OutputError):
+        scored(photos, vit, tmp_path, out)
+    monkeypatch.undo()
+    scored_again = []
+    monkeypatch.setattr(runner, "score_batch", lambda *args: scored_again.append(args))
+    result = scored(photos, vit, tmp_path, out).read_bytes()
+    monkeypatch.undo()
+    (photos / "07.jpg").write_bytes(jpeg(77))
+    messages.clear()
+    assert scored(photos, vit, tmp_path, out).read_bytes() == result
+    assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+    assert sorted(path.name for path in tmp_path.glob(f"{out}*")) == [
+        out, f"{out}.run.json", f"{out}.stamps"
+    ]  # fmt: skip
+
+
+def test_what_can_not_be_told_of_the_images_is_said(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    """As of a result that another version has made."""
+    (photos / "30.jpg").write_bytes(b"broken")
+    scored(photos, vit, tmp_path)
+    (tmp_path / "p.jsonl.stamps").unlink()
+    for mode in ("continue", "retry-failed"):
+        messages.clear()
+        scored(photos, vit, tmp_path, mode=mode)
+        assert any("can't be told" in message for message in messages)
+    messages.clear()
+    scored(photos, vit, tmp_path)  # of what it is since then
+    assert not any("changed" in message for message in messages)
+
+
+def test_where_nothing_is_to_be_noted_of_files_nothing_is_left(
+    photos: Path, server: str, vit: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "t.txt").write_text(f"{server}/01.jpg\n{server}/02.jpg\n")
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    assert read_json(tmp_path / "p.jsonl.run.json")["stamps"] is None
+    assert not list(tmp_path.glob("*.stamps"))
+    scored(photos, vit, tmp_path, "i.jsonl", incremental=True)
+    assert not list(tmp_path.glob("*.stamps"))

@@ -154,13 +154,14 @@ def test_a_run_that_died_is_continued_to_the_same_bytes(
     with pytest.raises(Interrupted), interrupted_after(4, monkeypatch):
         embedded(some_broken, vit, tmp_path, out)
     partial = tmp_path / f"{out}.partial"
-    kept = partial.read_bytes()
+    kept, stamps = partial.read_bytes(), (tmp_path / f"{out}.partial.stamps").read_bytes()
     assert not (tmp_path / out).exists()
     report = (tmp_path / f"{out}.run.json").read_bytes()
     for cut in (kept, kept[:-1], kept[: len(kept) // 2], kept[:10]):
         for path in tmp_path.glob("f.*"):
             path.unlink()
         partial.write_bytes(cut)
+        (tmp_path / f"{out}.partial.stamps").write_bytes(stamps)
         (tmp_path / f"{out}.run.json").write_bytes(report)
         embedded(some_broken, vit, tmp_path, out)
         assert_same_results(tmp_path, tmp_path / "whole", out)
@@ -168,7 +169,7 @@ def test_a_run_that_died_is_continued_to_the_same_bytes(
 
 def assert_same_results(folder: Path, whole: Path, out: str) -> None:
     names = [out] + ["f.npy.rows.jsonl"] * (out == "f.npy")
-    assert sorted(path.name for path in folder.glob("f.*")) == sorted([*names, f"{out}.run.json"])
+    assert sorted(path.name for path in folder.glob("f.*")) == sorted([*names, f"{out}.run.json", f"{out}.stamps"])
     for name in names:
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 

@@ -46,7 +46,7 @@ def test_the_result_and_its_report_appear_and_nothing_else_is_left(
 ) -> None:
     local = scored(photos, vit, tmp_path)
     run(bucket, photos, vit)
-    assert bucket.names() == [OUT, f"{OUT}.run.json"]
+    assert bucket.names() == [OUT, f"{OUT}.run.json", f"{OUT}.stamps"]
     assert bucket.get(OUT) == local.read_bytes()
     report = valid(json.loads(bucket.get(f"{OUT}.run.json")), "run-report")
     assert report["status"] == "finished"
@@ -118,7 +118,7 @@ def test_a_result_that_could_not_be_sent_is_sent_by_the_same_command(
     assert f"{OUT}.run.json" not in bucket.names()
     bucket.proxy.faults.clear()
     run(bucket, photos, vit)
-    assert bucket.names() == [OUT, f"{OUT}.run.json"]
+    assert bucket.names() == [OUT, f"{OUT}.run.json", f"{OUT}.stamps"]
     assert outboxes(tmp_path) == []
 
 
@@ -169,9 +169,12 @@ def test_an_upload_whose_answer_was_lost_is_recognised(bucket: Bucket, photos: P
     with pytest.raises(OutputError):
         run(bucket, photos, vit)
     bucket.proxy.faults.clear()
-    assert bucket.names() == [OUT]  # as this run has made it, though nothing that it keeps here says so
+    assert bucket.names() == [
+        OUT,
+        f"{OUT}.stamps",
+    ]  # as this run has made it, though nothing that it keeps here says so
     run(bucket, photos, vit)
-    assert bucket.names() == [OUT, f"{OUT}.run.json"]
+    assert bucket.names() == [OUT, f"{OUT}.run.json", f"{OUT}.stamps"]
 
 
 def test_what_failed_is_tried_again_and_what_is_known_is_kept_from_any_machine(
@@ -202,7 +205,7 @@ def test_what_failed_is_tried_again_and_what_is_known_is_kept_from_any_machine(
 
 def test_features_and_merged_shards_go_there_too(bucket: Bucket, photos: Path, vit: Path, tmp_path: Path) -> None:
     run(bucket, photos, vit, out="f.npy", features=("cls",))
-    assert bucket.names() == ["f.npy", "f.npy.rows.jsonl", "f.npy.run.json"]
+    assert bucket.names() == ["f.npy", "f.npy.rows.jsonl", "f.npy.run.json", "f.npy.stamps"]
     (tmp_path / "f.npy").write_bytes(bucket.get("f.npy"))
     assert np.load(tmp_path / "f.npy").shape == (40, 32)
 

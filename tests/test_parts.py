@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import DeitBatchError, UsageError
-from deit_batch.io import Failure, LocalFile, Record, Reference
+from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
 from deit_batch.parts import Block, Folder, Part, cut, in_order, part_name, read_manifest, write_part
+from deit_batch.stamps import stamp_of
 
 SETTINGS = {"input": "imgs/", "part_size": 2}
 
@@ -29,9 +30,9 @@ def references(count: int) -> Iterator[Reference]:
 
 def record(reference: Reference) -> Record:
     """Every fifth has failed."""
-    if reference.index % 5 == 4:
-        return Record.of(reference, Failure("DecodeError", "no image"))
-    return Record.of(reference, [{"label": "can", "score": 0.5}])
+    failed = reference.index % 5 == 4
+    result = Failure("DecodeError", "no image") if failed else [Prediction(label="can", score=0.5)]
+    return Record.of(reference, result, stamp=stamp_of(reference.location))
 
 
 def write(folder: Path, block: Block) -> Part:
@@ -39,8 +40,11 @@ def write(folder: Path, block: Block) -> Part:
 
 
 @pytest.fixture
-def died(tmp_path: Path) -> Path:
-    """A run over nine inputs that has left the parts 0, 1 and 3 of five."""
+def died(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run over nine files of this folder that has left the parts 0, 1 and 3 of five."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("images"))
+    for index in range(10):
+        Path(f"{index}.jpg").touch()
     out = tmp_path / "out"
     with closing(Folder(out, SETTINGS, fresh=False)) as folder:
         folder.begin()
@@ -77,7 +81,7 @@ def test_the_folder_appears_when_it_is_whole(died: Path) -> None:
     finish(died)
     assert sorted(os.listdir(died.parent)) == ["out"]
     names = [part_name(number) for number in range(5)]
-    assert sorted(os.listdir(died)) == ["manifest.json", *names, "run.json"]
+    assert sorted(os.listdir(died)) == ["manifest.json", *names, "run.json", "stamps"]
     manifest = read_json(died / "manifest.json")
     assert [row["name"] for row in manifest["parts"]] == names
     assert (manifest["inputs"], manifest["failed"]) == (9, 1)
@@ -146,21 +150,19 @@ def _cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def _touched(path: Path) -> None:
-    os.utime(path, ns=(0, 0))  # as if the image of its first record had been written since
+def _image_replaced(path: Path) -> None:
+    """One that was read, and replaced before the last part was written."""
+    Path("new").touch()
+    os.utime("new", ns=(0, 0))
+    os.rename("new", "3.jpg")
 
 
-@pytest.mark.parametrize("damage", [_cut_off, _touched])
-def test_a_damaged_part_is_made_anew(
-    died: Path, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = died.parent / "images"
-    images.mkdir()
-    for index in range(9):
-        (images / f"{index}.jpg").touch()
-    monkeypatch.chdir(images)
-    for number in (0, 1, 3):
-        os.utime(died.with_name("out.partial") / part_name(number))
+def _stamps_lost(path: Path) -> None:
+    path.with_suffix(".stamps").unlink()
+
+
+@pytest.mark.parametrize("damage", [_cut_off, _image_replaced, _stamps_lost])
+def test_a_damaged_part_is_made_anew(died: Path, damage: Callable[[Path], None]) -> None:
     damage(died.with_name("out.partial") / part_name(1))
     assert set(standing(died)) == {0, 3}
     assert not (died.with_name("out.partial") / part_name(1)).exists()

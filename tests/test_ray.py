@@ -170,7 +170,7 @@ def test_an_actor_and_then_a_node_are_killed_and_nothing_is_lost(
     finished: dict[str, int] = {}
 
     def remove() -> None:
-        finished.update({path.name: path.stat().st_ino for path in (tmp_path / "out.partial").glob("part-*")})
+        finished.update({path.name: path.stat().st_ino for path in (tmp_path / "out.partial").glob("part-*.jsonl")})
         cluster.remove_node(node, allow_graceful=False)
 
     def kill() -> None:

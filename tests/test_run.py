@@ -126,7 +126,7 @@ def test_the_formats(photos: Path, vit: Path, tmp_path: Path) -> None:
     assert [row["predictions"] for row in parquet] == predictions
     assert parquet[0]["error"]["type"] == "DecodeError"
     assert [row["id"] for row in parquet] == [str(number) for number in range(40)]
-    assert sorted(path.suffix for path in tmp_path.glob("p.*") if ".run" not in path.name) == [
+    assert sorted(path.suffix for path in tmp_path.glob("p.*") if not {".run", ".stamps"} & set(path.suffixes)) == [
         ".csv", ".json", ".jsonl", ".parquet", ".txt",
     ]  # nothing else is left behind  # fmt: skip
 
@@ -175,10 +175,11 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("out", ["p.jsonl", "p.csv"])
 @pytest.mark.parametrize("cut", [0, 1, 500, 5000, None])
+@pytest.mark.parametrize("cut_stamps", [0, 99, None])
 def test_a_run_that_died_is_continued_to_the_same_bytes(
-    photos: Path, vit: Path, tmp_path: Path, out: str, cut: int | None
+    photos: Path, vit: Path, tmp_path: Path, out: str, cut: int | None, cut_stamps: int | None
 ) -> None:
-    """Whatever was written of the partial file, even half a line."""
+    """Whatever was written of the partial file, even half a line, and of what the images were."""
     (photos / "05.jpg").write_bytes(b"broken")
     (tmp_path / "whole").mkdir()
     whole = scored(photos, vit, tmp_path / "whole", out).read_bytes()
@@ -187,9 +188,12 @@ def test_a_run_that_died_is_continued_to_the_same_bytes(
     settings = read_json(report)["settings"]
     (tmp_path / f"{out}.run.json").write_text(json.dumps({"status": "running", "settings": settings}))
     (tmp_path / f"{out}.partial").write_bytes(records[:cut])
+    stamps = (tmp_path / "whole" / "lines.jsonl.stamps").read_bytes()
+    (tmp_path / f"{out}.partial.stamps").write_bytes(stamps[:cut_stamps])
     assert scored(photos, vit, tmp_path, out).read_bytes() == whole
     assert read_json(tmp_path / f"{out}.run.json")["counts"]["failed"] == 1
-    assert not (tmp_path / f"{out}.partial").exists()
+    assert not list(tmp_path.glob(f"{out}.partial*"))
+    assert (tmp_path / f"{out}.stamps").read_bytes() == stamps
 
 
 def test_what_is_there_is_checked_not_trusted(photos: Path, vit: Path, tmp_path: Path) -> None:
@@ -237,6 +241,7 @@ def test_an_input_that_shrank_loses_no_record_in_silence(photos: Path, vit: Path
     table = tmp_path / "t.txt"
     table.write_text("".join(names))
     scored(table, vit, tmp_path).rename(tmp_path / "p.jsonl.partial")
+    (tmp_path / "p.jsonl.stamps").rename(tmp_path / "p.jsonl.partial.stamps")
     report = (tmp_path / "p.jsonl.run.json").read_bytes()
     table.write_text("".join(names[:20]))
     with pytest.raises(UsageError, match="It ends now after 20 images, but more have records"):

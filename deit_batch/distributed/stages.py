@@ -55,6 +55,7 @@ class Pixels(NamedTuple):
     block: Block
     pixels: NDArray[np.uint8]
     settled: dict[int, Settled]
+    stamps: Sequence[bytes]
     seconds: dict[str, float]
 
 
@@ -134,7 +135,7 @@ def decode(table: pa.Table, recipe: Recipe, limits: Limits) -> pa.Table:
         closing(Loader([row.references], recipe, limits, workers=1, pin_memory=False)) as loader,
     ):
         ((_, decoded),) = loader
-    return packed(Pixels(row, decoded.pixels.numpy(), decoded.settled, stopwatch.seconds))
+    return packed(Pixels(row, decoded.pixels.numpy(), decoded.settled, decoded.stamps, stopwatch.seconds))
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Scorer:
                 result = self._classifier.submit(torch.from_numpy(row.pixels))
             scores = result()
         with stopwatch("write"):
-            decoded = Decoded(torch.empty(0), row.settled, {})
+            decoded = Decoded(torch.empty(0), row.settled, {}, row.stamps)
             records = score_batch(row.block.references, decoded, scores, self._labels, self._options)
             part = write_part(self._folder, row.block, records)
         return packed(Done(part, f"{platform.node()}: {machine.describe()}", stopwatch.seconds))

@@ -1,0 +1,46 @@
+"""Whether a file is still what it was when it was read.
+
+A worker notes the size and times of each file just before it reads it. A run keeps them beside its result, eight bytes
+a record, in the order of the records. The time of the result would not do: a file may be replaced after it was read,
+while the run still goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from deit_batch.io import Location, Record, Reference, stamp
+
+WIDTH = 8
+NONE = bytes(WIDTH)
+"""Of what is no file, or could not be looked at."""
+
+
+def stamp_of(location: Location) -> bytes:
+    """A digest of size and times, WIDTH bytes."""
+    found = stamp(location)
+    return NONE if found is None else hashlib.blake2b(repr(found).encode(), digest_size=WIDTH).digest()
+
+
+def has_changed(reference: Reference, before: bytes) -> bool:
+    """Whether it is a file that is there and is not what it was, or was not there. `before`: its stamp of then."""
+    now = stamp_of(reference.location)
+    return now not in (before, NONE)
+
+
+def of_records(records: Iterable[Record]) -> bytes:
+    return b"".join(record.stamp or NONE for record in records)
+
+
+def cut(stamps: bytes) -> list[bytes]:
+    """Into those of each record; without a last one that is not whole."""
+    return [stamps[start : start + WIDTH] for start in range(0, len(stamps) - WIDTH + 1, WIDTH)]
+
+
+def read_all(path: Path) -> Iterator[bytes]:
+    """One after another."""
+    with open(path, "rb") as file:
+        while len(one := file.read(WIDTH)) == WIDTH:
+            yield one
