@@ -169,10 +169,8 @@ def test_an_upload_whose_answer_was_lost_is_recognised(bucket: Bucket, photos: P
     with pytest.raises(OutputError):
         run(bucket, photos, vit)
     bucket.proxy.faults.clear()
-    assert bucket.names() == [
-        OUT,
-        f"{OUT}.stamps",
-    ]  # as this run has made it, though nothing that it keeps here says so
+    # The result is as this run has made it, though nothing that it keeps here says so.
+    assert bucket.names() == [OUT, f"{OUT}.stamps"]
     run(bucket, photos, vit)
     assert bucket.names() == [OUT, f"{OUT}.run.json", f"{OUT}.stamps"]
 
