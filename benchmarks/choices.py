@@ -20,10 +20,10 @@ import torch
 import transformers
 from report import describe_machine
 
-from deit_batch.checkpoints import find_checkpoint
-from deit_batch.exported import Session, export
-from deit_batch.machine import cores
-from deit_batch.pytorch import load_weights
+from deit_batch.model.checkpoint import find_checkpoint
+from deit_batch.model.onnx import Session, export
+from deit_batch.model.transformer import load_weights
+from deit_batch.system.machine import cores
 
 HERE = Path(__file__).resolve().parent
 TURNS, SECONDS = 3, 3.0

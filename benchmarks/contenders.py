@@ -47,10 +47,10 @@ def pipeline(checkpoint: str, paths: list[str], *, batch: int, workers: int) -> 
 
 def runtime(load: Callable[[], Callable[[Any], object]], checkpoint: str, paths: list[str], batch: int) -> Run:
     """Another runtime over our own decode loop."""
-    from deit_batch.checkpoints import find_checkpoint, find_recipe
     from deit_batch.io import LocalFile, Reference
     from deit_batch.limits import Limits
-    from deit_batch.loader import Loader, batched
+    from deit_batch.loading.loader import Loader, batched
+    from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 
     recipe = find_recipe(find_checkpoint(checkpoint), None)
     forward = load()
@@ -112,9 +112,9 @@ def decoders(checkpoint: str, small: list[str], large: list[str]) -> Run:
     import numpy as np
     from PIL import Image
 
-    from deit_batch.checkpoints import find_checkpoint, find_recipe
-    from deit_batch.images import decode
     from deit_batch.limits import Limits
+    from deit_batch.loading.decode import decode
+    from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 
     recipe = find_recipe(find_checkpoint(checkpoint), None)
     fast = replace(recipe, fast=True)

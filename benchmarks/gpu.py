@@ -20,13 +20,13 @@ import torch
 from bench import ours
 from report import versions
 
-from deit_batch.checkpoints import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
-from deit_batch.loader import Loader, batched
-from deit_batch.model import DTYPES, compiled, scores_of
+from deit_batch.loading.loader import Loader, batched
+from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
+from deit_batch.model.classifier import DTYPES, compiled, scores_of
+from deit_batch.model.transformer import load_weights
 from deit_batch.plan import Options, Plan
-from deit_batch.pytorch import load_weights
 
 HERE = Path(__file__).resolve().parent
 MODELS = {"DeiT-Ti": material.TINY, "DeiT-B": material.BASE}

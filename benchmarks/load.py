@@ -17,7 +17,7 @@ from clients import latencies, request, running
 from crossed import Night, spend
 from report import versions
 
-from deit_batch import machine
+from deit_batch.system import machine
 
 HERE = Path(__file__).resolve().parent
 COMMAND = str(Path(sys.executable).parent / "deit-batch")

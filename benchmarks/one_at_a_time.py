@@ -12,15 +12,15 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from deit_batch.checkpoints import find_checkpoint, find_recipe
-from deit_batch.engines import Threads
-from deit_batch.fetch import decode_base64
-from deit_batch.images import decode
 from deit_batch.limits import Limits
-from deit_batch.machine import cores
-from deit_batch.model import Classifier, scores_of
-from deit_batch.pytorch import load_weights
+from deit_batch.loading.decode import decode
+from deit_batch.loading.fetch import decode_base64
+from deit_batch.model.checkpoint import find_checkpoint, find_recipe
+from deit_batch.model.classifier import Classifier, scores_of
+from deit_batch.model.engines import Threads
+from deit_batch.model.transformer import load_weights
 from deit_batch.runner import best
+from deit_batch.system.machine import cores
 
 
 class ScoreRequest(BaseModel):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
-from deit_batch.machine import describe
+from deit_batch.system.machine import describe
 
 LABELS = [f"class number {number}, synonym {number}" for number in range(1000)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeAlias, TypedDict
 
-from deit_batch import machine
+from deit_batch.system import machine
 
 Results: TypeAlias = dict[str, list[float]]
 """The values of each figure, one a turn."""

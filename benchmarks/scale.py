@@ -25,12 +25,12 @@ from typing import Any
 
 from report import describe_machine
 
+from deit_batch.input.open import Shard, open_source
 from deit_batch.io import Prediction, Record, Reference
-from deit_batch.merging import merge
-from deit_batch.output import Output, open_output
-from deit_batch.parts import Block, Folder, Part, cut, in_order, write_part
-from deit_batch.sinks import Columns
-from deit_batch.sources import Shard, open_source
+from deit_batch.output.file import Output, open_output
+from deit_batch.output.formats import Columns
+from deit_batch.output.merge import merge
+from deit_batch.output.parts import Block, Folder, Part, cut, in_order, write_part
 
 HERE = Path(__file__).resolve().parent
 SHARDS = 8

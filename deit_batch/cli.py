@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from deit_batch import __version__
+from deit_batch.commands._exit import wrong_usage_told
 from deit_batch.commands.compare import compare
 from deit_batch.commands.doctor import doctor
 from deit_batch.commands.embed import embed
@@ -19,7 +20,6 @@ from deit_batch.commands.pull import pull
 from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
-from deit_batch.exits import wrong_usage_told
 
 
 class Program(click.Group):

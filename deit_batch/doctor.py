@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from deit_batch import machine
-from deit_batch.checkpoints import DEFAULT_MODEL, why_not_the_hub
 from deit_batch.errors import DeitBatchError
 from deit_batch.io import Record
+from deit_batch.model.checkpoint import DEFAULT_MODEL, why_not_the_hub
+from deit_batch.system import machine
 
 LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")
 EXTRAS = {

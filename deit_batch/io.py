@@ -1,8 +1,7 @@
 """What goes in and what comes out: references, records, and their form as JSON.
 
-Every input kind becomes `Reference`s (sources.py makes them), and every run gives `Record`s (output.py writes them as
-JSONL, which sinks.py converts at the end).
-"""
+Every input kind becomes `Reference`s (input/open.py makes them), and every run gives `Record`s (output/file.py writes
+them as JSONL, which output/formats.py converts at the end)."""
 
 from __future__ import annotations
 
@@ -14,15 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
-from deit_batch.geometry import FeatureName
-from deit_batch.identity import NAME_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+NAME_FIELDS = ("image", "image_bytes", "image_sha256", "image_id")
+"""The fields of a record that say which input it is of, beside its index (input/identity.py)."""
 
 RECORD_FIELDS = ("index", *NAME_FIELDS, "predictions", "error")
 
@@ -76,6 +76,9 @@ class Prediction(TypedDict):
     score: float
 
 
+FeatureName: TypeAlias = Literal["cls", "distillation", "mean"]
+"""What an encoder can say of an image: its [CLS] token, its distillation token, or the mean of its patches."""
+
 Features: TypeAlias = "Mapping[FeatureName, NDArray[np.float32]]"
 """Each [width]."""
 
@@ -83,7 +86,7 @@ Features: TypeAlias = "Mapping[FeatureName, NDArray[np.float32]]"
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """What an earlier run found in an image. `sha256`: of the bytes that it read; they stand if the bytes are still the
-    same. None: they are known to be. `stamp`: of the file then (stamps.py)."""
+    same. None: they are known to be. `stamp`: of the file then (input/stamps.py)."""
 
     predictions: list[Prediction]
     sha256: str | None = None
@@ -94,7 +97,7 @@ class Earlier:
 class Reference:
     """One input. `index` counts from 0; `image` is as the user gave it, but without secrets, None for inline data;
     `sha256` is the digest of inline data as given, None for others; `id` says which input it is where the two do not
-    (identity.py)."""
+    (input/identity.py)."""
 
     index: int
     image: str | None
@@ -114,8 +117,9 @@ class Reference:
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
     gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
-    tables.Table. `whole()`: of a shard that has been read to its end, the digest of the whole input. `has_columns`:
-    whether its rows have fields that can be named; `is_open_file`: whether a file stays open until all is read."""
+    input.tables.Table. `whole()`: of a shard that has been read to its end, the digest of the whole input.
+    `has_columns`: whether its rows have fields that can be named; `is_open_file`: whether a file stays open until all
+    is read."""
 
     references: Iterator[Reference]
     total: Callable[[int], int | None] = lambda read: None
@@ -152,7 +156,7 @@ class Tally:
 class Record:
     """One result. Exactly one of `predictions` (best first) and `error` says something; where features were asked for,
     `features` stand for the predictions. They are None where they were not, and empty where it failed. `stamp` says
-    what the file was when it was read (stamps.py); it is not written."""
+    what the file was when it was read (input/stamps.py); it is not written."""
 
     index: int
     image: str | None

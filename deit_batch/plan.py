@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 
-from deit_batch.checkpoints import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.errors import UsageError
-from deit_batch.geometry import FEATURES, FeatureName
-from deit_batch.images import Recipe
-from deit_batch.io import Reference, Source
+from deit_batch.input.open import Shard, open_source
+from deit_batch.io import FeatureName, Reference, Source
 from deit_batch.limits import DEFAULT_LIMITS, Limits
-from deit_batch.machine import cores
-from deit_batch.sources import Shard, open_source
+from deit_batch.model.architecture import FEATURES
+from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
+from deit_batch.model.recipe import Recipe
+from deit_batch.system.machine import cores
 
 if TYPE_CHECKING:
     import torch
 
-    from deit_batch.model import Classifier
+    from deit_batch.model.classifier import Classifier
 
 logger = logging.getLogger("deit_batch")
 
@@ -116,12 +116,12 @@ class Plan:
             _require_features(options.features, options, checkpoint)
         recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
 
-        from deit_batch.model import choose_device, choose_dtype, choose_sizes
+        from deit_batch.model.classifier import choose_device, choose_dtype, choose_sizes
 
         device = choose_device("cpu" if checkpoint.exported_dtype and options.device == "auto" else options.device)
         dtype = choose_dtype(options.dtype, device, checkpoint)
         if dtype == "int8" and not checkpoint.exported_dtype:
-            from deit_batch.exported import exported
+            from deit_batch.model.onnx import exported
 
             checkpoint = exported(checkpoint, dtype)
         if options.compile and device.type != "cuda":
@@ -142,19 +142,19 @@ class Plan:
     @property
     def round_size(self) -> int:
         """Images in one round of forward passes, those that run at once."""
-        from deit_batch.model import passes_at_once
+        from deit_batch.model.classifier import passes_at_once
 
         return min(self.batch_size, self.pass_size * passes_at_once(self.device))
 
     def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
         """Of `batch_size` references, but the first: that is one round, so that its records come soon."""
-        from deit_batch.loader import batched
+        from deit_batch.loading.loader import batched
 
         return batched(references, self.batch_size, first_size=self.round_size)
 
     def load(self, most_cores: int | None = None) -> Classifier:
         """Raises CheckpointError if the weights do not fit."""
-        from deit_batch.model import load_classifier
+        from deit_batch.model.classifier import load_classifier
 
         return load_classifier(
             self.checkpoint,

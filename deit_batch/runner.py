@@ -14,24 +14,23 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeAlias
 
-from deit_batch import machine
-from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
-from deit_batch.geometry import FeatureName
-from deit_batch.interrupt import stop_on_signals
-from deit_batch.io import Failure, Features, Prediction, Record, Reference, Source, Tally
-from deit_batch.known import Known
-from deit_batch.outbox import at_hand
-from deit_batch.output import Mode, Output, open_output
+from deit_batch.io import Failure, FeatureName, Features, Prediction, Record, Reference, Source, Tally
+from deit_batch.model.checkpoint import DEFAULT_MODEL
+from deit_batch.output.file import Mode, Output, open_output
+from deit_batch.output.formats import Columns, choose_features_format, choose_format
+from deit_batch.output.incremental import Known
+from deit_batch.output.staging import at_hand
 from deit_batch.plan import Options, Plan
-from deit_batch.progress import Progress, Stopwatch
-from deit_batch.sinks import Columns, choose_features_format, choose_format
+from deit_batch.system import machine
+from deit_batch.system.progress import Progress, Stopwatch
+from deit_batch.system.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deit_batch.loader import Decoded
-    from deit_batch.model import Classifier
+    from deit_batch.loading.loader import Decoded
+    from deit_batch.model.classifier import Classifier
 
 logger = logging.getLogger("deit_batch")
 
@@ -49,7 +48,7 @@ class ErrorThreshold:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Of "3" or "1%"; as options.Threshold has checked it."""
+        """Of "3" or "1%"; as commands._types.Threshold has checked it."""
         return cls(float(text.removesuffix("%")), percent=text.endswith("%"))
 
     def allows(self, failed: int, inputs: int) -> bool:
@@ -149,7 +148,7 @@ def scored(
     """The records of each batch, in order. The first images are decoded while the model loads, unless `classifier` is
     one that the caller has and keeps; and the next batch is being scored while the records of one are made and
     written."""
-    from deit_batch.loader import Loader
+    from deit_batch.loading.loader import Loader
 
     on_gpu = plan.device.type == "cuda"
     loader = Loader(

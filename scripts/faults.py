@@ -31,7 +31,7 @@ import tables_of_bad_rows  # noqa: E402
 from misbehaving import FAULTS as MISBEHAVIOURS  # noqa: E402
 from misbehaving import serve  # noqa: E402
 
-from deit_batch import machine  # noqa: E402
+from deit_batch.system import machine  # noqa: E402
 
 COMMAND = str(Path(sys.executable).parent / "deit-batch")
 INPUTS = 800

@@ -13,19 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import COMMAND, EXAMPLES, MakeCheckpoint, interrupted_after, read_json, read_jsonl, scored
+from helpers import COMMAND, EXAMPLES, MakeCheckpoint, interrupted_after, read_json, read_jsonl, scored, wait_for_growth
 from safetensors.torch import load_file, save_file
-from test_cli import wait_for_growth
 from transformers import AutoImageProcessor, AutoModel
 from transformers.image_utils import load_image
 
 from deit_batch import embed, score
-from deit_batch.atomic import rename_durably
 from deit_batch.cli import main
 from deit_batch.errors import Interrupted, OutputError, TooManyFailures, UsageError
-from deit_batch.identity import NAME_FIELDS
+from deit_batch.io import NAME_FIELDS
 from deit_batch.plan import Options
 from deit_batch.runner import ErrorThreshold, run
+from deit_batch.system.atomic import rename_durably
 
 WIDTH = 32
 CLS: Any = ("cls",)
@@ -189,7 +188,7 @@ def test_an_array_appears_after_its_rows_whenever_the_run_dies(
         done += 1
         rename_durably(source, target)
 
-    monkeypatch.setattr("deit_batch.output.rename_durably", dies)
+    monkeypatch.setattr("deit_batch.output.file.rename_durably", dies)
     with pytest.raises(OutputError, match="run the same command again"):
         embedded(some_broken, vit, tmp_path, "f.npy")
     monkeypatch.undo()

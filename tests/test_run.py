@@ -19,15 +19,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, interrupted_after, jpeg, read_json, read_jsonl, scored, valid
+from helpers import LABELS, interrupted_after, jpeg, read_json, read_jsonl, scored, valid
 
 from deit_batch import io as records_io
 from deit_batch import score
 from deit_batch.errors import CheckpointError, InputError, Interrupted, OutputError, TooManyFailures, UsageError
-from deit_batch.images import CARD_RECIPE
 from deit_batch.io import Tally
 from deit_batch.limits import Limits
-from deit_batch.loader import Loader, batched
+from deit_batch.loading.loader import Loader, batched
+from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.plan import Options
 from deit_batch.runner import ErrorThreshold, run
 

@@ -11,18 +11,18 @@ from typing import Any, get_args
 
 import jsonschema
 import pytest
-from conftest import schema, valid
+from helpers import schema, valid
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch import errors
-from deit_batch.geometry import CLASSES, FEATURES
-from deit_batch.images import Recipe
 from deit_batch.io import RECORD_FIELDS, Failure, Prediction, Record, json_line
 from deit_batch.limits import Limits
+from deit_batch.model.architecture import CLASSES, FEATURES
+from deit_batch.model.recipe import Recipe
+from deit_batch.output.formats import FORMATS
 from deit_batch.plan import Options
 from deit_batch.report.comparison import State
-from deit_batch.sinks import FORMATS
 
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in (resources.files("deit_batch") / "schemas").iterdir())
 

@@ -11,7 +11,7 @@ import struct
 from multiprocessing.connection import Connection
 from typing import Any
 
-from deit_batch import images
+from deit_batch.loading import decode as decoding
 from deit_batch.serving import decoders
 
 CRASH, HANG, HALF = b"crash", b"hang", b"half"
@@ -25,7 +25,7 @@ def decode(data: bytes, *more: Any) -> Any:
     if data == HALF:
         Connection._send_bytes = die_half_way  # type: ignore[attr-defined]
         return None
-    return images.decode(data, *more)
+    return decoding.decode(data, *more)
 
 
 def die_half_way(connection: Any, result: memoryview) -> None:

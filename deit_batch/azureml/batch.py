@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from deit_batch import tables
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError, UsageError
+from deit_batch.input import tables
+from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
-from deit_batch.logs import set_up_logging
 from deit_batch.plan import Options, Plan
-from deit_batch.progress import Stopwatch
 from deit_batch.runner import scored
-from deit_batch.sources import open_source
+from deit_batch.system.logs import set_up_logging
+from deit_batch.system.progress import Stopwatch
 
 if TYPE_CHECKING:
-    from deit_batch.model import Classifier
+    from deit_batch.model.classifier import Classifier
 
 TABLES = tuple(suffix for suffix in tables.SUFFIXES if suffix not in (".txt", ".json"))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from click.core import ParameterSource
 
+from deit_batch.commands._options import limits_from
 from deit_batch.commands.score import score
 from deit_batch.errors import CheckpointError, UsageError
-from deit_batch.options import limits_from
 from deit_batch.plan import Options
 
 MODEL_DIR = "AZUREML_MODEL_DIR"

@@ -11,10 +11,10 @@ from typing import Any
 
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
-from deit_batch.logs import set_up_logging
+from deit_batch.input.tables import request_values
 from deit_batch.plan import Options, Plan
 from deit_batch.serving.scorer import Scorer, answer, each
-from deit_batch.tables import request_values
+from deit_batch.system.logs import set_up_logging
 
 WINDOW = 0.005
 """Seconds that an image waits for others to fill its batch, as in `deit-batch serve`."""

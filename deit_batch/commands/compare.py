@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 
-from deit_batch.exits import BELOW, DONE, told
-from deit_batch.extras import needing
-from deit_batch.junit import Case, reported
-from deit_batch.options import (
+from deit_batch.commands._exit import BELOW, DONE, told
+from deit_batch.commands._options import (
     CONFIG,
     FETCH,
     IMAGES,
@@ -28,7 +26,9 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.values import SHARE
+from deit_batch.commands._types import SHARE
+from deit_batch.system.extras import needing
+from deit_batch.system.junit import Case, reported
 
 logger = logging.getLogger("deit_batch")
 
@@ -95,7 +95,7 @@ def compare(
     Exit status: 0 done, 1 failed (no image is in both, for one), 2 wrong usage, 4 done but the agreement is lower than
     --fail-under.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from deit_batch.exits import told
-from deit_batch.options import VERBOSE, ExampleCommand
+from deit_batch.commands._exit import told
+from deit_batch.commands._options import VERBOSE, ExampleCommand
 
 
 @click.command(cls=ExampleCommand, example="deit-batch doctor")
@@ -17,7 +17,7 @@ def doctor(verbose: bool) -> None:
     if the image can't be scored.
     """
     from deit_batch.doctor import examined, score_one
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):

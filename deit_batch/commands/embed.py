@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from deit_batch.exits import finish, told
-from deit_batch.geometry import FEATURES
-from deit_batch.options import (
+from deit_batch.commands._exit import finish, told
+from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
     FRESH,
@@ -29,7 +28,8 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.values import PLACE
+from deit_batch.commands._types import PLACE
+from deit_batch.model.architecture import FEATURES
 
 
 @click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")
@@ -76,7 +76,7 @@ def embed(
     Run the same command again to continue a run that died. Exit status as of score: 3 if some inputs failed, which have
     no features.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

@@ -10,11 +10,8 @@ from typing import Any
 
 import click
 
-from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
-from deit_batch.exits import BELOW, DONE, SOME_FAILED, told
-from deit_batch.extras import needing
-from deit_batch.junit import Case, reported
-from deit_batch.options import (
+from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, told
+from deit_batch.commands._options import (
     CONFIG,
     ID,
     JUNIT,
@@ -33,7 +30,10 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.values import SHARE, Threshold, TopK
+from deit_batch.commands._types import SHARE, Threshold, TopK
+from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.system.extras import needing
+from deit_batch.system.junit import Case, reported
 
 logger = logging.getLogger("deit_batch")
 
@@ -150,7 +150,7 @@ def evaluate(
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but some images have no prediction or an unknown label, 4 done
     but a metric is lower than --fail-under, 130 interrupted: the same command continues.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

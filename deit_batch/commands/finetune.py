@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from deit_batch.exits import finish, told
-from deit_batch.extras import needing
-from deit_batch.options import (
+from deit_batch.commands._exit import finish, told
+from deit_batch.commands._options import (
     ALLOW_PICKLE,
     CONFIG,
     DEVICE,
@@ -29,7 +28,8 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.values import AT_LEAST_ONE, PLACE, SHARE, Number
+from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
+from deit_batch.system.extras import needing
 
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
@@ -140,7 +140,7 @@ def finetune(*, out: Path, fresh: bool, quiet: bool, verbose: bool, log_format: 
     again to continue a run that died. Exit status as of score: 3 if some images could not be read. Needs the extra
     train.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

@@ -6,10 +6,19 @@ from collections import Counter
 
 import click
 
-from deit_batch.exits import finish, told
-from deit_batch.options import ERROR_THRESHOLD, FRESH, LOG_FORMAT, QUIET, VERBOSE, ExampleCommand, option, section
-from deit_batch.sinks import FORMATS
-from deit_batch.values import PLACE
+from deit_batch.commands._exit import finish, told
+from deit_batch.commands._options import (
+    ERROR_THRESHOLD,
+    FRESH,
+    LOG_FORMAT,
+    QUIET,
+    VERBOSE,
+    ExampleCommand,
+    option,
+    section,
+)
+from deit_batch.commands._types import PLACE
+from deit_batch.output.formats import FORMATS
 
 
 @click.command(
@@ -47,14 +56,14 @@ def merge(
 
     Nothing is written unless all are there, finished, unchanged, and of one run. Exit status as of score.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     with told(verbose):
-        from deit_batch import merging
+        from deit_batch.output import merge
         from deit_batch.runner import ErrorThreshold, Outcome
 
-        tally = merging.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
+        tally = merge.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
         outcome = Outcome(tally, {}, Counter())
         threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
         finish(f"{outcome.summary('scored')}: {out}", too_many_failed=outcome.has_failures_beyond(threshold))

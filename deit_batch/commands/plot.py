@@ -8,10 +8,20 @@ from typing import Any
 
 import click
 
-from deit_batch.exits import told
-from deit_batch.extras import needing
-from deit_batch.options import CONFIG, LIMITS, MODEL, PREDICTIONS, VERBOSE, ExampleCommand, limits_from, option, section
-from deit_batch.values import PLACE
+from deit_batch.commands._exit import told
+from deit_batch.commands._options import (
+    CONFIG,
+    LIMITS,
+    MODEL,
+    PREDICTIONS,
+    VERBOSE,
+    ExampleCommand,
+    limits_from,
+    option,
+    section,
+)
+from deit_batch.commands._types import PLACE
+from deit_batch.system.extras import needing
 
 logger = logging.getLogger("deit_batch")
 
@@ -32,7 +42,7 @@ def plot(*, image: str, out: Path, verbose: bool, **chosen: Any) -> None:
 
     Exit status: 0 done, 1 the image can't be scored, 2 wrong usage.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     limits = limits_from(chosen)

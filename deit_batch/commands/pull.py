@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from deit_batch.exits import told
-from deit_batch.options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
-from deit_batch.values import PLACE
+from deit_batch.commands._exit import told
+from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
+from deit_batch.commands._types import PLACE
 
 logger = logging.getLogger("deit_batch")
 
@@ -29,11 +29,11 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool,
 
     For an image that is built once, or a machine that has no network: copy DIR there.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=False, verbose=verbose)
     with told(verbose):
-        from deit_batch.checkpoints import copy_checkpoint
+        from deit_batch.model.checkpoint import copy_checkpoint
         from deit_batch.plan import Options, Plan
 
         plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))

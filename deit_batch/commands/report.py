@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 
-from deit_batch.exits import DONE, told
-from deit_batch.extras import needing
-from deit_batch.options import (
+from deit_batch.commands._exit import DONE, told
+from deit_batch.commands._options import (
     CONFIG,
     FETCH,
     ID,
@@ -29,7 +28,8 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.values import PLACE
+from deit_batch.commands._types import PLACE
+from deit_batch.system.extras import needing
 
 logger = logging.getLogger("deit_batch")
 
@@ -63,7 +63,7 @@ def report(*, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> Non
 
     Exit status: 0 done, 1 failed, 2 wrong usage.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deit_batch.errors import UsageError
-from deit_batch.exits import DONE, finish, told
-from deit_batch.options import (
+from deit_batch.commands._exit import DONE, finish, told
+from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
     FRESH,
@@ -34,12 +33,13 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.sinks import FORMATS, choose_format
-from deit_batch.textfile import recorded
-from deit_batch.values import AT_LEAST_ONE, PLACE, ShardType
+from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
+from deit_batch.errors import UsageError
+from deit_batch.output.formats import FORMATS, choose_format
+from deit_batch.system.prometheus import recorded
 
 if TYPE_CHECKING:
-    from deit_batch.output import Mode
+    from deit_batch.output.file import Mode
     from deit_batch.plan import Options
     from deit_batch.runner import Outcome
 
@@ -144,7 +144,7 @@ def score(
     3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
     variable: --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

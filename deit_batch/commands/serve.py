@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from deit_batch.errors import UsageError
-from deit_batch.exits import told
-from deit_batch.extras import needing
-from deit_batch.options import (
+from deit_batch.commands._exit import told
+from deit_batch.commands._options import (
     CONFIG,
     IMAGE_LIMITS,
     LOG_FORMAT,
@@ -24,7 +22,9 @@ from deit_batch.options import (
     option,
     section,
 )
-from deit_batch.values import AT_LEAST_ONE, Number
+from deit_batch.commands._types import AT_LEAST_ONE, Number
+from deit_batch.errors import UsageError
+from deit_batch.system.extras import needing
 
 
 @click.command(
@@ -91,7 +91,7 @@ def serve(
     Also /health, /ready, /metrics and /docs. Ends with 0 when it is stopped by Ctrl-C or SIGTERM and has answered what
     was in, 1 if it could not, 2 for wrong usage.
     """
-    from deit_batch.logs import set_up_logging
+    from deit_batch.system.logs import set_up_logging
 
     set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)

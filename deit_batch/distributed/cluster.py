@@ -15,7 +15,7 @@ import ray.data
 from deit_batch.errors import DeitBatchError, UsageError
 
 MOST_CORES = 8
-"""Of one actor, unless it is told: its passes run in threads of one process (model.MOST_PASSES)."""
+"""Of one actor, unless it is told: its passes run in threads of one process (classifier.MOST_PASSES)."""
 DECODING_SHARE = 0.25
 """Of each core, where the model runs on cores, too: decoding is the lesser part of the work (plan.default_workers)."""
 

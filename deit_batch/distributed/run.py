@@ -23,13 +23,13 @@ import ray.data
 from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, task
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
-from deit_batch.interrupt import stop_on_signals
 from deit_batch.io import Tally
-from deit_batch.parts import Folder, Part, cut, in_order, part_name, tally_of
+from deit_batch.output.parts import Folder, Part, cut, in_order, part_name, tally_of
 from deit_batch.plan import Options
-from deit_batch.progress import Progress, Stopwatch
 from deit_batch.runner import ErrorThreshold, Outcome
-from deit_batch.stores import is_stored
+from deit_batch.system.object_store import is_stored
+from deit_batch.system.progress import Progress, Stopwatch
+from deit_batch.system.signals import stop_on_signals
 
 logger = logging.getLogger("deit_batch")
 

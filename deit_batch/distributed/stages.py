@@ -28,16 +28,17 @@ from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from deit_batch import machine, sinks
 from deit_batch.errors import DeitBatchError
-from deit_batch.images import Recipe
 from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
-from deit_batch.loader import Decoded, Loader, Settled
-from deit_batch.parts import NOTHING_YET, Block, Part, cut, write_part
+from deit_batch.loading.loader import Decoded, Loader, Settled
+from deit_batch.model.recipe import Recipe
+from deit_batch.output import formats
+from deit_batch.output.parts import NOTHING_YET, Block, Part, cut, write_part
 from deit_batch.plan import Options, Plan
-from deit_batch.progress import Stopwatch
 from deit_batch.runner import score_batch
+from deit_batch.system import machine
+from deit_batch.system.progress import Stopwatch
 
 
 class End(NamedTuple):
@@ -192,4 +193,4 @@ class Scorer:
 
 
 def convert(source: Path, target: Path, format: str, keep: Sequence[str]) -> None:
-    sinks.convert(source, target, format, sinks.Columns(keep))
+    formats.convert(source, target, format, formats.Columns(keep))

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch import __version__
-from deit_batch.atomic import write_atomically
-from deit_batch.checkpoints import find_checkpoint
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels
 from deit_batch.evaluation.judged import Judged, Pair, judge, survey
@@ -24,11 +22,13 @@ from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.pictures import PICTURES, draw
 from deit_batch.evaluation.report import as_markdown
-from deit_batch.junit import Case
-from deit_batch.labelled import LabelledSource, open_labelled
+from deit_batch.input.labels import LabelledSource, open_labelled
+from deit_batch.model.checkpoint import find_checkpoint
+from deit_batch.output.read import read_records
 from deit_batch.plan import Options
-from deit_batch.results import read_records
 from deit_batch.runner import ErrorThreshold, run
+from deit_batch.system.atomic import write_atomically
+from deit_batch.system.junit import Case
 
 logger = logging.getLogger("deit_batch")
 

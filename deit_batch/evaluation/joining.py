@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from deit_batch.evaluation.judged import Pair, file_name
-from deit_batch.identity import identity_of
+from deit_batch.input.identity import identity_of
+from deit_batch.input.labels import LabelledSource
 from deit_batch.io import Failure, name_fields
-from deit_batch.labelled import LabelledSource
 
 _Row: TypeAlias = tuple[int, tuple[str, ...]]
 
 
 class Labels:
-    """The labels of a whole input, by image. Found by the image's identity (identity.py); or else by the file's name
-    alone, if one image of the input and one of the records have it, and no other. An image that is
-    there twice counts once; if its labels differ, it has none. `records`: those that are to be joined, for a first look
-    at their names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions;
-    `without_label` counts records."""
+    """The labels of a whole input, by image. Found by the image's identity (input/identity.py); or else by the file's
+    name alone, if one image of the input and one of the records have it, and no other. An image that is there twice
+    counts once; if its labels differ, it has none. `records`: those that are to be joined, for a first look at their
+    names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions; `without_label`
+    counts records."""
 
     def __init__(self, source: LabelledSource, records: Iterable[Mapping[str, Any]]) -> None:
         self.inputs = self.without_label = 0

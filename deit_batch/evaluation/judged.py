@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deit_batch.errors import InputError
 from deit_batch.evaluation.matching import Matching
-from deit_batch.identity import identity_of
+from deit_batch.input.identity import identity_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deit_batch.evaluation.judged import Judged, SingleLabel
 from deit_batch.io import Failure, Reference, clean
 from deit_batch.limits import Limits
-from deit_batch.thumbnails import thumbnails
+from deit_batch.loading.thumbnails import thumbnails
 
 MOST = 24
 

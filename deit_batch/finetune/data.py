@@ -23,16 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from deit_batch.atomic import write_atomically
 from deit_batch.errors import InputError, OutputError, UsageError
 from deit_batch.finetune.settings import Settings
-from deit_batch.identity import identity_of
-from deit_batch.images import Recipe
-from deit_batch.interrupt import Stop
+from deit_batch.input.identity import identity_of
+from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import Failure, Reference, json_line, name_fields, stamp
-from deit_batch.labelled import LabelledSource, open_labelled
 from deit_batch.limits import Limits
-from deit_batch.loader import Loader, batched
+from deit_batch.loading.loader import Loader, batched
+from deit_batch.model.recipe import Recipe
+from deit_batch.system.atomic import write_atomically
+from deit_batch.system.signals import Stop
 
 logger = logging.getLogger("deit_batch")
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deit_batch.atomic import rename_durably, write_atomically
 from deit_batch.errors import UsageError
 from deit_batch.io import json_line
-from deit_batch.lock import Lock
+from deit_batch.system.atomic import rename_durably, write_atomically
+from deit_batch.system.lock import Lock
 
 REPORT = "training.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from deit_batch.extras import needing
+from deit_batch.system.extras import needing
 
 NAME = "(deit-batch finetune)"
 """Of the model in its file: no path of this machine, and no name for which MLflow would ask the Hub for a card."""

@@ -14,8 +14,6 @@ from typing import Any
 
 import transformers
 
-from deit_batch import machine
-from deit_batch.checkpoints import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.errors import UsageError
 from deit_batch.finetune import folders, mlflow_model
 from deit_batch.finetune.augmentation import Augmentation
@@ -34,10 +32,12 @@ from deit_batch.finetune.training import (
     loss_for,
     metrics_for,
 )
-from deit_batch.images import Recipe
-from deit_batch.interrupt import Stop, stop_on_signals
-from deit_batch.model import choose_device
+from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
+from deit_batch.model.classifier import choose_device
+from deit_batch.model.recipe import Recipe
 from deit_batch.plan import default_workers
+from deit_batch.system import machine
+from deit_batch.system.signals import Stop, stop_on_signals
 
 logger = logging.getLogger("deit_batch")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from deit_batch.checkpoints import DEFAULT_MODEL
 from deit_batch.errors import UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.model.checkpoint import DEFAULT_MODEL
 
 STEPS_WANTED = 2000
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 50

@@ -16,10 +16,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from deit_batch.checkpoints import Checkpoint
 from deit_batch.errors import UsageError
 from deit_batch.finetune.settings import Settings
-from deit_batch.geometry import CLASSES
+from deit_batch.model.architecture import CLASSES
+from deit_batch.model.checkpoint import Checkpoint
 
 Student: TypeAlias = Any
 """One of the three classes, or a PeftModel around one: their declarations have little in common."""

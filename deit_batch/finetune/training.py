@@ -22,8 +22,8 @@ from deit_batch.errors import DeitBatchError
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.students import Student
 from deit_batch.finetune.teacher import Teacher
-from deit_batch.images import Recipe
-from deit_batch.interrupt import Stop
+from deit_batch.model.recipe import Recipe
+from deit_batch.system.signals import Stop
 
 HIGHER_IS_BETTER = {
     "accuracy": True,

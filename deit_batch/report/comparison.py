@@ -1,8 +1,7 @@
 """Two files of predictions: what a new model, or a new night, changed.
 
-An image of one is found in the other by its identity (identity.py); one that is there several times, by which time it
-is. Of the old file a few numbers an image stay in memory; the new one is read past them.
-"""
+An image of one is found in the other by its identity (input/identity.py); one that is there several times, by which
+time it is. Of the old file a few numbers an image stay in memory; the new one is read past them."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from deit_batch import __version__
 from deit_batch.errors import InputError
-from deit_batch.identity import NAME_FIELDS, identity_of
-from deit_batch.io import Tally
+from deit_batch.input.identity import identity_of
+from deit_batch.io import NAME_FIELDS, Tally
+from deit_batch.output.read import read_records, run_report
 from deit_batch.report.chosen import Best, Sample
-from deit_batch.results import read_records, run_report
 
 State: TypeAlias = Literal[
     "same label", "flipped", "fails now", "failed before", "fails in both", "only in old", "only in new"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deit_batch.atomic import write_atomically
 from deit_batch.errors import OutputError
+from deit_batch.system.atomic import write_atomically
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deit_batch.errors import DeitBatchError, FetchError, ImageError
-from deit_batch.identity import HIDDEN, identity_of
+from deit_batch.input.identity import identity_of
+from deit_batch.input.labels import labels_table, open_labelled
+from deit_batch.input.locate import locate
+from deit_batch.input.open import open_source
+from deit_batch.input.webdataset import is_tars
 from deit_batch.io import Failure, Location, Reference, Url, name_fields
-from deit_batch.labelled import labels_table, open_labelled
-from deit_batch.locating import locate
-from deit_batch.sources import open_source
-from deit_batch.tars import is_tars
+from deit_batch.system.redaction import HIDDEN
 
 logger = logging.getLogger("deit_batch")
 

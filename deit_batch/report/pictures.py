@@ -14,7 +14,7 @@ from deit_batch.limits import Limits
 from deit_batch.report.originals import find_originals
 
 if TYPE_CHECKING:
-    from deit_batch.thumbnails import Picture
+    from deit_batch.loading.thumbnails import Picture
 
 _QUALITY = 75  # of WebP: some 8 kB a picture
 
@@ -30,7 +30,7 @@ def pictures_of(
     """Of each record, under its number, a `data:` URI, or why there is none. The others are as in `find_originals`."""
     if not records:
         return {}
-    from deit_batch.thumbnails import thumbnails  # and so torch
+    from deit_batch.loading.thumbnails import thumbnails  # and so torch
 
     originals = find_originals(records, run, folder=folder, fetch=fetch)
     return {

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_batch.errors import ImageError, InputError, UsageError
-from deit_batch.fetch import Fetcher
-from deit_batch.identity import redact
-from deit_batch.images import Recipe, decode
+from deit_batch.input.locate import locate
 from deit_batch.io import Failure, Prediction, Record, Reference
 from deit_batch.limits import Limits
-from deit_batch.locating import locate
+from deit_batch.loading.decode import decode
+from deit_batch.loading.fetch import Fetcher
+from deit_batch.model.recipe import Recipe
 from deit_batch.plan import Options, Plan
-from deit_batch.progress import Stopwatch
 from deit_batch.runner import scored
+from deit_batch.system.progress import Stopwatch
+from deit_batch.system.redaction import redact
 
 MOST_BARS = 20
 LONGEST_SIDE = 1000  # pixels of the picture

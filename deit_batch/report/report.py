@@ -10,13 +10,13 @@ from typing import Any
 
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
+from deit_batch.output.read import read_records, run_report
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
 from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, summarise
 from deit_batch.report.table import SCALE, Column, Row, Table
 from deit_batch.report.truth import Labelling, find_labels
-from deit_batch.results import read_records, run_report
 
 MOST_CLASSES = 25  # that are shown at once
 MOST_PAIRS = 50  # of a label and what it was taken for

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from deit_batch.identity import NAME_FIELDS
-from deit_batch.io import Tally
+from deit_batch.io import NAME_FIELDS, Tally
 from deit_batch.report.chosen import Best, Sample
 from deit_batch.report.table import SCALE, Bar
 

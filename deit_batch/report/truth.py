@@ -11,9 +11,9 @@ from deit_batch.errors import RowError, UsageError
 from deit_batch.evaluation.joining import Labels
 from deit_batch.evaluation.judged import survey
 from deit_batch.evaluation.matching import Matching, read_label_map
-from deit_batch.labelled import LABEL_COLUMNS, open_labelled, parse_labels
+from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
+from deit_batch.output.read import read_records
 from deit_batch.report.summary import Truth
-from deit_batch.results import read_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_batch.errors import DecodeError, DeitBatchError
-from deit_batch.fetch import Fetcher
-from deit_batch.images import Recipe, decode
 from deit_batch.io import Base64, Failure
 from deit_batch.limits import Limits, end_process_after
+from deit_batch.loading.decode import decode
+from deit_batch.loading.fetch import Fetcher
+from deit_batch.model.recipe import Recipe
 
 logger = logging.getLogger("deit_batch")
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from deit_batch.errors import RowError
-from deit_batch.fetch import MOST_AT_ONCE, Fetcher
+from deit_batch.input.locate import locate
 from deit_batch.io import Base64, Failure, Prediction, Url, clean
-from deit_batch.locating import locate
+from deit_batch.loading.fetch import MOST_AT_ONCE, Fetcher
 from deit_batch.plan import Options, Plan
 from deit_batch.runner import best
 from deit_batch.serving.batcher import Batcher

@@ -1,0 +1,77 @@
+"""How a command ends: what went wrong as one line on stderr, and an exit status that a script can test."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import NoReturn
+
+import click
+
+from deit_batch.errors import DeitBatchError, Interrupted
+
+logger = logging.getLogger("deit_batch")
+
+DONE, FAILED, SOME_FAILED, BELOW = 0, 1, 3, 4
+"""Beside those that the errors know (errors.py): 2 for wrong usage, 130 and 143 for a signal."""
+
+
+@contextmanager
+def told(verbose: bool) -> Iterator[None]:
+    """Turns an error into its line and its status; with `verbose`, shows the traceback, too."""
+    try:
+        yield
+    except (DeitBatchError, Interrupted) as error:
+        _fail(error, error.exit_status, verbose)
+    except KeyboardInterrupt:  # where nothing was to be finished first
+        stopped = Interrupted(signal.SIGINT)
+        _fail(stopped, stopped.exit_status, verbose)
+    except (BrokenPipeError, click.exceptions.Exit):
+        raise  # Click knows what to do
+    except Exception as error:  # a fault of ours: still one line, and a status that a script can test
+        logger.error("unexpected %s; --verbose shows where: please report it", type(error).__name__)
+        _fail(error, FAILED, verbose)
+
+
+def finish(message: str, *, too_many_failed: bool) -> NoReturn:
+    """The end of a run that came to its end. A status other than 0 has its reason on stderr, with --quiet, too."""
+    logger.log(logging.ERROR if too_many_failed else logging.INFO, "%s", message)
+    sys.exit(SOME_FAILED if too_many_failed else DONE)
+
+
+def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
+    logger.error("%s", " ".join(str(error).split()), exc_info=error if verbose else None)
+    sys.exit(status)
+
+
+@contextmanager
+def wrong_usage_told(arguments: Sequence[str]) -> Iterator[None]:
+    """Wrong usage that Click finds, it finds before the command has its options, and says in its own way. Where these
+    `arguments`, the command's variables or its file of options ask for other messages than text, or the journal wants
+    their priority, this is one, too."""
+    try:
+        yield
+    except click.ClickException as error:
+        log_format = _log_format(arguments, getattr(error, "ctx", None))
+        from deit_batch.system.logs import goes_to_journal, set_up_logging
+
+        if log_format not in ("json", "github") and not goes_to_journal():
+            raise
+        set_up_logging(quiet=False, verbose=False, log_format=str(log_format))
+        logger.error("%s", " ".join(error.format_message().split()))
+        raise click.exceptions.Exit(error.exit_code) from error
+
+
+def _log_format(arguments: Sequence[str], context: click.Context | None) -> object:
+    """What is asked for, which need not be one that there is."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    given = [value for name, value in pairwise(words) if name == "--log-format"]
+    if given or context is None:
+        return given[-1] if given else None
+    variable = os.environ.get(f"{context.auto_envvar_prefix}_LOG_FORMAT")
+    return variable or context.lookup_default("log_format")

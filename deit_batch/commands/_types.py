@@ -1,0 +1,91 @@
+"""The kinds of values that options take, beside Click's own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from deit_batch.system import object_store
+
+
+class Number(click.FloatRange):
+    """A finite one. NaN would be in every range, for it is neither below nor above it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+AT_LEAST_ONE = click.IntRange(min=1)
+SECONDS = Number(min=0, min_open=True, max=86_400)
+SHARE = Number(0, 1)
+
+
+class TopK(click.ParamType[int | None]):
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "all":
+            return None
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither a number from 1 up nor 'all'", param, ctx)
+        return number
+
+
+class ShardType(click.ParamType[tuple[int, int]]):
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        number, slash, of = str(value).partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            self.fail(f"{value!r} is not I/N with I from 0 to N-1", param, ctx)
+        return int(number), int(of)
+
+
+class Place(click.ParamType[str]):
+    """A path, or what is as good: a URL, a name on the Hub, a key of a store. Shells complete paths. A variable holds
+    one, blanks and all."""
+
+    name = "text"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE = Place()
+
+
+class Root(Place):
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if object_store.is_stored(str(value)):
+            return str(value)
+        return str(click.Path(exists=True, file_okay=False).convert(value, param, ctx))
+
+
+class Threshold(click.ParamType[str]):
+    """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
+
+    name = "N|N%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            if text.isdecimal() or (text.endswith("%") and 0 <= float(text.removesuffix("%")) <= 100):
+                return text
+        except ValueError:
+            pass
+        return self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)

@@ -1,0 +1,152 @@
+"""Image files by name: one, those of a folder or of a glob, on a disk or a store, in an order that is the same on every
+machine."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from deit_batch.errors import InputError, UsageError
+from deit_batch.input import tables, webdataset
+from deit_batch.io import LocalFile, Reference, Source, StoredFile
+from deit_batch.system import object_store
+
+# Of the formats that loading.decode.FORMATS names.
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
+
+
+def open_files(spec: str, recursive: bool) -> Source | None:
+    """A source of files found by name; None if `spec` is not of that kind."""
+    if object_store.is_stored(spec):
+        return _open_stored(spec, recursive)
+    if os.path.isdir(spec):
+        return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
+    if is_image_name(spec) and os.path.lexists(spec):
+        return _files(lambda passed_over: iter([spec]), "")
+    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec and not webdataset.is_tars(spec):
+        return _files(lambda passed_over: _glob(spec, passed_over), f"{spec} matches no image")
+    return None
+
+
+def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Source:
+    """The files that `find` yields. It is run twice: names alone are quick to count, for the time that is left."""
+    count = sum(1 for _ in find(Counter()))
+    passed_over: Counter[str] = Counter()
+    if not count:
+        for _ in find(passed_over):
+            pass
+        raise _no_image(if_empty, passed_over)
+    references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(find(passed_over)))
+    return Source(references, lambda read: count, passed_over)
+
+
+def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
+    reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
+    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+
+
+def _open_stored(spec: str, recursive: bool) -> Source | None:
+    """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are. Raises
+    UsageError for a pattern, as for an object that is not there."""
+    folder = is_stored_folder(spec)
+    if not (folder or is_image_name(spec)):
+        return None
+    store, path = object_store.open_store(spec)
+    passed_over: Counter[str] = Counter()
+    try:
+        if folder:
+            path = path.rstrip("/") + "/"
+            files = _images(store.list(path, recursive=recursive), len(store.address(path)), passed_over)
+        else:
+            files = iter([store.look_at(path)])
+        first = list(islice(files, 1))
+    except object_store.StoreError as error:
+        hint = "; patterns are for folders on a disk: give the folder, or a list" if glob.has_magic(spec) else ""
+        raise UsageError(f"{spec}: can't be read: {error}{hint}") from error
+    if not first:
+        raise _no_image(f"{spec} holds no image", passed_over)
+    references = (Reference(index, file.address, file) for index, file in enumerate(_until_broken(spec, first, files)))
+    return Source(references, passed_over=passed_over)
+
+
+def is_stored_folder(spec: str) -> bool:
+    """On a store, where there are no folders to ask: what is not named like an image, table or tar."""
+    name = spec.lower().removesuffix(".gz")
+    return object_store.is_stored(spec) and not (
+        is_image_name(spec) or webdataset.is_tars(spec) or name.endswith(tables.SUFFIXES)
+    )
+
+
+def _images(found: Iterator[StoredFile | str], start: int, passed_over: Counter[str]) -> Iterator[StoredFile]:
+    """`start`: how long the folder's own address is."""
+    for file in found:
+        if isinstance(file, str):
+            passed_over["folders"] += 1
+        elif file.address.startswith(".", start) or "/." in file.address[start:]:
+            passed_over["hidden"] += 1
+        elif is_image_name(file.address):
+            yield file
+        else:
+            passed_over["not an image name"] += 1
+
+
+def _until_broken(spec: str, first: Iterable[StoredFile], files: Iterable[StoredFile]) -> Iterator[StoredFile]:
+    last = ""
+    try:
+        for file in chain(first, files):
+            yield file
+            last = file.address
+    except object_store.StoreError as error:
+        raise InputError(f"{spec}: can't be listed past {last}: {error}") from error
+
+
+def is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tuple[int, int]]) -> Iterator[str]:
+    """The images under a folder, by name, byte for byte (a locale would order them otherwise on another machine).
+
+    Links to folders are followed, but each folder is entered once, under the first of its names."""
+    try:
+        status = os.stat(folder)
+        names = sorted(os.listdir(os.fsencode(folder)))  # bytes: half the memory of what scandir gives
+    except OSError as error:
+        raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
+    seen.add((status.st_dev, status.st_ino))
+    for name in map(os.fsdecode, names):
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            passed_over["hidden"] += 1
+        elif os.path.isdir(path):
+            inner = os.stat(path)
+            if not recursive:
+                passed_over["folders"] += 1
+            elif (inner.st_dev, inner.st_ino) in seen:
+                passed_over["folders seen under another name"] += 1
+            else:
+                yield from _walk(path, recursive, passed_over, seen)
+        elif is_image_name(name):
+            yield path
+        else:
+            passed_over["not an image name"] += 1
+
+
+def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
+    """As the shell's: `**` is any depth of folders, not through links, and hidden names must be asked for."""
+    path = Path(pattern)
+    start = Path(path.anchor)
+    wanted = {part for part in path.parts if part.startswith(".")}
+    for found in sorted(start.glob(str(path.relative_to(start))), key=os.fsencode):
+        if any(part.startswith(".") and part not in wanted for part in found.parts):
+            passed_over["hidden"] += 1
+        elif found.is_dir():
+            passed_over["folders"] += 1
+        elif is_image_name(found.name):
+            yield str(found)
+        else:
+            passed_over["not an image name"] += 1

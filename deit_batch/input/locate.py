@@ -1,0 +1,86 @@
+"""What a cell or a line of text says of an image, to where its bytes are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from deit_batch.errors import RowError
+from deit_batch.input import tables
+from deit_batch.io import Base64, LocalFile, Location, StoredFile, Url
+from deit_batch.system import object_store
+
+BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
+
+# The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
+_BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")
+_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
+_LONGEST_PATH = 4096  # PATH_MAX on Linux
+
+
+def digest_of_inline(location: Location) -> str | None:
+    match location:
+        case Base64(text):
+            return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        case bytes() as data:
+            return hashlib.sha256(data).hexdigest()
+        case _:
+            return None
+
+
+def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str | None, Location]:
+    """The reference as given, secrets and all (None for inline data), and where its bytes are."""
+    if isinstance(value, Mapping):  # an image of `datasets`: {"bytes": …, "path": …}
+        path = value.get("path")
+        if isinstance(value.get("bytes"), bytes):
+            return path if isinstance(path, str) else None, value["bytes"]
+        value = path
+    if isinstance(value, bytes):
+        return None, value
+    if not isinstance(value, str) or not value.strip():
+        what = "is empty" if value is None or value == "" or isinstance(value, str) else f"is {value!r:.40}, no text"
+        return None, tables.row_failure(f"line {line}: the image {what}")
+    try:
+        location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
+    except RowError as error:
+        return value, tables.row_failure(f"line {line}: {error}")
+    return (None if isinstance(location, Base64) else value), location
+
+
+def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | StoredFile | Base64:
+    """Tells a URL, an object on a store, a data URI, base64 and a path apart. A relative path is taken from `folder`.
+
+    Base64 of a JPEG starts with `/9j/`, as an absolute path might. So text is base64 only if it starts as an image's
+    base64 does, has no other characters, and is long enough for one; or if it is too long for a path. Raises RowError
+    for a scheme that is not ours to open."""
+    start = text.lstrip()[:16].lower()
+    if start.startswith(("http://", "https://")):
+        return Url(text.strip())
+    if start.startswith("data:"):
+        header, comma, data = text.partition(",")
+        if not comma or not header.rstrip().lower().endswith(";base64"):
+            raise RowError("a data: URI that is not base64")
+        return Base64(data)
+    if always_base64 or len(text) > _LONGEST_PATH:
+        return Base64(text)
+    if object_store.is_stored(text):
+        return _stored(text)
+    scheme = _SCHEME.match(text)
+    if scheme:
+        raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) or s3 URL, or base64")
+    stripped = text.strip()
+    long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
+    if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
+        return Base64(text)
+    path = os.path.join(folder, text)
+    return _stored(path) if object_store.is_stored(path) else LocalFile(path)
+
+
+def _stored(address: str) -> StoredFile:
+    scheme, path = object_store.parse(address)
+    return StoredFile(f"{scheme}://{path}")

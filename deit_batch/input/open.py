@@ -1,0 +1,270 @@
+"""What the user names as input, to references: lazily, in an order that is the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import BinaryIO, TypeAlias
+
+from deit_batch.errors import RowError, UsageError
+from deit_batch.input import arrow, tables, webdataset
+from deit_batch.input.files import is_image_name, open_files
+from deit_batch.input.identity import given_identity, hidden_identity, identity_of
+from deit_batch.input.locate import digest_of_inline, locate_value
+from deit_batch.input.tables import Row, Table
+from deit_batch.io import RECORD_FIELDS, Failure, Location, Reference, Source, name_fields
+from deit_batch.system import object_store
+from deit_batch.system.redaction import redact
+
+logger = logging.getLogger("deit_batch")
+
+IMAGE_COLUMNS = (
+    "image", "image_path", "image_url", "image_base64", "image_b64", "image_file", "img", "url", "uri", "path",
+    "file", "filepath", "file_path", "filename", "file_name", "base64", "b64",
+)  # fmt: skip
+"""The usual names of the column that holds the image, the likeliest first."""
+
+ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
+"""Raises UsageError if there is no such column."""
+
+Shard: TypeAlias = tuple[int, int]
+"""Number, from 0, and count of all: every so-manieth reference, from the one of that index on."""
+
+MOST_TABLES_OPEN = 64
+"""Of several inputs. The others are opened once to be checked, and again when it is their turn: a process may have only
+so many files open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which fields of a row are taken: the image (`column`, by its usual names unless it is given), those to `keep`,
+    the one that says which input it is (`id`), and one more that is kept by its own name, which `label` picks."""
+
+    column: str | None = None
+    keep: Sequence[str] = ()
+    id: str | None = None
+    label: ChooseColumn | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Those that were asked for by name, as the options are called."""
+        named = {"--column": self.column, "--keep": self.keep, "--id": self.id}
+        return [option for option, value in named.items() if value]
+
+    def wanted(self, columns: Sequence[str]) -> list[str]:
+        """The image's column first. Raises UsageError if one is not there."""
+        names = [_image_column(columns, self.column), *_present(columns, [*self.keep, *([self.id] if self.id else [])])]
+        return list(dict.fromkeys([*names, *([self.label(columns)] if self.label else [])]))
+
+
+def open_source(
+    specs: str | Sequence[str],
+    *,
+    column: str | None = None,
+    keep: Sequence[str] = (),
+    id: str | None = None,
+    recursive: bool = True,
+    limit: int | None = None,
+    shard: Shard | None = None,
+    stdin: BinaryIO | None = None,
+    label: ChooseColumn | None = None,
+    folder: str | None = None,
+) -> Source:
+    """Opens what `specs` name, one input after another: each a folder, image, glob, table, list or tar, `hf://…` data
+    set, or `-` for stdin.
+
+    Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
+    have in the whole. `column`, `keep`, `id` and `label` are the `Fields` of every table among them. A relative path in
+    a table starts from `folder`, or else from the folder that the table is in.
+
+    Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
+    """
+    for name in keep:
+        if name in RECORD_FIELDS or keep.count(name) > 1:
+            raise UsageError(f"--keep {name}: the record has a field of that name already")
+    fields = Fields(column, keep, id, label)
+    specs = [specs] if isinstance(specs, str) else list(specs)
+    if specs.count("-") > 1:
+        raise UsageError("stdin is named twice as input; it can be read once")
+
+    def open_one(spec: str) -> Source:
+        return open_files(spec, recursive) or _open_rows(spec, fields, stdin, folder)
+
+    source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
+    if fields.options and not source.has_columns:
+        raise UsageError(f"{', '.join(specs)} has no columns; {', '.join(fields.options)} is for tables")
+    return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
+
+
+def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> Source:
+    """The references of all, with indices that run on. All are opened now: what is wrong with the last one is known
+    before the run."""
+    opened: list[Source | None] = []
+    has_columns = False
+    for spec in specs:
+        source = open_one(spec)
+        has_columns |= source.has_columns
+        stays = not source.is_open_file or spec == "-" or len(opened) < MOST_TABLES_OPEN
+        opened.append(source if stays else None)
+    passed_over: Counter[str] = Counter()
+    read = [0]  # references of each input so far
+
+    def references() -> Iterator[Reference]:
+        for place, spec in enumerate(specs):
+            source = opened[place] = opened[place] or open_one(spec)
+            before = sum(read)
+            for reference in source.references:
+                read[-1] += 1
+                yield replace(reference, index=before + reference.index)
+            passed_over.update(source.passed_over)
+            opened[place] = None  # its file may be closed
+            read.append(0)
+
+    def total(count: int) -> int | None:
+        done = len(read) - 1
+        before = sum(read[:done])
+        read_here = [count - before, *(0 for _ in opened[done + 1 :])]
+        left = [each.total(n) if each else None for each, n in zip(opened[done:], read_here, strict=False)]
+        known = [number for number in left if number is not None]
+        return before + sum(known) if len(known) == len(left) else None
+
+    return Source(references(), total, passed_over, has_columns=has_columns)
+
+
+def _part(source: Source, limit: int | None, shard: Shard) -> Source:
+    """The shard of the first `limit` references, which keep their indices."""
+    number, of = shard
+    digest = hashlib.sha256()
+
+    def digested() -> Iterator[Reference]:
+        """By which it is known whether all shards were of one input: so each reads the whole of it."""
+        for reference in islice(source.references, limit):
+            digest.update(f"{identity_of(name_fields(reference))}\n".encode())
+            yield reference
+
+    def total(read: int) -> int | None:
+        known = source.total(read * of)
+        counted = limit if known is None else known if limit is None else min(limit, known)
+        return None if counted is None else len(range(number, counted, of))
+
+    references = islice(digested(), number, None, of)
+    return replace(source, references=references, total=total, whole=digest.hexdigest)
+
+
+def _open_rows(spec: str, fields: Fields, stdin: BinaryIO | None, folder: str | None) -> Source:
+    table = _open_table(spec, fields.wanted, stdin)
+    rows = table.rows
+    if table.columns is not None:
+        fields = replace(fields, column=fields.wanted(table.columns)[0])
+    else:
+        rows = _check_first_object(rows, fields)
+    if folder is None:
+        folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
+    references = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
+    has_columns = not spec.lower().endswith((".txt", ".txt.gz"))
+    return Source(references, table.total, class_names=table.class_names, has_columns=has_columns, is_open_file=True)
+
+
+def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: BinaryIO | None) -> Table:
+    """Kinds that want a path, or are several files, are told apart first; then those that are one stream, wherever it
+    comes from."""
+    if spec == "-":
+        return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
+    stored = object_store.is_stored(spec)
+    if spec.startswith("hf://") and not stored:
+        return arrow.open_dataset(spec)
+    if webdataset.is_tars(spec):
+        return webdataset.open_tars(spec, is_image_name)
+    name = spec.lower()
+    gzipped = name.endswith(".gz")
+    suffix = os.path.splitext(name.removesuffix(".gz"))[1]
+    if suffix not in tables.SUFFIXES:
+        raise UsageError(
+            f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
+            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .tar, hf://… or -"
+        )
+    try:
+        stream = object_store.open_stream(spec) if stored else open(spec, "rb")  # noqa: SIM115 - to the end of the run
+    except OSError as error:
+        raise UsageError(f"{spec}: {error.strerror or error}") from error
+    if suffix == ".parquet":
+        return arrow.open_parquet(stream, spec, wanted)
+    match suffix:
+        case ".csv" | ".tsv":
+            return tables.open_csv(stream, gzipped=gzipped, delimiter="," if suffix == ".csv" else "\t")
+        case ".jsonl" | ".ndjson":
+            return tables.open_jsonl(stream, gzipped=gzipped)
+        case ".json":
+            return tables.open_document(stream, gzipped=gzipped)
+        case _:
+            return tables.open_list(stream, gzipped=gzipped)
+
+
+def _image_column(columns: Sequence[str], named: str | None) -> str:
+    """The column that holds the image. Raises UsageError, naming the columns there are, if it is not to be found."""
+    seen = ", ".join(columns) or "none"
+    if named is None:
+        lower = {name.lower(): name for name in reversed(columns)}
+        named = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
+        if named is None:
+            raise UsageError(f"no column looks like the image; name it with --column. Columns seen: {seen}")
+    _present(columns, [named])
+    return named
+
+
+def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    for name in names:
+        if columns.count(name) != 1:
+            problem = "no column" if name not in columns else "more than one column"
+            raise UsageError(f"{problem} is called {name!r}. Columns seen: {', '.join(columns)}")
+    return names
+
+
+def _check_first_object(rows: Iterator[Row], fields: Fields) -> Iterator[Row]:
+    """Rows without common columns: a wrong column is found out at the first row that has any. One to keep may be
+    missing there and come later."""
+    seen = []
+    for row in rows:
+        seen.append(row)
+        if isinstance(row.value, Mapping):
+            columns = list(row.value)
+            replace(fields, keep=()).wanted(columns)
+            for name in set(fields.keep) - set(columns):
+                logger.warning("--keep %s: the first row has no such column, only %s", name, ", ".join(columns))
+        if not isinstance(row.value, Failure) or len(seen) == 1000:
+            break
+    return chain(seen, rows)
+
+
+def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
+    """A row that has no usable image is one whose location is the failure."""
+    value: object = row.value
+    if isinstance(value, Failure):
+        return Reference(index, None, value)
+    if not isinstance(value, Mapping):
+        name, location = locate_value(value, fields.column or "", folder, row.line)
+        return _named(index, name, location)
+    kept = {name: value.get(name) for name in fields.keep}
+    try:
+        column = _image_column(list(value), fields.column)
+        if fields.label:
+            label = fields.label(list(value))
+            kept[label] = value[label]
+        id = given_identity(value.get(fields.id)) if fields.id else None
+    except (UsageError, RowError) as error:
+        return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
+    name, location = locate_value(value[column], column, folder, row.line)
+    reference = _named(index, name, location)
+    return replace(reference, keep=kept, id=id or reference.id)
+
+
+def _named(index: int, name: str | None, location: Location) -> Reference:
+    sha256 = digest_of_inline(location)
+    id = hidden_identity(name, sha256) if name else None
+    return Reference(index, name and redact(name), location, sha256=sha256, id=id)

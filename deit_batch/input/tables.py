@@ -1,0 +1,266 @@
+"""Table files to rows, lazily: CSV, JSONL, Parquet, plain lists, request documents, data sets.
+
+A malformed row comes out as a `Failure` in its place, with its line number; the rows after it follow. Memory holds
+one row at a time, of at most MAX_ROW_CHARS, whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+
+from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.io import Failure
+
+if TYPE_CHECKING:
+    pass
+
+MAX_ROW_CHARS = 128 * 2**20
+"""A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet")
+"""All but .parquet also with .gz. On a store, what has none of them may be a folder (files.is_stored_folder)."""
+
+Value: TypeAlias = Mapping[str, Any] | str | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`line` counts from 1, header included; in Parquet and data sets it counts the rows."""
+
+    line: int
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """An opened table. `columns` is None where rows have no common ones (JSONL, plain lists).
+
+    `total(n)` says how many rows there are, exactly or judged from how far n rows went into the file; None if unknown.
+    `class_names`: of the columns that hold numbers of classes, the names of those, from 0.
+    """
+
+    rows: Iterator[Row]
+    columns: list[str] | None = None
+    total: Callable[[int], int | None] = lambda read: None
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def row_failure(message: str) -> Failure:
+    return Failure.of(RowError(message))
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """The lines of a text, numbered, each of at most MAX_ROW_CHARS; `push_back` returns some to be read again."""
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+        self._pushed: list[str] = []
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._pushed.pop() if self._pushed else self._read()
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) > MAX_ROW_CHARS:
+            raise RowError(f"line {self.number}: longer than {MAX_ROW_CHARS:,} characters")
+        return line
+
+    def push_back(self, lines: list[str]) -> None:
+        self._pushed.extend(reversed(lines))
+        self.number -= len(lines)
+
+    def _read(self) -> str:
+        try:
+            line = self._text.readline(MAX_ROW_CHARS + 1)
+            rest = line
+            while len(rest) > MAX_ROW_CHARS and not rest.endswith("\n"):
+                rest = self._text.readline(MAX_ROW_CHARS + 1)
+        except (OSError, EOFError, zlib.error, UnicodeError) as error:
+            raise InputError(f"the input can't be read past line {self.number}: {error}") from error
+        return line
+
+
+def open_text(stream: BinaryIO, *, gzipped: bool, newline: str) -> IO[str]:
+    """Text of a UTF-8 stream, or of whatever its byte order mark says. Bytes that are not UTF-8 are carried along
+    as surrogates, as Python does for file names, so that a path in any old encoding still finds its file."""
+    binary = cast(io.BufferedReader, gzip.GzipFile(fileobj=stream) if gzipped else stream)
+    try:
+        start = binary.peek(4)[:4]
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"the input can't be read: {error}") from error
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return io.TextIOWrapper(binary, "utf-32", "replace", newline)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return io.TextIOWrapper(binary, "utf-16", "replace", newline)
+    return io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline)
+
+
+def _judged_total(stream: BinaryIO) -> Callable[[int], int | None]:
+    """How many rows the file has, judged from the share of its bytes that the rows so far have taken."""
+    if not stream.seekable():
+        return lambda read: None
+    start = stream.tell()
+    size = stream.seek(0, 2)
+    stream.seek(start)
+
+    def total(read: int) -> int | None:
+        if stream.closed:
+            return read  # it has been read to its end
+        return round(read * size / stream.tell()) if read and stream.tell() else None
+
+    return total
+
+
+def open_csv(stream: BinaryIO, *, gzipped: bool, delimiter: str) -> Table:
+    total = _judged_total(stream)
+    # A field may be an image. The module's own limit of 128 KiB is a process-wide setting; there is no other way.
+    csv.field_size_limit(MAX_ROW_CHARS)
+    lines = Lines(open_text(stream, gzipped=gzipped, newline=""))
+    try:
+        columns = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
+    except (csv.Error, RowError) as error:
+        raise UsageError(f"the table's header can't be read: {error}") from error
+    return Table(_csv_rows(lines, columns, delimiter), columns, total)
+
+
+def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]:
+    """An unclosed quote makes a CSV reader swallow the lines after it. So where a row is malformed, only its first
+    line is given up, and the others are read again as rows of their own."""
+    taken: list[str] = []
+
+    def tape() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    while True:
+        start = lines.number + 1
+        taken.clear()
+        try:
+            fields = next(csv.reader(tape(), delimiter=delimiter, strict=True), None)
+        except csv.Error as error:
+            value: Value = row_failure(f"line {start}: {error}")
+        except RowError as error:
+            value = Failure.of(error)
+        else:
+            if fields is None:
+                return
+            if not fields:
+                continue  # a blank line
+            if len(fields) == len(columns):
+                yield Row(start, dict(zip(columns, fields, strict=True)))
+                continue
+            value = row_failure(f"line {start}: {len(fields)} fields where the header has {len(columns)}")
+        lines.push_back(taken[1:])
+        yield Row(start, value)
+
+
+def open_jsonl(stream: BinaryIO, *, gzipped: bool) -> Table:
+    total = _judged_total(stream)
+    return Table(_text_rows(stream, gzipped, parse_json), total=total)
+
+
+def open_list(stream: BinaryIO, *, gzipped: bool, json_lines: bool = False) -> Table:
+    """A list of references, one a line; with `json_lines`, a line that starts like JSON is read as JSON."""
+    total = _judged_total(stream)
+
+    def parse(line: str, number: int) -> Iterator[Value]:
+        if json_lines and line.lstrip()[:1] in ("{", '"'):
+            yield from parse_json(line, number)
+        else:
+            yield line
+
+    return Table(_text_rows(stream, gzipped, parse), total=total)
+
+
+def _text_rows(stream: BinaryIO, gzipped: bool, parse: Callable[[str, int], Iterator[Value]]) -> Iterator[Row]:
+    lines = Lines(open_text(stream, gzipped=gzipped, newline="\n"))
+    while True:
+        try:
+            line = next(lines, None)
+        except RowError as error:
+            yield Row(lines.number, Failure.of(error))
+            continue
+        if line is None:
+            return
+        line = line.rstrip("\r\n")
+        if line.strip():
+            for value in parse(line, lines.number):
+                yield Row(lines.number, value)
+
+
+def parse_json(text: str, number: int) -> Iterator[Value]:
+    """The values of one JSON line: an object, a bare string, or each of a request document's `input_data`."""
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except ValueError as error:
+        yield row_failure(f"line {number}: not JSON: {error}")
+        return
+    except RecursionError:
+        yield row_failure(f"line {number}: JSON nested too deeply")
+        return
+    if isinstance(value, dict) and "input_data" in value:
+        try:
+            yield from request_values(value)
+        except RowError as error:
+            yield row_failure(f"line {number}: {error}")
+    elif isinstance(value, dict | str):
+        yield value
+    else:
+        yield row_failure(f"line {number}: a JSON {_kind(value)} where an object or a string should be")
+
+
+def request_values(document: dict[str, Any]) -> list[Value]:
+    """The images of a request document, `{"input_data": ["image1", ...]}`, or with Azure ML's
+    `{"input_data": {"columns": [...], "data": [[...], ...]}}`. Raises RowError if it has neither form."""
+    data = document["input_data"]
+    columns: list[str] = []
+    if isinstance(data, dict):
+        columns, data = data.get("columns") or [], data.get("data")
+    if not isinstance(data, list) or not isinstance(columns, list):
+        raise RowError('"input_data" holds no list of images')
+    return [_request_value(item, columns, place) for place, item in enumerate(data)]
+
+
+def _request_value(item: object, columns: list[str], place: int) -> Value:
+    if isinstance(item, list) and len(item) == len(columns):
+        return dict(zip(columns, item, strict=True))
+    if isinstance(item, list) and len(item) == 1:
+        item = item[0]
+    if isinstance(item, dict | str):
+        return item
+    return row_failure(f"input_data[{place}]: a JSON {_kind(item)} where a string should be")
+
+
+def _kind(value: object) -> str:
+    kinds = {type(None): "null", bool: "boolean", int: "number", float: "number", list: "list"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
+    """The card's request document. It is one JSON value, so unlike every other input it is read whole."""
+    text = open_text(stream, gzipped=gzipped, newline="")
+    try:
+        document = json.load(text, parse_constant=lambda _: None)
+        values = request_values(document if isinstance(document, dict) else {"input_data": document})
+    except (ValueError, RecursionError, RowError, KeyError, EOFError, zlib.error, OSError) as error:
+        raise UsageError(
+            f'not a request document ({{"input_data": ["image1", ...]}}): {error!r}; for JSON lines use .jsonl'
+        ) from error
+    rows = (Row(place, value) for place, value in enumerate(values, 1))
+    return Table(rows, total=lambda read: len(values))

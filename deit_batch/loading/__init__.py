@@ -1,0 +1,1 @@
+"""References to pixels: fetched, decoded and batched, in workers."""

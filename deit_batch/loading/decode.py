@@ -1,0 +1,103 @@
+"""Bytes to pixels: decoding, and the resize and crop of a checkpoint's image processor. Imports no torch.
+
+The result equals that of the Hugging Face image-classification pipeline bit for bit: the EXIF orientation is applied,
+then every mode becomes RGB by Pillow's own conversion (alpha dropped, 16-bit grey clipped at 255), then Pillow resizes.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from deit_batch.errors import DecodeError
+from deit_batch.limits import Limits
+from deit_batch.model.recipe import Recipe
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+"""The decoders that input may reach; Pillow has some forty more, for formats that nobody photographs in."""
+
+FAST_GAP = 1.5
+"""With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
+
+
+def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
+    """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`.
+
+    With `limits.allow_truncated`, what is missing at the end of a file is grey. Raises DecodeError if the bytes are no
+    whole image of an accepted format, or one that has more than `limits.image_pixels` or comes to have them.
+    """
+    # Pillow keeps these two in its modules; there is no other way to tell it.
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, limits.allow_truncated
+    try:
+        # Pillow warns about every oddity in a file; a million odd files would bury what matters.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open(data, limits.image_pixels)
+            if recipe.fast and recipe.resize:
+                # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
+                image.draft(None, _draft_size(recipe.resize))
+            return np.asarray(_crop_center(_resize(_rgb(_upright(image)), recipe, limits.image_pixels), recipe))
+    except DecodeError:
+        raise
+    except MemoryError as error:
+        raise DecodeError("not enough memory to decode it") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files: OSError, SyntaxError, struct
+        raise DecodeError(f"can't be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"not an image that we read ({', '.join(FORMATS)}); starts with {data[:12]!r}") from error
+    if image.width * image.height > max_pixels:
+        raise DecodeError(f"{image.width}x{image.height} is more than {max_pixels:,} pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # so that only EXIF trouble can be mistaken for EXIF trouble
+    # Unreadable EXIF: the picture is whole, only its orientation is not known.
+    with suppress(OSError, SyntaxError, TypeError, ValueError, KeyError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies, even what is RGB already
+
+
+def _draft_size(resize: tuple[int, int] | int) -> tuple[int, int]:
+    """What is left must be larger than the result, or the resampling filter would have too little to go by."""
+    side = round(FAST_GAP * (resize if isinstance(resize, int) else max(resize)))
+    return side, side  # whichever way up it is
+
+
+def _resize(image: Image.Image, recipe: Recipe, max_pixels: int) -> Image.Image:
+    match recipe.resize:
+        case None:
+            return image
+        case (height, width):
+            size = (width, height)
+        case short:
+            # As get_resize_output_image_size of transformers: the long side is rounded down.
+            long = int(short * max(image.size) / min(image.size))
+            size = (short, long) if image.width <= image.height else (long, short)
+            if short * long > max_pixels:  # a line of pixels, as a file of a few hundred bytes can hold it
+                raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
+    return image.resize(size, Image.Resampling(recipe.resample), reducing_gap=FAST_GAP if recipe.fast else None)
+
+
+def _crop_center(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """Cuts out the centre; where the image is smaller, fills with black around it."""
+    if recipe.crop is None:
+        return image
+    height, width = recipe.crop
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

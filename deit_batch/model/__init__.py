@@ -1,0 +1,1 @@
+"""A checkpoint's name to a callable: pixels to scores, or features."""

@@ -1,0 +1,142 @@
+"""What a classifier of the three classes is made of: its sizes, and the name and shape of each of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+from deit_batch.errors import CheckpointError
+from deit_batch.io import FeatureName
+
+Shape: TypeAlias = tuple[int, ...]
+
+FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
+
+
+class Parts(NamedTuple):
+    """`body` is the model_type, how the body's tensors' names begin, and whose image recipe it has (recipe._DEFAULTS);
+    `firsts` are the tokens before the patches, each one token with a position of its own; head i looks at token i."""
+
+    body: str
+    firsts: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+CLASSES = {
+    # The plain DeiTs: without a distillation token, a DeiT is a ViT.
+    "ViTForImageClassification": Parts("vit", ("cls_token",), ("classifier",)),
+    # The distilled ones, with both heads.
+    "DeiTForImageClassificationWithTeacher": Parts(
+        "deit", ("cls_token", "distillation_token"), ("cls_classifier", "distillation_classifier")
+    ),
+    # Fine-tuned with one head.
+    "DeiTForImageClassification": Parts("deit", ("cls_token", "distillation_token"), ("classifier",)),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """What a config.json says, with the defaults of ViTConfig and DeiTConfig of `transformers`. `image_size` is
+    (height, width) in pixels."""
+
+    architecture: str
+    classes: int
+    image_size: tuple[int, int]
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    patch_size: int = 16
+    layer_norm_eps: float
+    qkv_bias: bool
+
+    @property
+    def parts(self) -> Parts:
+        return CLASSES[self.architecture]
+
+    @property
+    def features(self) -> dict[FeatureName, slice]:
+        """Those that it has, and which of the tokens each is the mean of."""
+        firsts = self.parts.firsts
+        tokens: dict[FeatureName, slice] = {"cls": slice(0, 1), "mean": slice(len(firsts), self.tokens)}
+        if "distillation_token" in firsts:
+            place = firsts.index("distillation_token")
+            tokens["distillation"] = slice(place, place + 1)
+        return {name: tokens[name] for name in FEATURES if name in tokens}
+
+    @property
+    def patches(self) -> int:
+        height, width = self.image_size
+        return height // self.patch_size * (width // self.patch_size)
+
+    @property
+    def tokens(self) -> int:
+        return self.patches + len(self.parts.firsts)
+
+    def tensors(self) -> Iterator[tuple[str, Shape]]:
+        width, inner, body = self.hidden_size, self.intermediate_size, self.parts.body
+        for token in self.parts.firsts:
+            yield f"{body}.embeddings.{token}", (1, 1, width)
+        yield f"{body}.embeddings.position_embeddings", (1, self.tokens, width)
+        yield from _affine(f"{body}.embeddings.patch_embeddings.projection", width, 3, self.patch_size, self.patch_size)
+        for number in range(self.num_hidden_layers):
+            layer = f"{body}.encoder.layer.{number}"
+            for part in ("query", "key", "value"):
+                yield from _affine(f"{layer}.attention.attention.{part}", width, width, bias=self.qkv_bias)
+            yield from _affine(f"{layer}.attention.output.dense", width, width)
+            yield from _affine(f"{layer}.intermediate.dense", inner, width)
+            yield from _affine(f"{layer}.output.dense", width, inner)
+            yield from _affine(f"{layer}.layernorm_before", width)
+            yield from _affine(f"{layer}.layernorm_after", width)
+        yield from _affine(f"{body}.layernorm", width)
+        for head in self.parts.heads:
+            yield from _affine(head, self.classes, width)
+
+
+def _affine(name: str, out: int, *into: int, bias: bool = True) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (out, *into)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def geometry_from_config(
+    config: Mapping[str, Any], architecture: str, *, classes: int, image_size: tuple[int, int]
+) -> Geometry:
+    """Raises ValueError or TypeError for what no DeiT's config says."""
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"hidden_act is {config['hidden_act']!r}; a DeiT's is gelu")
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+    geometry = Geometry(
+        architecture=architecture,
+        classes=classes,
+        image_size=image_size,
+        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+        qkv_bias=bool(config.get("qkv_bias", True)),
+        **{name: int(config[name]) for name in sizes if name in config},
+    )
+    if geometry.hidden_size % geometry.num_attention_heads:
+        raise ValueError(f"hidden_size {geometry.hidden_size} is no multiple of num_attention_heads")
+    return geometry
+
+
+def check_tensors(found: Mapping[str, Shape], geometry: Geometry, name: str) -> None:
+    """Raises CheckpointError unless every tensor that would be scored with is there, in its shape, and every one that
+    is there has its place."""
+    refused = f"{name} must not be scored with"
+    expected = dict(geometry.tensors())
+    lost = [tensor for tensor in expected if tensor not in found]
+    if lost:
+        raise CheckpointError(
+            f"{refused}: it is no {geometry.architecture} as its config describes it, for {len(lost)} of its weights "
+            f"were not in the checkpoint and would be random, {lost[0]} first"
+        )
+    # A pooler is left over from pre-training: no classifier uses it.
+    unused = sorted(tensor for tensor in found if tensor not in expected and ".pooler." not in tensor)
+    if unused:
+        raise CheckpointError(f"{refused}: its config has no place for {len(unused)} of its weights, {unused[0]} first")
+    for tensor, shape in expected.items():
+        if found[tensor] != shape:
+            raise CheckpointError(
+                f"{refused}: the shape of its {tensor} is {found[tensor]}, where its config wants {shape}"
+            )

@@ -1,0 +1,157 @@
+"""How an image becomes a model's input: the recipe that a checkpoint's image processor says. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from deit_batch.errors import CheckpointError
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    # transformers/models/{vit,deit}/image_processing_*.py: what a preprocessor_config.json leaves out.
+    "vit": {"size": 224, "resample": Image.Resampling.BILINEAR, "do_center_crop": False},
+    "deit": {"size": 256, "resample": Image.Resampling.BICUBIC, "do_center_crop": True},
+}
+
+_KNOWN = frozenset(
+    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
+    "image_mean image_std".split()
+)
+# Settings that don't change the pixels of an RGB picture.
+_HARMLESS = frozenset(
+    "image_processor_type feature_extractor_type processor_class _processor_class do_convert_rgb data_format "
+    "input_data_format return_tensors device disable_grouping".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How an image becomes the model's input. Sizes are (height, width) in pixels; `resize` as a single number is
+    the short side, the aspect kept. A value x of 0..255 becomes (x * rescale_factor - mean) / std. `fast` takes short
+    cuts on the way from a large image to a small one, whose pixels then differ a little from the image processor's."""
+
+    resize: tuple[int, int] | int | None
+    resample: int
+    crop: tuple[int, int] | None
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fast: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image that comes out."""
+        size = self.crop or self.resize
+        if not isinstance(size, tuple):
+            raise CheckpointError("the image processor leaves images of different sizes; it needs a crop or a size")
+        return size
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def as_config(self) -> dict[str, object]:
+        """A preprocessor_config.json that says the same, for `recipe_from_config` and for `transformers`."""
+        size = {"shortest_edge": self.resize} if isinstance(self.resize, int) else _sides(self.resize)
+        return {
+            "image_processor_type": "DeiTImageProcessor",
+            "do_resize": self.resize is not None,
+            **({"size": size} if size else {}),
+            "resample": self.resample,
+            "do_center_crop": self.crop is not None,
+            **({"crop_size": _sides(self.crop)} if self.crop else {}),
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    def scaled(self, image_size: int) -> Recipe:
+        """The same for a model that takes squares of `image_size` pixels: sizes in proportion."""
+        factor = image_size / self.size[0]
+
+        def sides(old: tuple[int, int] | None) -> tuple[int, int] | None:
+            return old and (round(old[0] * factor), round(old[1] * factor))
+
+        resize = round(self.resize * factor) if isinstance(self.resize, int) else sides(self.resize)
+        return replace(self, resize=resize, crop=sides(self.crop))
+
+
+def _sides(size: tuple[int, int] | None) -> dict[str, int] | None:
+    return {"height": size[0], "width": size[1]} if size else None
+
+
+def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
+    """The recipe that a preprocessor_config.json says, as `AutoImageProcessor` of `transformers` 5 reads it.
+
+    `model_type` ("vit" or "deit") decides where the file names no type. Raises CheckpointError for a type or a
+    setting that is not one of the ViT and DeiT processors'.
+    """
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or model_type)
+    family = name.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
+    family = family.removesuffix("FeatureExtractor").lower()
+    if family not in _DEFAULTS:
+        raise CheckpointError(f"an image processor of type {name} is not a DeiT's; use --image-processor card")
+    strange = [key for key, value in config.items() if value and key not in {*_KNOWN, *_HARMLESS, "default_to_square"}]
+    if config.get("default_to_square") is False:
+        strange.append("default_to_square")
+    if strange:
+        raise CheckpointError(
+            f"the image processor sets {', '.join(strange)}, which we don't know; see --image-processor"
+        )
+    defaults = _DEFAULTS[family]
+    try:
+        do_crop = _get(config, "do_center_crop", defaults["do_center_crop"])
+        normalize = _get(config, "do_normalize", True)
+        return Recipe(
+            resize=_size(_get(config, "size", defaults["size"])) if _get(config, "do_resize", True) else None,
+            resample=int(Image.Resampling(_get(config, "resample", defaults["resample"]))),
+            crop=_crop(_get(config, "crop_size", 224)) if do_crop else None,
+            rescale_factor=float(_get(config, "rescale_factor", 1 / 255)) if _get(config, "do_rescale", True) else 1.0,
+            mean=_channels(_get(config, "image_mean", 0.5)) if normalize else (0.0,) * 3,
+            std=_nonzero(_channels(_get(config, "image_std", 0.5))) if normalize else (1.0,) * 3,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the image processor's settings can't be read: {error!r}") from error
+
+
+def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _size(size: Any) -> tuple[int, int] | int:
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+        return int(size["shortest_edge"])
+    return _crop(size)
+
+
+def _crop(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping):
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, Sequence):
+        height, width = size
+        return int(height), int(width)
+    return int(size), int(size)
+
+
+def _channels(value: Any) -> tuple[float, ...]:
+    values = tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
+    if len(values) != 3:
+        raise ValueError(f"{len(values)} values where there are three channels")
+    return values
+
+
+def _nonzero(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(values):
+        raise ValueError("a standard deviation of 0")
+    return values
+
+
+CARD_RECIPE = recipe_from_config({}, "deit")
+"""The model card's text: "rescaled to the same resolution 256x256, center-cropped at 224x224 and then normalized
+across the RGB channels with mean (0.5, 0.5, 0.5) and standard deviation (0.5, 0.5, 0.5)". These are the defaults of
+DeiTImageProcessor, from which the filter is taken."""

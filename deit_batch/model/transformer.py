@@ -1,0 +1,139 @@
+"""The forward pass of the three classes, from a checkpoint's own weights: pixel values in, logits or features out.
+
+The same function as `transformers` computes (models/vit/modeling_vit.py, models/deit/modeling_deit.py; a test compares
+them), after arXiv 2010.11929, section 3.1, and arXiv 2012.12877, section 4. Written out for two reasons: importing the
+library takes longer than all else until the first image is scored, and where every pass has one shape, weights can be
+laid out for it beforehand (benchmarks/choices.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deit_batch.errors import CheckpointError
+from deit_batch.io import FeatureName
+from deit_batch.model.architecture import Geometry, check_tensors
+from deit_batch.model.checkpoint import Checkpoint
+
+Linear: TypeAlias = Callable[[Tensor], Tensor]
+"""[rows, in] to [rows, out]."""
+
+
+def load_weights(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, pass_size: int | None = None
+) -> Transformer:
+    """With `pass_size`, laid out for passes of so many images. Raises CheckpointError unless every tensor that is
+    scored with comes from the checkpoint, and every tensor of the checkpoint has its place."""
+    weights: dict[str, Tensor] = {}
+    try:
+        for path in checkpoint.files:
+            if checkpoint.weights == "pickle":
+                weights |= torch.load(path, map_location="cpu", weights_only=True)
+            else:
+                weights |= safetensors.torch.load_file(path)
+    except Exception as error:  # a pickle raises whatever it likes
+        raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
+    geometry = checkpoint.geometry
+    check_tensors({name: tuple(tensor.shape) for name, tensor in weights.items()}, geometry, checkpoint.name)
+    used = {name: weights[name].to(device, dtype) for name, _ in geometry.tensors()}
+    return Transformer(used, geometry, pass_size=pass_size)
+
+
+class Transformer(nn.Module):
+    """Pixel values [n, 3, height, width] to logits [n, classes], both on the weights' device and in their dtype. A
+    Module, so that it can be exported."""
+
+    def __init__(self, weights: Mapping[str, Tensor], geometry: Geometry, *, pass_size: int | None) -> None:
+        super().__init__()
+        body = geometry.parts.body
+        self._geometry = geometry
+        self._heads = [(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in geometry.parts.heads]
+        firsts = [weights[f"{body}.embeddings.{name}"][0] for name in geometry.parts.firsts]
+        position = weights[f"{body}.embeddings.position_embeddings"][0]
+        self._firsts = torch.cat(firsts) + position[: len(firsts)]
+        self._position = position[len(firsts) :]
+
+        def linear(*names: str, activation: str = "none", rows: int = geometry.tokens) -> Linear:
+            """Of several names, one product for them all."""
+            weight = torch.cat([weights[f"{name}.weight"].flatten(1) for name in names])
+            biases = [weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights]
+            return _linear(weight, torch.cat(biases) if biases else None, activation, pass_size and pass_size * rows)
+
+        def norm(name: str) -> Linear:
+            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+            return lambda values: functional.layer_norm(values, weight.shape, weight, bias, geometry.layer_norm_eps)
+
+        self._patches = linear(f"{body}.embeddings.patch_embeddings.projection", rows=geometry.patches)
+        self._norm = norm(f"{body}.layernorm")
+        self._layers = []
+        for number in range(geometry.num_hidden_layers):
+            layer = f"{body}.encoder.layer.{number}"
+            attention = f"{layer}.attention.attention"
+            self._layers.append(
+                (
+                    norm(f"{layer}.layernorm_before"),
+                    linear(f"{attention}.query", f"{attention}.key", f"{attention}.value"),
+                    linear(f"{layer}.attention.output.dense"),
+                    norm(f"{layer}.layernorm_after"),
+                    linear(f"{layer}.intermediate.dense", activation="gelu"),
+                    linear(f"{layer}.output.dense"),
+                )
+            )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden = self._encode(pixel_values)
+        firsts = self._norm(hidden[:, : len(self._heads)])  # each head looks at a token of its own
+        logits = [functional.linear(firsts[:, place], *head) for place, head in enumerate(self._heads)]
+        return torch.stack(logits).mean(0)  # of both heads, where there are two (arXiv 2012.12877, section 4)
+
+    def features(self, pixel_values: Tensor, names: Sequence[FeatureName]) -> Tensor:
+        """Instead of logits, what the last layer says after its norm (`last_hidden_state` in `transformers`): float32
+        [n, len(names), width], in the order of `names`."""
+        hidden = self._norm(self._encode(pixel_values)).float()
+        return torch.stack([hidden[:, self._geometry.features[name]].mean(1) for name in names], 1)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """Hidden states of the last layer, before the norm: [n, tokens, width]."""
+        n, width = pixel_values.shape[0], self._geometry.hidden_size  # len() would fix it in an export
+        hidden = self._embed(pixel_values).reshape(-1, width)
+        for norm_before, qkv, out, norm_after, up, down in self._layers:
+            hidden = hidden + out(self._attend(qkv(norm_before(hidden)), n))
+            hidden = hidden + down(up(norm_after(hidden)))
+        return hidden.view(n, -1, width)
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        """A patch is a row of its own, so that the convolution is a matrix product."""
+        n, channels, height, width = pixel_values.shape
+        side = self._geometry.patch_size
+        patches = pixel_values.reshape(n, channels, height // side, side, width // side, side)
+        rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * side * side)
+        embedded = self._patches(rows).view(n, -1, self._geometry.hidden_size) + self._position
+        return torch.cat([self._firsts.expand(n, -1, -1), embedded], 1)
+
+    def _attend(self, qkv: Tensor, n: int) -> Tensor:
+        heads, width = self._geometry.num_attention_heads, self._geometry.hidden_size
+        query, key, value = qkv.view(n, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return attended.transpose(1, 2).reshape(-1, width)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, activation: str, rows: int | None) -> Linear:
+    """With `rows`, laid out by oneDNN for inputs of so many, once instead of in every pass; as torch.compile does it
+    (torch/_inductor/fx_passes/mkldnn_fusion.py)."""
+    if rows and weight.dtype == torch.float32 and weight.device.type == "cpu" and _has_onednn():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        return lambda values: torch.ops.mkldnn._linear_pointwise(values, packed, bias, activation, [], "none")
+    if activation == "gelu":
+        return lambda values: functional.gelu(functional.linear(values, weight, bias))
+    return lambda values: functional.linear(values, weight, bias)
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

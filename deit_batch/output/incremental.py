@@ -1,0 +1,143 @@
+"""The memory of --incremental: what runs have found in each image, in a SQLite file beside the output.
+
+A row is a fact: these bytes, scored with these settings, gave these predictions. So a run may die anywhere and leave
+nothing wrong behind, and the next one takes up whatever was found, however far that run came.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from deit_batch.errors import OutputError
+from deit_batch.input.identity import identity_of
+from deit_batch.io import Earlier, Record, Reference, name_fields, stamp
+
+logger = logging.getLogger("deit_batch")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS about (settings TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS known (
+    image TEXT PRIMARY KEY, -- its identity
+    stamp TEXT,             -- of its file, or the digest of inline data; NULL if nothing can vouch for what is in it
+    sha256 TEXT NOT NULL,   -- of its bytes
+    predictions TEXT NOT NULL,
+    run INTEGER NOT NULL    -- the last that saw it
+) WITHOUT ROWID;
+"""
+_SECONDS_BETWEEN_COMMITS = 5.0
+_YOUNG_NS = 2 * 10**9
+"""A file that has just changed may change again within a tick of its file system's clock: its stamp would not tell."""
+
+
+class Known:
+    """`kept` counts the images that needed no scoring."""
+
+    def __init__(self, path: Path, settings: Mapping[str, object], *, fresh: bool) -> None:
+        """Raises OutputError if the file can't be written."""
+        self.kept = 0
+        self._path = path
+        self._stamps: dict[int, str | None] = {}  # of images under way, taken before they are read
+        self._committed = time.monotonic()
+        text = json.dumps(settings, sort_keys=True, default=str)
+        with self._using():
+            if fresh:
+                path.unlink(missing_ok=True)
+            try:
+                self._open(text)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                logger.warning("%s is damaged (%s): everything is scored again", path, error)
+                path.unlink()
+                self._open(text)
+
+    def _open(self, settings: str) -> None:
+        self._database = sqlite3.connect(self._path)
+        self._database.executescript(_SCHEMA)
+        row = self._database.execute("SELECT settings FROM about").fetchone()
+        if row != (settings,):
+            if row:
+                logger.info("the model, recipe or versions are not those of before: everything is scored again")
+            self._database.execute("DELETE FROM known")
+            self._database.execute("DELETE FROM about")
+            self._database.execute("INSERT INTO about VALUES (?)", (settings,))
+            self._database.commit()
+        (self._run,) = self._database.execute("SELECT coalesce(max(run), 0) + 1 FROM known").fetchone()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise OutputError(
+                f"{self._path}: can't be used: {error}; make room, mend the folder, or remove this file (then all is "
+                "scored again), and run the same command again"
+            ) from error
+
+    def recall(self, references: Iterable[Reference]) -> Iterator[Reference]:
+        """The references, with what is known of each. Inline data are known by their digest; a file whose stamp is the
+        same is not read again; anything else is read and compared."""
+        for reference in references:
+            yield replace(reference, earlier=self._earlier(reference, _mark(reference)))
+
+    def _earlier(self, reference: Reference, mark: str | None) -> Earlier | None:
+        with self._using():
+            row = self._database.execute(
+                "SELECT stamp, sha256, predictions FROM known WHERE image = ?", (_key(reference),)
+            ).fetchone()
+        if row and mark is not None and mark == row[0]:
+            return Earlier(json.loads(row[2]))
+        self._stamps[reference.index] = mark
+        return Earlier(json.loads(row[2]), row[1]) if row else None
+
+    def remember(self, references: Sequence[Reference], digests: Mapping[int, str], records: Sequence[Record]) -> None:
+        """What has come out for a batch. `digests`: by place among those that were not settled before. Failures are not
+        remembered: they are tried again."""
+        looked_at = count()
+        with self._using():
+            for reference, record in zip(references, records, strict=True):
+                if reference.is_settled:
+                    self.kept += 1
+                    self._database.execute("UPDATE known SET run = ? WHERE image = ?", (self._run, _key(reference)))
+                else:
+                    self._add(reference, digests.get(next(looked_at)), record)
+            if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
+                self._database.commit()
+                self._committed = time.monotonic()
+
+    def _add(self, reference: Reference, sha256: str | None, record: Record) -> None:
+        mark = self._stamps.pop(reference.index)
+        if record.error is None:
+            self.kept += reference.earlier is not None and reference.earlier.sha256 == sha256
+            row = (_key(reference), mark, sha256, json.dumps(record.predictions), self._run)
+            self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row)
+
+    def forget_the_vanished(self) -> None:
+        """What this run, which has seen all its input, did not see."""
+        with self._using():
+            self._database.execute("DELETE FROM known WHERE run != ?", (self._run,))
+
+    def close(self) -> None:
+        """Raises OutputError if the last of it can't be kept."""
+        with self._using():
+            self._database.commit()
+            self._database.close()
+
+
+def _key(reference: Reference) -> str | None:
+    return identity_of(name_fields(reference))
+
+
+def _mark(reference: Reference) -> str | None:
+    if reference.sha256 is not None:
+        return reference.sha256
+    mark = stamp(reference.location)
+    return None if mark is None or time.time_ns() - max(mark[1:]) < _YOUNG_NS else str(mark)

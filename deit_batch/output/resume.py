@@ -1,0 +1,119 @@
+"""What an earlier run has left, held against what this one is asked for: may it be gone on with?"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import UsageError
+from deit_batch.input.identity import comparable, identity_of
+from deit_batch.input.stamps import NONE, has_changed, stamp_of
+from deit_batch.io import NAME_FIELDS, Reference, json_line, json_value, name_fields, pretty
+
+logger = logging.getLogger("deit_batch")
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None if it is none."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not {"index", "image"} <= record.keys():
+        return None
+    return record if "predictions" in record or "features" in record else None
+
+
+def has_failed(record: Mapping[str, Any]) -> bool:
+    return "error" in record
+
+
+@dataclass(slots=True)
+class Changed:
+    """Counts the files that have changed since they were read for a result. `stamps`: of each reference in turn, what
+    its file was then (input/stamps.py); None if that is not known, which is said once."""
+
+    result: str
+    stamps: Iterator[bytes] | None
+    images: int = 0
+    first: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stamps is None:
+            logger.warning("whether images have changed since %s was made can't be told: no note of it", self.result)
+
+    def look_at(self, reference: Reference, *, stands: bool = True) -> bytes:
+        """Looks at the next reference, and returns the stamp that it had (or has, if that is not known). It counts if
+        what was found in it `stands`."""
+        if self.stamps is None:
+            return stamp_of(reference.location)
+        stamp = next(self.stamps, NONE)
+        if stands and has_changed(reference, stamp):
+            self.images, self.first = self.images + 1, self.first or reference.image
+        return stamp
+
+    def warn(self, remedy: str) -> None:
+        if self.images:
+            logger.warning(
+                "%s images have changed since they were read for %s, %s first: it has their old predictions; %s",
+                f"{self.images:,}",
+                self.result,
+                self.first,
+                remedy,
+            )
+
+
+def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UsageError, saying which differ, unless what was left at `target` was made with the same settings."""
+    mine = json.loads(pretty(now))
+    changes = [
+        f"{name} was {_short(before.get(name))}, is {_short(mine.get(name))}"
+        for name in {**before, **mine}
+        if before.get(name) != mine.get(name)
+    ]
+    if changes:
+        raise UsageError(
+            f"{target} is of another run ({'; '.join(changes)}); give another --out, or replace it with --fresh"
+        )
+
+
+def require_same_input(target: str | Path, reference: Reference, record: Mapping[str, Any]) -> None:
+    """Raises UsageError unless the record, left by an earlier run, is of this reference."""
+    now = _fields(reference)
+    if _compared(record, reference.keep) == _compared(now, reference.keep):
+        return
+    name = next((name for name in ("index", *NAME_FIELDS, *now) if record.get(name) != now.get(name)), "index")
+    if name == "image_id":
+        what = f"is of another input than {_short(now['image'])}: they differ in their --id, or in what is not shown"
+    else:
+        what = f"has {name} {_short(record.get(name))}, but the input now has {_short(now.get(name))} there"
+    raise UsageError(
+        f"{target} can't be continued: the input has changed. Record {reference.index} {what}; start over with --fresh"
+    )
+
+
+def reference_line(reference: Reference) -> bytes:
+    """What of a reference goes into the digest of an input."""
+    return json_line(_compared(_fields(reference), reference.keep))
+
+
+def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, object]:
+    """What of a record the input alone decides: its place, which input it is of, and the columns that are kept."""
+    kept = {name: record.get(name) for name in keep}
+    # A link that was signed anew is no other link, also where its column is kept.
+    same = {name: comparable(value) if isinstance(value, str) else value for name, value in kept.items()}
+    return {"index": record["index"], "identity": identity_of(record), **same}
+
+
+def _fields(reference: Reference) -> dict[str, Any]:
+    """As a record of it has them."""
+    return {**name_fields(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:20]}…{text[-50:]}"

@@ -1,0 +1,338 @@
+"""The installed command, as cron and CI see it: exit statuses, streams, signals, configuration, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from helpers import COMMAND, EXAMPLES, deit_batch, jpeg, read_json, read_jsonl, wait_for, wait_for_growth
+
+from deit_batch.cli import main
+
+README = EXAMPLES.parent / "README.md"
+
+
+def test_the_main_job(tmp_path: Path) -> None:
+    done = deit_batch("score", "--input", EXAMPLES, "--model", "demo", "--out", "preds.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    records = read_jsonl(tmp_path / "preds.jsonl")
+    right = [r["predictions"][0]["label"].replace(" ", "-") == Path(r["image"]).parent.name for r in records]
+    assert len(right) == 40
+    assert sum(right) >= 32
+    assert "40 of 40 images scored" in done.stderr
+
+
+def test_stdout_carries_results_only_and_stdin_is_read(tmp_path: Path) -> None:
+    names = "".join(f"{path}\n" for path in sorted(EXAMPLES.glob("bag/*.png")))
+    done = deit_batch(
+        "score", "--input", "-", "--out", "-", "--model", "demo", "--top-k", "1", cwd=tmp_path, input=names
+    )
+    assert done.returncode == 0
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == ["bag"] * 4
+    assert os.listdir(tmp_path) == []
+
+
+def test_some_failures_are_status_3_unless_within_the_threshold(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nnone.jpg\n")
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out", "a.jsonl"]
+    assert deit_batch(*command, cwd=tmp_path).returncode == 3
+    again = deit_batch(*command, cwd=tmp_path)
+    assert (again.returncode, "finished already" in again.stderr) == (3, True)
+    for threshold, status in (("1", 0), ("50%", 0), ("49%", 3)):
+        assert deit_batch(*command, "--error-threshold", threshold, cwd=tmp_path).returncode == status
+    assert "1 failed (1 FetchError)" in again.stderr
+
+
+def test_a_run_gives_up_when_too_much_fails_and_goes_on_when_that_is_mended(tmp_path: Path) -> None:
+    """As when a disk is not mounted."""
+    (tmp_path / "disk").mkdir()
+    good = sorted(EXAMPLES.glob("*/*.png"))
+    names = [*map(str, good), *(f"disk/{path.name}" for path in good)]
+    (tmp_path / "t.txt").write_text("\n".join(names))
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--batch-size", "4"]
+    for _ in range(2):
+        done = deit_batch(*command, "--error-threshold", "5", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "given up: 8 of 48 inputs failed (8 FetchError)" in done.stderr.splitlines()[-1]
+        assert read_json(tmp_path / "p.jsonl.run.json")["status"] == "gave up"
+        assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 48
+    for path in good:
+        (tmp_path / "disk" / path.name).write_bytes(path.read_bytes())
+    mended = deit_batch(*command, "--error-threshold", "5", cwd=tmp_path)
+    assert (mended.returncode, "going on after 40 images" in mended.stderr) == (0, True)
+    assert all(record["predictions"] for record in read_jsonl(tmp_path / "p.jsonl"))
+
+
+def test_two_runs_on_one_output(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n" * 20_000)
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl"]
+    with subprocess.Popen([COMMAND, *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        for fresh in ([], ["--fresh"]):
+            second = deit_batch(*command, *fresh, cwd=tmp_path)
+            assert second.returncode == 1
+            assert f"p.jsonl is being written by process {process.pid} on " in second.stderr
+        process.kill()
+    assert (tmp_path / "p.jsonl.lock").exists()  # stale: it blocks nobody
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n" * 20)
+    assert deit_batch(*command, "--fresh", cwd=tmp_path).returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "p.jsonl.run.json", "t.txt"]
+
+
+def test_a_run_that_fails_is_status_1_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    command = ["score", "--input", str(EXAMPLES), "--out", "p.jsonl", "--model", "empty"]
+    done = deit_batch(*command, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "deit-batch: empty is no checkpoint: there is no empty/config.json\n"
+    assert "Traceback" in deit_batch(*command, "--verbose", cwd=tmp_path).stderr
+    (line,) = deit_batch(*command, "--log-format", "json", cwd=tmp_path).stderr.splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert (
+        "Traceback"
+        in json.loads(deit_batch(*command, "--log-format", "json", "--verbose", cwd=tmp_path).stderr)["traceback"]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--input", "none", "--out", "p.jsonl"],
+        ["--input", str(EXAMPLES)],
+        ["--out", "p.jsonl"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--top-k", "0"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--top-k", "some"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "x"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "0.5"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--device", "cuda:99", "--model", "demo"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--config", "none.toml"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--root", "none"],
+        ["--input", str(EXAMPLES), "--out", "p.jsonl", "--error-threshold", "200%"],
+    ],
+)
+def test_wrong_usage_is_status_2(wrong: list[str], tmp_path: Path) -> None:
+    done = deit_batch("score", *wrong, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unforeseen_fault_is_one_line_and_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deit_batch import runner
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(runner, "run", broken)
+    result = CliRunner().invoke(main, ["score", "--input", str(EXAMPLES), "--out", str(tmp_path / "p.jsonl")])
+    assert result.exit_code == 1
+    assert "unexpected ZeroDivisionError" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_quiet_says_nothing_and_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    done = deit_batch("score", "--input", EXAMPLES, "--model", "demo", "--out", "p.jsonl", "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    piped = f"{COMMAND} score --input {EXAMPLES} --model demo --out - | true"
+    ended = subprocess.run(piped, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, status: int, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n{EXAMPLES}/coat/00006.png\n" * 20_000)
+    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--workers", "2"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    ) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        os.killpg(process.pid, signum)  # as a terminal does: to the workers too
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert stderr.splitlines()[-1].endswith(f"stopped by {signum.name}; run the same command again to continue")
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "p.jsonl").exists()
+    kept = len(read_jsonl(tmp_path / "p.jsonl.partial"))
+    assert 0 < kept < 40_000
+    assert os.listdir(temporary) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_that_waits_for_a_slow_server(signum: signal.Signals, server: str, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{server}/slow.jpg\n" * 40)
+    command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--allow-private-hosts"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "p.jsonl.partial")
+        time.sleep(2)
+        process.send_signal(signum)
+        process.communicate(timeout=20)  # one of the fetches alone takes longer
+    assert process.returncode == 128 + signum
+
+
+def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n{EXAMPLES}/coat/00006.png\n" * 750)
+    command = ["score", "--input", "t.txt", "--model", "demo", "--out"]
+    assert deit_batch(*command, "whole.jsonl", cwd=tmp_path).returncode == 0
+    with subprocess.Popen([COMMAND, *command, "p.jsonl"], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        process.kill()
+    done = deit_batch(*command, "p.jsonl", cwd=tmp_path)
+    assert "going on after" in done.stderr
+    assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('"a.jpg"\n"https://h/b.jpg"\n"c.jpg"\n5\n"data:;base64,AAAA"\n"d.jpg"\n"e.jpg"\n')
+    probe = (
+        "import sys; from click.testing import CliRunner; from deit_batch.cli import main\n"
+        "print(CliRunner().invoke(main, sys.argv[1:]).stdout)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    command = ["score", "--input", "t.jsonl", "--dry-run", "--top-k", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", probe, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "7 inputs: 4 files, 1 URLs, 1 RowErrors, 1 base64 strings" in done.stdout
+    assert "  https://h/b.jpg\n" in done.stdout
+    assert "  top-k = 3\n" in done.stdout
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "imgs" / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "imgs" / ".b.jpg").touch()
+    done = deit_batch("score", "--input", "imgs", "--dry-run", cwd=tmp_path)
+    assert done.stdout.startswith("1 inputs: 1 files\npassed over: 1 hidden\n  imgs/a.jpg\n")
+
+
+def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(tmp_path: Path) -> None:
+    (tmp_path / "d.toml").write_text('keep = "id"\ntop-k = 9\n[score]\ninput = "t.csv"\ntop-k = 2\nbatch-size = 7\n')
+    (tmp_path / "t.csv").write_text("image,id\na.jpg,1\n")
+
+    def options(*args: str, **variables: str) -> dict[str, str]:
+        env = {**os.environ, **variables}
+        done = deit_batch("score", "--config", "d.toml", "--dry-run", *args, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return dict(line.strip().split(" = ") for line in done.stdout.splitlines() if " = " in line)
+
+    assert options()["top-k"] == "2"
+    assert options()["keep"] == '["id"]'
+    assert options(DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == "3"
+    assert options("--top-k", "all", DEIT_BATCH_SCORE_TOP_K="3")["top-k"] == '"all"'
+    assert options(DEIT_BATCH_SCORE_TOP_K="3")["batch-size"] == "7"
+    misspelt = CliRunner().invoke(
+        main, ["score", "--config", str(tmp_path / "d.toml"), "--dry-run"], env={"DEIT_BATCH_SCORE_TOPK": "3"}
+    )
+    assert (misspelt.exit_code, "variable DEIT_BATCH_SCORE_TOPK" in misspelt.stderr) == (2, True)
+    (tmp_path / "d.toml").write_text('input = "t.csv"\ncolour = "red"\n')
+    wrong = deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path)
+    assert (wrong.returncode, "no option colour" in wrong.stderr) == (2, True)
+    (tmp_path / "d.toml").write_text("input = ")
+    assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2
+    for cut in (
+        *("top-k = 3.9", "batch-size = 2.5", "top-k = true", "limit = true", "limit = [1]", "limit = {a = 1}"),
+        *("threshold = nan", "decode-seconds = inf", "keep = [true]", "fresh = 5", "help = true", 'config = "d.toml"'),
+    ):
+        (tmp_path / "d.toml").write_text(f'input = "t.csv"\n{cut}\n')
+        assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2, cut
+
+
+def test_every_option_goes_by_its_long_name_in_files_and_variables() -> None:
+    for command in main.commands.values():
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert param.opts[-1] == f"--{str(param.name).replace('_', '-')}"
+
+
+def test_an_output_that_is_a_folder_is_found_out_before_anything_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").mkdir()
+    (tmp_path / "f.npy.rows.jsonl").mkdir()
+    for command in (["score", "--out", "p.jsonl", "--fresh"], ["embed", "--out", "f.npy"]):
+        done = deit_batch(*command, "--input", EXAMPLES, "--model", "demo", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("is a folder; give the name of a file")
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_output_that_would_be_the_input_or_has_no_folder_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(f'"{EXAMPLES}/bag/00018.png"\n')
+    (tmp_path / "link.jsonl").symlink_to("t.jsonl")
+    for out in ("t.jsonl", "link.jsonl", "none/p.jsonl"):
+        done = deit_batch("score", "--input", "t.jsonl", "--model", "demo", "--out", out, "--fresh", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert ("is the input" in done.stderr) or ("there is no folder none" in done.stderr)
+    assert (tmp_path / "t.jsonl").read_text() == f'"{EXAMPLES}/bag/00018.png"\n'
+    (tmp_path / "current.jsonl").symlink_to("real.jsonl")
+    command = ["score", "--input", "t.jsonl", "--model", "demo", "--out", "current.jsonl"]
+    assert deit_batch(*command, cwd=tmp_path).returncode == 0
+    assert len(read_jsonl(tmp_path / "real.jsonl")) == 1
+    assert (tmp_path / "current.jsonl").is_symlink()
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [COMMAND, "score", "--input", str(EXAMPLES), "--model", "demo", "--out", "-"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "deit-batch: stdout: can't be written: No space left on device\n"
+
+
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = pty.openpty()
+    command = [COMMAND, "score", "--input", str(EXAMPLES), "--model", "demo", "--out", "p.jsonl"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        try:
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        except OSError:
+            pass  # the other end is closed
+        assert process.wait(60) == 0
+    assert b"40/40" in shown
+    assert b"images/s" in shown
+    assert b"failed=0" in shown
+
+    from deit_batch.system import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    arguments = [*command[1:-1], str(tmp_path / "q.jsonl")]
+    result = CliRunner().invoke(main, arguments)
+    assert re.search(r": [1-9] of 40 images, |: [1-3]\d of 40 images, ", result.stderr)
+    assert " left, 0 failed" in result.stderr
+
+
+def test_every_command_and_option_has_help_that_opens_with_an_example() -> None:
+    for name, command in main.commands.items():
+        shown = CliRunner().invoke(main, [name, "--help"]).stdout
+        assert shown.startswith(f"Example:\n\n  deit-batch {name}")
+        with click.Context(command) as context:
+            for param in command.get_params(context):
+                if isinstance(param, click.Option):
+                    assert param.get_help_record(context)
+                    assert param.opts[0] in shown
+    assert "deit-batch score --input imgs/ --out preds.jsonl" in CliRunner().invoke(main, ["--help"]).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    probe = (
+        "import sys; from click.testing import CliRunner; from deit_batch.cli import main\n"
+        "assert CliRunner().invoke(main, ['score', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'httpx2', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True)

@@ -1,0 +1,200 @@
+"""The pages: each command of the tutorial and the how-to pages is run, and prints what is shown; links lead somewhere;
+the command line's page is what --help says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import cli_reference
+import pytest
+from faulty_store import SECRET
+from helpers import EXAMPLES
+from markdown_it import MarkdownIt
+
+REPOSITORY = EXAMPLES.parent
+DOCS = REPOSITORY / "docs"
+TUTORIAL = DOCS / "tutorial.md"
+PAGES = [TUTORIAL, *sorted((DOCS / "how-to").glob("*.md"))]
+TOOLS = ("bash", "curl", "base64", "tar")
+
+SHOWN = "text"
+EXCUSE = re.compile(r"\(not run by the tests( of this page)?: [^)]{10,}\)")
+BETWEEN = "==== the next block ===="
+
+
+@dataclass
+class Step:
+    """A block that is run, and the block below it: what it prints, where that is shown."""
+
+    command: str
+    shown: str | None = None
+
+
+def steps(text: str) -> list[Step]:
+    """All code of a page is run, or shows what was printed, or stands below a reason why it isn't run."""
+    found: list[Step] = []
+    said = ""
+    for token in MarkdownIt().parse(text):
+        if token.type == "inline":
+            said = " ".join(token.content.split())
+        elif token.type in ("fence", "code_block"):
+            excused, said = EXCUSE.search(said), ""
+            if token.info == "sh" and not excused:
+                found.append(Step(token.content))
+            elif token.info == "python" and not excused:
+                found.append(Step(f"python - <<'END OF PYTHON'\n{token.content}END OF PYTHON\n"))
+            elif token.info == SHOWN and found and found[-1].shown is None:
+                found[-1].shown = token.content
+            elif token.info not in ("sh", "python"):
+                raise ValueError(
+                    f"a {token.info or 'nameless'} block is neither run nor what one prints:\n{token.content}"
+                )
+    return found
+
+
+def printed_by(commands: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
+    """What each prints, to stdout or stderr. They are lines of one shell, which ends where one of them fails."""
+    if not commands:
+        return []
+    script = f"\necho '{BETWEEN}'\n".join(commands)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout.split(f"{BETWEEN}\n")
+
+
+def agree(printed: str, shown: str) -> bool:
+    """… stands for anything in a line."""
+    return re.fullmatch(".*".join(map(re.escape, shown.strip().split("…"))), printed.strip()) is not None
+
+
+def with_free_ports(text: str) -> str:
+    for port in ("8000", "8010"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            text = text.replace(port, str(free.getsockname()[1]))
+    return text
+
+
+@dataclass
+class Trial:
+    """A page's steps, and what they print."""
+
+    steps: list[Step]
+    printed: list[str]
+
+
+def tried(page: Path, folder: Path, environment: dict[str, str]) -> Trial:
+    shutil.copytree(EXAMPLES, folder / ("examples" if page == TUTORIAL else "imgs"))
+    home = folder / "home"
+    home.mkdir()
+    found = steps(with_free_ports(page.read_text()))
+    return Trial(found, printed_by([step.command for step in found], folder, {**environment, "HOME": str(home)}))
+
+
+@pytest.fixture(scope="module")
+def environment(s3_server: int) -> dict[str, str]:
+    """Of a machine without a network, but for a store that has the sample pictures in its bucket."""
+    address = f"http://127.0.0.1:{s3_server}"
+    account = {"aws_access_key_id": "someone", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=address, **account)
+    client.create_bucket(Bucket="bucket")
+    for path in EXAMPLES.glob("*/*.png"):
+        client.put_object(Bucket="bucket", Key=f"imgs/{path.relative_to(EXAMPLES)}", Body=path.read_bytes())
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@pytest.fixture(scope="module")
+def trials(
+    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Path, Future[Trial]]]:
+    """Those that were asked for, one a core: most of a command's time is one core's."""
+    calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    wanted = [call.params["page"] for call in calls if call.params.get("page") in PAGES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {page: pool.submit(tried, page, tmp_path_factory.mktemp(page.stem), environment) for page in wanted}
+
+
+@pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"the pages' commands need {', '.join(TOOLS)}")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_does_what_it_says(page: Path, trials: dict[Path, Future[Trial]]) -> None:
+    trial = trials[page].result()
+    for step, printed in zip(trial.steps, trial.printed, strict=True):
+        if step.shown is not None and not agree(printed, step.shown):
+            assert printed == step.shown, step.command
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```\nls\n```",
+        "```bash\nls\n```",
+        "```text\nof nothing\n```",
+        "    ls",
+        "```sh\nls\n```\n```text\na\n```\n```text\nb\n```",
+    ],
+)
+def test_code_that_is_not_run_is_refused(block: str) -> None:
+    with pytest.raises(ValueError, match="is neither run nor what one prints"):
+        steps(f"As follows:\n\n{block}\n")
+
+
+def test_only_a_reason_keeps_a_command_from_being_run() -> None:
+    excused = "Fetch it (not run by the\ntests: it needs the Hub):\n\n```sh\nfalse\n```\n"
+    page = f"{excused}\nThen:\n\n```sh\nls\n```\n```text\na … c\n```\n"
+    assert steps(page) == [Step("ls\n", "a … c\n")]
+    assert agree("a b c\n", "a … c\n")
+    assert not agree("a b\n c\n", "a … c\n")
+
+
+def test_the_page_of_the_command_line_is_what_help_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    fresh = cli_reference.reference() == cli_reference.PAGE.read_text()
+    assert fresh, f"docs/cli.md is stale; renew it with: {cli_reference.RENEWED_BY}"
+
+
+def test_the_site_is_whole_and_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    """Of a copy of the repository, with five such links; only those are complained of."""
+    copy = tmp_path / "repository"
+    shutil.copytree(
+        REPOSITORY, copy, ignore=shutil.ignore_patterns(".[!g]*", ".git", "build", "dist", "__pycache__", "*.egg-info")
+    )
+    nowhere = ["none.md", "none.yml", "usage.md#none", "../README.md#none", "#none"]
+    with (copy / "docs" / "stray.md").open("w") as page:
+        page.write("# Stray\n\n" + "\n\n".join(f"[to nowhere]({link})" for link in nowhere))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    built = subprocess.run(
+        [copy / "scripts" / "docs"], env={**os.environ, "PATH": path}, text=True, capture_output=True, check=False
+    )
+    assert built.returncode != 0
+    complaints = [line for line in built.stderr.splitlines() if "WARNING" in line]
+    lines = [re.findall(r"docs/stray\.md:(\d+)", complaint) for complaint in complaints]
+    assert lines == [["3"], ["5"], ["7"], ["9"], ["11"]], built.stderr
+    navigation = (copy / "build" / "site" / "docs" / "index.html").read_text()
+    assert 'href="stray.html"' in navigation

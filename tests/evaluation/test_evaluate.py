@@ -1,0 +1,552 @@
+"""Evaluations: numbers against scikit-learn's own, every image accounted for, what CI sees."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from helpers import EXAMPLES, LABELS, MakeCheckpoint, deit_batch, interrupted_after, jpeg, read_json, read_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+
+from deit_batch.cli import main
+from deit_batch.commands.evaluate import Gate
+from deit_batch.errors import InputError, UsageError
+from deit_batch.evaluation.joining import Labels
+from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, survey
+from deit_batch.evaluation.matching import Matching, read_label_map
+from deit_batch.evaluation.metrics import compute
+from deit_batch.evaluation.mistakes import Mistake
+from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.evaluation.noise import compare, intervals, statistics
+from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
+from deit_batch.evaluation.pictures import PICTURES, draw
+from deit_batch.input.labels import open_labelled
+
+CLASSES = ["can", "carton", "jar", "lid", "milk bottle", "water bottle"]
+
+
+def record(index: int, scores: NDArray[np.float32], top_k: int | None = None) -> dict[str, Any]:
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    predictions = [{"label": CLASSES[number], "score": float(scores[number])} for number in order]
+    return {"index": index, "image": f"{index}.jpg", "predictions": predictions}
+
+
+def made(n: int = 300, *, several: bool, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Scores [n, classes] that know something, and the truth [n, classes]. No image is a lid; the fewest are jars."""
+    random = np.random.default_rng(seed)
+    if several:
+        truth = random.random((n, len(CLASSES))) < 0.3
+    else:
+        truth = np.eye(len(CLASSES), dtype=bool)[random.choice([0, 0, 0, 1, 1, 2, 4, 5], n)]
+    truth[:, 3] = False
+    logits = random.normal(size=truth.shape) + 2.0 * truth
+    scores = 1 / (1 + np.exp(1 - logits)) if several else np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return scores.astype(np.float32), truth
+
+
+def judged(scores: NDArray[np.float32], truth: NDArray[np.bool_], *, several: bool, top_k: int | None = None) -> Judged:
+    pairs = [
+        Pair(record(row, scores[row], top_k), [CLASSES[number] for number in np.flatnonzero(truth[row])], row)
+        for row in range(len(scores))
+    ]
+    full = 0 if top_k else len(CLASSES)
+    return judge(pairs, CLASSES, Matching(CLASSES, {}), multi_label=several, full=full, threshold=0.5)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_single_labels_are_scikit_learns() -> None:
+    scores, truth = made(several=False)
+    found = compute(judged(scores, truth, several=False), 400)
+    labels, predicted = truth.argmax(1), scores.argmax(1)
+    there = [0, 1, 2, 4, 5]
+    expected = {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "accuracy_of_all_inputs": (labels == predicted).sum() / 400,
+        "top_5_accuracy": sk.top_k_accuracy_score(labels, scores, k=5, labels=range(6)),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "balanced_accuracy_adjusted": sk.balanced_accuracy_score(labels, predicted, adjusted=True),
+        "weighted_accuracy": sk.accuracy_score(labels, predicted, sample_weight=np.bincount(labels)[labels]),
+        "matthews_corrcoef": sk.matthews_corrcoef(labels, predicted),
+        "log_loss": sk.log_loss(labels, scores / scores.sum(1, keepdims=True, dtype=np.float64), labels=range(6)),
+    }
+    for average in ("micro", "macro", "weighted"):
+        expected[f"f1_{average}"] = sk.f1_score(labels, predicted, average=average)
+        expected[f"precision_{average}"] = sk.precision_score(labels, predicted, average=average, zero_division=0)
+        expected[f"recall_{average}"] = sk.recall_score(labels, predicted, average=average, zero_division=0)
+        columns = slice(None) if average == "micro" else there
+        one_hot, columns_of_scores = truth[:, columns], scores[:, columns]
+        expected[f"roc_auc_{average}"] = sk.roc_auc_score(one_hot, columns_of_scores, average=average)
+        expected[f"average_precision_{average}"] = sk.average_precision_score(
+            one_hot, columns_of_scores, average=average
+        )
+    for name, value in expected.items():
+        assert found.values[name] == pytest.approx(value, rel=1e-6), name
+    assert found.values.keys() - expected.keys() == {"expected_calibration_error"}
+    matrix = sk.confusion_matrix(labels, predicted, labels=range(6))
+    for number, row in enumerate(found.per_class):
+        assert [row["predicted_as"].get(name, 0) for name in CLASSES] == matrix[number].tolist()
+
+
+def test_metrics_of_several_labels_are_scikit_learns() -> None:
+    scores, truth = made(several=True)
+    found = compute(judged(scores, truth, several=True), 300)
+    predicted = scores >= 0.5
+    there = [0, 1, 2, 4, 5]
+    assert found.values["accuracy"] == sk.accuracy_score(truth, predicted)
+    for average in ("micro", "macro", "weighted"):
+        for name, score in (("f1", sk.f1_score), ("jaccard", sk.jaccard_score), ("recall", sk.recall_score)):
+            value = score(truth, predicted, average=average, zero_division=0)
+            assert found.values[f"{name}_{average}"] == pytest.approx(value)
+        columns = slice(None) if average == "micro" else there
+        value = sk.roc_auc_score(truth[:, columns], scores[:, columns], average=average)
+        assert found.values[f"roc_auc_{average}"] == pytest.approx(value)
+    assert [row["images"] for row in found.per_class] == truth.sum(0).tolist()
+
+
+def test_two_classes_have_binary_metrics_too() -> None:
+    random = np.random.default_rng(0)
+    truth = random.random(80) < 0.3
+    score = np.clip(random.random(80) * 0.7 + 0.3 * truth, 0.01, 0.99)
+    names = ["no", "yes"]
+    pairs = []
+    for row, (is_it, value) in enumerate(zip(truth, score, strict=True)):
+        two = sorted(zip((1 - value, value), names, strict=True), reverse=True)
+        predictions = [{"label": name, "score": float(share)} for share, name in two]
+        pairs.append(Pair({"index": row, "image": "x", "predictions": predictions}, [names[int(is_it)]], row))
+    found = compute(judge(pairs, names, Matching(names, {}), multi_label=False, full=2, threshold=0.5), 80)
+    assert found.values["f1_binary"] == pytest.approx(sk.f1_score(truth, score > 0.5))
+    assert found.values["roc_auc_binary"] == pytest.approx(sk.roc_auc_score(truth, score))
+    assert found.values["average_precision_binary"] == pytest.approx(sk.average_precision_score(truth, score))
+    assert "5 predictions" in found.unavailable["top_5_accuracy"]
+
+
+def test_calibration_is_that_of_the_paper() -> None:
+    scores, truth = made(several=False)
+    found = compute(judged(scores, truth, several=False), 300)
+    confidence, right = scores.max(1), scores.argmax(1) == truth.argmax(1)
+    shares, means = calibration_curve(right, confidence, n_bins=15)
+    assert [bin_["accuracy"] for bin_ in found.bins] == pytest.approx(shares.tolist())
+    assert [bin_["confidence"] for bin_ in found.bins] == pytest.approx(means.tolist())
+    weights = np.array([bin_["samples"] for bin_ in found.bins]) / 300
+    assert found.values["expected_calibration_error"] == pytest.approx((weights * abs(shares - means)).sum())
+
+
+def test_the_best_five_give_what_they_can_and_say_what_they_cannot() -> None:
+    scores, truth = made(several=False)
+    whole = compute(judged(scores, truth, several=False), 300)
+    some = compute(judged(scores, truth, several=False, top_k=5), 300)
+    for name in ("accuracy", "top_5_accuracy", "f1_macro", "expected_calibration_error", "matthews_corrcoef"):
+        assert some.values[name] == pytest.approx(whole.values[name]), name
+    assert whole.values.keys() - some.values.keys() == set(some.unavailable)
+    assert some.unavailable["log_loss"] == "needs every class's score: score with --top-k all"
+
+
+def test_what_was_cut_off_above_the_threshold_is_no_miss_of_the_model() -> None:
+    truth = np.ones((4, len(CLASSES)), dtype=bool)
+    truth[0, 2:] = False
+    perfect = np.where(truth, 0.9, 0.1).astype(np.float32)
+    found = compute(judged(perfect, truth, several=True, top_k=3), 4)
+    assert {"accuracy", "f1_macro", "jaccard_micro", "recall_weighted"} <= found.unavailable.keys()
+    assert found.values == {}
+    assert "--top-k all" in found.unavailable["accuracy"]
+    again = unpack(json.loads(json.dumps(pack(judged(perfect, truth, several=True, top_k=3).outcomes))))
+    assert (intervals(again), again.predicted) == ({}, None)
+    enough = judged(perfect[:1], truth[:1], several=True, top_k=3)  # the third is below the threshold
+    assert compute(enough, 1).values["accuracy"] == 1
+
+
+def test_the_accuracy_table_counts_at_each_threshold() -> None:
+    scores, truth = made(several=True)
+    table = compute(judged(scores, truth, several=True), 300).accuracy_table
+    place = table["thresholds"].index(0.4)
+    (tn, fp), (fn, tp) = sk.confusion_matrix(truth[:, 1], scores[:, 1] >= np.float32(0.4))
+    assert table["per_class"]["carton"][place] == [tp, fp, fn, tn]
+    assert np.sum([table["per_class"][name] for name in CLASSES], 0).tolist() == table["all"]
+
+
+def test_two_classes_of_one_name_count_as_one() -> None:
+    """As ImageNet's two cranes."""
+    predictions = [{"label": name, "score": score} for name, score in (("jar", 0.4), ("crane", 0.35), ("crane", 0.25))]
+    pair = Pair({"index": 0, "image": "a.jpg", "predictions": predictions}, ["crane"], 0)
+    classes = ["crane", "jar"]
+    found = judge([pair], classes, Matching(classes, {}), multi_label=False, full=3, threshold=0.5)
+    assert found.scores is not None
+    assert found.scores.tolist() == [[pytest.approx(0.6), pytest.approx(0.4)]]
+    assert compute(found, 1).values["accuracy"] == 1
+    told = survey([pair.record] * 2, multi_label=False)
+    assert (told.classes, told.full) == (classes, 3)
+    few = judge([pair], classes, Matching(classes, {}), multi_label=False, full=0, threshold=0.5)
+    assert compute(few, 1).values["accuracy"] == 1
+
+
+def test_a_survey_tells_whole_records_from_the_best_few() -> None:
+    scores, _ = made(several=False)
+    whole = survey([record(row, scores[row]) for row in range(9)], multi_label=False)
+    assert (whole.classes, whole.full) == (CLASSES, 6)
+    assert survey([record(row, scores[row], 3) for row in range(9)], multi_label=False).full == 0
+    assert survey([record(0, scores[0], 3)], multi_label=False).full == 0
+
+
+def test_a_survey_tells_whether_images_may_have_several_labels() -> None:
+    one, several = (made(several=several)[0] for several in (False, True))
+    told = survey([record(row, several[row]) for row in range(9)], multi_label=False)
+    assert (told.multi_label, told.full) == (True, 6)
+    assert not survey([record(row, one[row], 3) for row in range(9)], multi_label=False).multi_label
+    kept = [{**record(row, one[row]), "label": ["jar"]} for row in range(9)]
+    assert survey(kept, multi_label=False).multi_label
+
+
+# --- chance ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_is_resampled_is_what_is_reported(several: bool) -> None:
+    found = judged(*made(several=several), several=several)
+    whole = compute(found, 300).values
+    once = statistics(found.outcomes, np.ones((1, 300)))
+    for name, value in once.items():
+        assert value[0] == pytest.approx(whole[name], rel=1e-4), name
+    for name, (low, high) in intervals(found.outcomes).items():
+        assert low <= whole[name] <= high, name
+    assert "expected_calibration_error" not in intervals(found.outcomes)  # chance makes that of a resample larger
+
+
+def test_intervals_are_as_wide_as_the_binomials() -> None:
+    found = judged(*made(2000, several=False), several=False)
+    low, high = intervals(found.outcomes)["accuracy"]
+    share = compute(found, 2000).values["accuracy"]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 2000), rel=0.1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_all_right_of_twenty_is_not_certainty(several: bool) -> None:
+    _, truth = made(20, several=several)
+    reach = intervals(judged(np.where(truth, 0.9, 0.02).astype(np.float32), truth, several=several).outcomes)
+    assert reach["accuracy"] == pytest.approx((0.8389, 1.0), abs=1e-4)  # Wilson's: n / (n + 1.96²) to 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_change_is_told_from_noise(several: bool, tmp_path: Path) -> None:
+    scores, truth = made(several=several)
+    now = judged(scores, truth, several=several).outcomes
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"outcomes": pack(now)}))
+    same = compare(read_baseline(path), unpack(pack(now)))
+    assert same["images"] == 300
+    assert all(change["change"] == 0 and change["within_noise"] for change in same["metrics"].values())
+    worse = scores.copy()
+    worse[:60] = worse[:60, ::-1]
+    changes = compare(now, judged(worse, truth, several=several).outcomes)["metrics"]
+    assert not changes["accuracy"]["within_noise"]
+    assert not changes["f1_macro"]["within_noise"]
+    assert changes["f1_macro"]["change"] < 0
+
+
+def test_the_test_of_accuracy_is_mcnemars_of_the_images_that_both_have_seen() -> None:
+    scores, truth = made(several=False)
+    other = made(several=False, seed=5)[0] * 0.3 + scores
+    other /= other.sum(1, keepdims=True)
+    before = judged(scores[:250], truth[:250], several=False)
+    pairs = [Pair(record(row, other[row]), [CLASSES[truth[row].argmax()]], row) for row in range(50, 300)]
+    now = judge(pairs, CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5)
+    found = compare(before.outcomes, now.outcomes)
+    labels = truth[50:250].argmax(1)
+    was, is_ = (part[50:250].argmax(1) == labels for part in (scores, other))
+    won, lost = int((is_ & ~was).sum()), int((was & ~is_).sum())
+    assert found["images"] == 200
+    assert found["metrics"]["accuracy"]["p_value"] == binomtest(won, won + lost).pvalue
+    assert found["metrics"]["accuracy"]["change"] == pytest.approx(is_.mean() - was.mean())
+
+
+def test_a_baseline_of_another_folder_is_found_by_the_files_names() -> None:
+    scores, truth = made(several=False)
+
+    def of(folder: str, rows: range) -> SingleLabel | MultiLabel:
+        pairs = [
+            Pair({**record(row, scores[row]), "image": f"{folder}/{row}.jpg"}, [CLASSES[truth[row].argmax()]], row)
+            for row in rows
+        ]
+        return judge(pairs, CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5).outcomes
+
+    before, now = unpack(pack(of("/old/val", range(200)))), of("/new/val", range(100, 300))
+    assert compare(before, now)["images"] == 100
+    with pytest.raises(UsageError, match="no image of it is here with the same label"):
+        compare(of("/old/val", range(50)), now)
+    with pytest.raises(UsageError, match="only these may have several labels"):
+        compare(before, judged(*made(several=True), several=True).outcomes)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20), st.booleans())
+def test_outcomes_survive_the_way_through_json(rows: list[tuple[int, int]], several: bool) -> None:
+    names, keys = ["a", "b", "c"], [str(row) for row in range(len(rows))]
+    labels, predicted = np.array(rows, np.int64).T
+    outcomes: SingleLabel | MultiLabel
+    if several:
+        outcomes = MultiLabel(names, keys, np.eye(3, dtype=bool)[labels], np.eye(3, dtype=bool)[predicted])
+    else:
+        half = np.full(len(rows), 0.5)
+        outcomes = SingleLabel(names, keys, labels, predicted, (labels == predicted) * 1, half, half * np.nan, 1)
+    again = json.loads(json.dumps(pack(outcomes)))
+    assert pack(unpack(again)) == pack(outcomes)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"outcomes": {"classes": ["a"], "keys": ["x"], "labels": []}}'])
+def test_what_is_no_evaluation_is_no_baseline(text: str, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(UsageError, match=r"not the metrics\.json of an evaluation"):
+        read_baseline(tmp_path / "m.json")
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_means_a_class_only_where_it_can_mean_no_other() -> None:
+    classes = ["ankle boot", "tench, Tinca tinca", "tub, vat", "vat, pot", "T-Shirt", "t shirt"]
+    matching = Matching(classes, {"n1": "tub, vat", "n2": "nothing"})
+    assert [matching(name) for name in ("ankle-boot", "Ankle_Boot", "tench", "n1", "t shirt")] == [0, 0, 1, 2, 5]
+    assert [matching(name) for name in ("vat", "t-shirt", "n2", "boot")] == [None, None, None, None]
+    assert matching.inexact == {"ankle-boot": "ankle boot", "Ankle_Boot": "ankle boot", "tench": "tench, Tinca tinca"}
+    assert matching.unknown == {"vat": 1, "t-shirt": 1, "n2": 1, "boot": 1}
+
+
+def test_the_label_map_of_imagenet() -> None:
+    mapping = read_label_map("imagenet")
+    names = list(mapping.values())
+    assert len(mapping) == 1000
+    assert list(mapping) == sorted(mapping)  # the order of the classes
+    by_number = {0: "tench, Tinca tinca", 281: "tabby, tabby cat", 285: "Egyptian cat", 388: None, 999: None}
+    by_number |= {388: "giant panda, panda, panda bear, coon bear, Ailuropoda melanoleuca"}
+    by_number |= {999: "toilet tissue, toilet paper, bathroom tissue"}
+    assert {number: names[number] for number in by_number} == by_number
+    assert [number for number, name in enumerate(names) if names.count(name) > 1] == [134, 517]  # the two cranes
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(min_size=1)))
+def test_label_maps_in_json(mapping: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "map.json"
+        path.write_text(json.dumps(mapping))
+        assert read_label_map(str(path)) == mapping
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", "label,class\na,x\na,y\n"),
+        ("m.json", "[]"),
+        ("m.json", '{"a": 1}'),
+        ("m.txt", ""),
+        ("m.csv", "a\nb\n"),
+    ],
+)
+def test_what_is_no_label_map(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match="--label-map"):
+        read_label_map(str(tmp_path / name))
+
+
+def test_labels_of_another_world_are_an_error_that_names_both() -> None:
+    scores, _ = made(several=False)
+    pair = Pair(record(0, scores[0]), ["n01440764"], 0)
+    with pytest.raises(
+        InputError, match=r"none of the labels \(n01440764, …\), but can, carton, jar, …: .*--label-map"
+    ):
+        judge([pair], CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5)
+
+
+@given(st.sampled_from(sorted(NAMES - set(LOWER_IS_BETTER)) + sorted(CARD_NAMES)), st.floats(-1, 1))
+def test_gates(name: str, least: float) -> None:
+    assert Gate().convert(f"{name}={least!r}", None, None) == (name, least)
+
+
+@given(st.text() | st.text().map("accuracy={}".format) | st.just("log_loss=0.1"))
+def test_what_is_no_gate_is_wrong_usage(text: str) -> None:
+    try:
+        name, least = Gate().convert(text, None, None)
+    except click.BadParameter:
+        return
+    assert name in NAMES | set(CARD_NAMES)
+    assert -1 <= least <= 1
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+def document(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "metrics.json")
+
+
+def evaluated(*args: object) -> Result:
+    return CliRunner().invoke(main, ["evaluate", "--workers", "0", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evaluation of the demo model on the examples."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = deit_batch("evaluate", "--input", EXAMPLES, "--model", "demo", "--out", "e", cwd=folder)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "labels: class folders, 10 classes" in done.stderr
+    assert "accuracy 0.9" in done.stderr
+    return folder / "e"
+
+
+def test_the_demo_model_on_the_examples(demo: Path) -> None:
+    found = document(demo)
+    records = read_jsonl(demo / "predictions.jsonl")
+    right = [r["predictions"][0]["label"].replace(" ", "-") == r["label"] for r in records]
+    assert found["metrics"]["accuracy"] == sum(right) / 40
+    assert found["matched"] == {"ankle-boot": "ankle boot"}  # said, not hidden
+    assert (found["inputs"], found["judged"], found["multi_label"]) == (40, 40, False)
+    for name in PICTURES:
+        with Image.open(demo / name) as picture:
+            assert min(picture.size) > 300, name
+    page = (demo / "report.md").read_text()
+    assert all(f"({name})" in page for name in PICTURES)
+    assert f"| accuracy (top-1) | {sum(right) / 40:.4f} |" in page
+
+
+def test_gates_and_a_baseline_as_ci_uses_them(demo: Path, tmp_path: Path) -> None:
+    command = ["--input", EXAMPLES, "--predictions", demo / "predictions.jsonl", "--out", tmp_path / "e"]
+    gates = ["--fail-under", "accuracy=0.5", "--fail-under", "AUC_macro=0.5", "--fail-under", "f1_macro=0.999"]
+    below = evaluated(*command, *gates, "--baseline", demo / "metrics.json")
+    assert below.exit_code == 4
+    found = document(tmp_path / "e")
+    gap = 0.999 - found["metrics"]["f1_macro"]
+    assert f"--fail-under: f1_macro is {found['metrics']['f1_macro']:.4f}, {gap:.4g} under 0.999" in below.stderr
+    assert [gate["passed"] for gate in found["gates"].values()] == [True, True, False]
+    assert found["baseline"]["images"] == 40
+    assert f"against {demo / 'metrics.json'}, on the 40 images of both: no metric changed beyond noise" in below.stderr
+    assert all(change["within_noise"] for change in found["baseline"]["metrics"].values())
+    assert evaluated(*command, *gates[:4]).exit_code == 0
+    missing = evaluated(*command, "--fail-under", "jaccard_macro=0.1")
+    assert (missing.exit_code, "jaccard_macro can't be had" in missing.stderr) == (4, True)
+
+
+def test_predictions_made_before_need_no_model_and_no_images(demo: Path, tmp_path: Path) -> None:
+    rows = [(Path(r["image"]).name, r["label"]) for r in read_jsonl(demo / "predictions.jsonl")]
+    table = "".join(f"{name},{label}\n" for name, label in [*rows[4:], ("elsewhere.png", "bag")])
+    (tmp_path / "t.csv").write_text("filename,label\n" + table)
+    command = ["--input", tmp_path / "t.csv", "--predictions", demo / "predictions.jsonl", "--out", tmp_path / "e"]
+    assert evaluated(*command, "--model", "none").exit_code == 3
+    found = document(tmp_path / "e")
+    assert (found["inputs"], found["judged"], found["predictions_without_label"]) == (37, 36, 4)
+    assert found["failures"] == {"no prediction": 1}
+    assert found["classes_without_images"] == ["ankle boot"]
+    assert "log_loss" in found["metrics"]
+    assert evaluated(*command, "--error-threshold", "1").exit_code == 0
+
+
+def test_a_file_s_name_joins_only_what_no_other_image_has(tmp_path: Path) -> None:
+    def joined(images: list[str], rows: str) -> tuple[list[tuple[str, int]], int]:
+        records = [{"index": number, "image": image, "predictions": []} for number, image in enumerate(images)]
+        (tmp_path / "l.csv").write_text("image,label\n" + rows)
+        labels = Labels(open_labelled(str(tmp_path / "l.csv")), records)
+        return [(pair.record["image"], pair.place) for pair in labels.join(records)], labels.without_label
+
+    rightful, rows = ["val/1.jpg", "val/2.jpg"], "val/1.jpg,cat\nval/2.jpg,cat\n"
+    assert joined(["train/1.jpg", "train/2.jpg", *rightful], rows) == ([("val/1.jpg", 0), ("val/2.jpg", 1)], 2)
+    assert joined(["a/1.jpg", "b/1.jpg", "c/2.jpg"], rows) == ([("c/2.jpg", 1)], 2)  # which 1.jpg can't be told
+    assert joined(["a/1.jpg", "c/2.jpg"], rows + "val/1.jpg,dog\n") == ([("c/2.jpg", 1)], 1)
+
+
+def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vit: Path, tmp_path: Path) -> None:
+    imgs = tmp_path / "imgs"
+    for number, name in enumerate(["can", "can", "jar", "milk_bottle", "spoon"]):
+        (imgs / name).mkdir(parents=True, exist_ok=True)
+        (imgs / name / f"{number}.jpg").write_bytes(jpeg(number))
+    (imgs / "jar" / "broken.jpg").write_bytes(b"no image")
+    (imgs / "eel").mkdir()
+    command = ["--input", imgs, "--model", vit, "--out", tmp_path / "e"]
+    done = evaluated(*command)
+    assert done.exit_code == 3, done.output
+    found = document(tmp_path / "e")
+    assert (found["inputs"], found["judged"], found["failures"]) == (6, 4, {"DecodeError": 1})
+    assert (found["images_with_unknown_labels"], found["unknown_labels"]) == (1, {"spoon": 1})
+    assert found["classes_without_images"] == ["carton", "water bottle"]
+    assert found["listed_without_images"] == ["eel", "spoon"]
+    assert found["metrics"]["accuracy_of_all_inputs"] == pytest.approx(found["metrics"]["accuracy"] * 4 / 6)
+    assert "2 are not" in (tmp_path / "e" / "report.md").read_text()
+    (tmp_path / "map.csv").write_text("label,class\nspoon,jar\n")
+    again = evaluated(*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1")
+    assert again.exit_code == 0, again.output  # nothing is scored again for it
+    assert document(tmp_path / "e")["judged"] == 5
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped(
+    vit: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "all").mkdir()
+    shutil.move(photos, tmp_path / "all" / "can")
+    command = ["--input", tmp_path / "all", "--model", vit, "--batch-size", "4", "--out", tmp_path / "e"]
+    with interrupted_after(3, monkeypatch):
+        assert evaluated(*command).exit_code == 143
+    assert not (tmp_path / "e" / "metrics.json").exists()
+    assert len(read_jsonl(tmp_path / "e" / "predictions.jsonl.partial")) == 12
+    done = evaluated(*command)
+    assert (done.exit_code, "going on after 12 images" in done.stderr) == (0, True)
+    assert document(tmp_path / "e")["judged"] == 40
+
+
+def test_several_labels_an_image(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    model = make_checkpoint("DeiTForImageClassification", problem_type="multi_label_classification")
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    rows = []
+    for number in range(12):
+        (tmp_path / "data" / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+        rows.append(f"{number}.jpg,{' '.join(name.replace(' ', '_') for name in LABELS[number % 3 : number % 5])}")
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(["filename,labels", *rows]))
+    command = ["--input", tmp_path / "data", "--model", model, "--out", tmp_path / "e"]
+    done = evaluated(*command, "--fail-under", "iou_macro=0.0")
+    assert done.exit_code == 0, done.output
+    found = document(tmp_path / "e")
+    assert found["multi_label"]
+    records = read_jsonl(tmp_path / "e" / "predictions.jsonl")
+    predicted, truth = (np.zeros((12, 5), bool) for _ in range(2))
+    for row, values in enumerate(records):
+        predicted[row, [LABELS.index(p["label"]) for p in values["predictions"] if p["score"] >= 0.5]] = True
+        truth[row, [LABELS.index(name.replace("_", " ")) for name in values["label"]]] = True
+    assert found["metrics"]["f1_micro"] == pytest.approx(sk.f1_score(truth, predicted, average="micro"))
+    assert set(PICTURES) - {path.name for path in (tmp_path / "e").iterdir()} <= {"mistakes.png"}
+
+
+def test_pictures_of_many_classes_with_hard_names() -> None:
+    random = np.random.default_rng(0)
+    classes = [f"{name} {number}" for number, name in enumerate(["a$b", "$", "猫", "long " * 20, "x_y^{"] * 60)]
+    keys = [str(row) for row in range(900)]
+    labels = random.integers(300, size=900)
+    predicted = np.where(random.random(900) < 0.7, labels, random.integers(300, size=900))
+    scores = random.dirichlet(np.ones(300) * 0.1, 900).astype(np.float32)
+    half = np.full(900, 0.5)
+    outcomes = SingleLabel(classes, keys, labels, predicted, (labels == predicted) * 1, half, half, 300)
+    found = Judged(outcomes, [*keys], [*range(900)], scores, Counter(), 0, Matching(classes, {}))
+    mistake = Mistake("$x^{.jpg", 0, classes[0], classes[4], 0.9)
+    pictures = dict(draw(found, compute(found, 900), [(mistake, None)]))
+    assert list(pictures) == list(PICTURES)
+    with Image.open(io.BytesIO(pictures[PICTURES[0]])) as picture:
+        assert max(picture.size) < 3000  # the worst of the classes alone
+
+
+def test_the_page_of_the_docs_names_every_metric() -> None:
+    page = (EXAMPLES.parent / "docs" / "evaluation.md").read_text()
+    for name in NAMES:
+        stem, _, average = name.rpartition("_")
+        named = f"`{stem}_…`" if average in ("micro", "macro", "weighted", "binary") else f"`{name}`"
+        assert named in page, name

@@ -1,0 +1,430 @@
+"""Fine-tuning learns, is resumed to the same weights, and leaves checkpoints that score as the pipeline scores them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click import Context
+from helpers import COMMAND, LABELS, MakeCheckpoint, deit_batch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
+
+from deit_batch import score
+from deit_batch.cli import main
+from deit_batch.errors import CheckpointError, InputError, UsageError
+from deit_batch.finetune.augmentation import Augmentation
+from deit_batch.finetune.data import split
+from deit_batch.finetune.run import Outcome, finetune
+from deit_batch.finetune.settings import Settings
+from deit_batch.finetune.students import interpolated
+from deit_batch.finetune.teacher import Teacher
+from deit_batch.model.checkpoint import find_checkpoint, find_recipe
+
+COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
+EACH = 10
+
+
+def patch(colour: tuple[int, int, int], seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(-50, 50, (32, 32, 3))
+    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of noisy patches."""
+    folder = tmp_path_factory.mktemp("colours")
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for number in range(EACH):
+            patch(colour, number).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def canvases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ beside labels.csv: the upper half in one colour, the lower in another, or in the same."""
+    folder = tmp_path_factory.mktemp("canvases")
+    (folder / "images").mkdir()
+    lines = ["filename,labels"]
+    for number in range(36):
+        names = [list(COLOURS)[number % 3], list(COLOURS)[number // 3 % 3]]
+        image = patch(COLOURS[names[0]], number)
+        image.paste(patch(COLOURS[names[1]], number + 100).crop((0, 0, 32, 16)), (0, 16))
+        image.save(folder / "images" / f"{number}.png")
+        lines.append(f"{number}.png,{' '.join(dict.fromkeys(names))}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(make_checkpoint: MakeCheckpoint) -> Path:
+    """What is learned from: weights as small as real ones."""
+    return make_checkpoint(initializer_range=0.05)
+
+
+def settings(input: Path, model: Path, **more: Any) -> Settings:
+    quick: dict[str, Any] = {"num_train_epochs": 6, "learning_rate": 2e-3, "workers": 0}
+    return Settings(input=str(input), model=str(model), **{**quick, **more})
+
+
+def losses(out: Path) -> list[float]:
+    history = json.loads((out / "training.json").read_bytes())["history"]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def assert_scores_as_the_pipeline(folder: Path, images: Path) -> None:
+    classify = pipeline("image-classification", model=str(folder), dtype=torch.float32)
+    records = list(score(str(images), model=str(folder), top_k=None, workers=0))
+    assert len(records) > 20
+    for record in records:
+        expected = classify(str(record.image), top_k=len(COLOURS))
+        assert [p["label"] for p in record.predictions] == [p["label"] for p in expected]
+        assert [p["score"] for p in record.predictions] == pytest.approx([p["score"] for p in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"],
+)
+def test_every_class_learns_and_scores_as_the_pipeline(
+    colours: Path, tmp_path: Path, make_checkpoint: MakeCheckpoint, architecture: str
+) -> None:
+    base = make_checkpoint(architecture, initializer_range=0.05)
+    outcome = finetune(settings(colours, base), tmp_path / "out")
+    assert outcome.metrics["accuracy"] > 0.8  # 0.33 by chance
+    assert min(losses(tmp_path / "out")) < np.log(3) - 0.3  # by chance
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    checkpoint = find_checkpoint(str(tmp_path / "out"))
+    assert checkpoint.labels == sorted(COLOURS)
+    assert find_recipe(checkpoint, None) == find_recipe(find_checkpoint(str(base)), None)
+
+
+def test_several_labels_an_image(canvases: Path, start: Path, tmp_path: Path) -> None:
+    outcome = finetune(settings(canvases, start, num_train_epochs=20), tmp_path / "out")
+    assert outcome.metrics["average_precision"] > 0.8  # 0.56 by chance
+    assert find_checkpoint(str(tmp_path / "out")).multi_label
+    assert_scores_as_the_pipeline(tmp_path / "out", canvases / "images")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "any number of labels an image" in card
+    assert json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]["fingerprints"][0] in card
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(one: Path, other: Path) -> set[str]:
+    before, after = weights(one), weights(other)
+    return {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+
+
+def test_a_frozen_backbone_stays_as_it_was(colours: Path, start: Path, tmp_path: Path) -> None:
+    finetune(settings(colours, start, freeze_backbone=True), tmp_path / "out")
+    assert changed(start, tmp_path / "out") == {"classifier.weight", "classifier.bias"}
+
+
+def test_lora_ends_in_a_plain_checkpoint(colours: Path, start: Path, tmp_path: Path) -> None:
+    outcome = finetune(settings(colours, start, lora_rank=4, learning_rate=1e-2), tmp_path / "out")
+    assert outcome.metrics["accuracy"] > 0.8
+    parts = {name.rsplit(".", 2)[-2] for name in changed(start, tmp_path / "out")}
+    assert parts == {"query", "value", "classifier"}
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+
+
+def test_an_mlflow_model_predicts_the_same(colours: Path, start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    finetune(settings(colours, start, mlflow=True, max_steps=3), out)
+    assert str(tmp_path) not in (out / "mlflow" / "MLmodel").read_text()
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(str(out / "mlflow"))
+    for record in score(str(colours / "red"), model=str(out), workers=0):
+        (found,) = model.predict([str(record.image)]).to_numpy().tolist()
+        assert [one["label"] for one in found] == [one["label"] for one in record.predictions]
+        scores = [one["score"] for one in record.predictions]
+        assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_larger_image_size(colours: Path, start: Path, tmp_path: Path) -> None:
+    finetune(settings(colours, start, image_size=48, num_train_epochs=1), tmp_path / "out")
+    checkpoint = find_checkpoint(str(tmp_path / "out"))
+    assert checkpoint.geometry.image_size == find_recipe(checkpoint, None).size == (48, 48)
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    with pytest.raises(UsageError, match="--image-size 50 is no multiple"):
+        finetune(settings(colours, start, image_size=50), tmp_path / "other")
+
+
+def test_positions_are_interpolated_in_their_place() -> None:
+    rows = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 2).reshape(1, 16, 2)
+    assert torch.equal(interpolated(rows, 4, 4), rows)
+    larger = interpolated(rows, 4, 8).view(8, 8, 2)
+    assert (larger.diff(dim=0) > -0.1).all()
+    assert torch.allclose(larger.diff(dim=1), torch.zeros(()), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CNN that says of everything that it is green."""
+    names = dict(enumerate(["blue", "green", "red", "grey"]))
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=names, label2id={}
+    )
+    model = ResNetForImageClassification(config)
+    linear: Any = model.classifier[-1]
+    torch.nn.init.zeros_(linear.weight)
+    linear.bias.data = torch.tensor([0.0, 9.0, 0.0, 10.0])  # grey is none of the student's classes
+    folder = tmp_path_factory.mktemp("teacher")
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 24}, "image_mean": [0.5, 0.4, 0.3]}')
+    return folder
+
+
+def test_a_teacher_trains_the_distillation_token(colours: Path, start: Path, teacher: Path, tmp_path: Path) -> None:
+    finetune(settings(colours, start, teacher=str(teacher)), tmp_path / "out")
+    assert find_checkpoint(str(tmp_path / "out")).geometry.architecture == "DeiTForImageClassificationWithTeacher"
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    pixels = torch.tensor(np.stack([np.asarray(patch(COLOURS["red"], n)) for n in range(20, 30)])).permute(0, 3, 1, 2)
+    from transformers import DeiTForImageClassificationWithTeacher
+
+    student = DeiTForImageClassificationWithTeacher.from_pretrained(tmp_path / "out")
+    outputs = student(pixel_values=pixels / 127.5 - 1)
+    assert outputs.distillation_logits.argmax(-1).tolist() == [1] * 10  # as it was taught
+    assert Counter(outputs.cls_logits.argmax(-1).tolist()).most_common(1)[0][0] == 2  # as it is
+
+
+def test_a_teacher_that_lacks_a_class_is_refused(colours: Path, start: Path, vit: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"does not know blue, green, red; its classes are {LABELS[0]}"):
+        finetune(settings(colours, start, teacher=str(vit)), tmp_path / "out")
+
+
+def test_a_teacher_sees_images_as_its_processor_gives_them(
+    make_checkpoint: MakeCheckpoint, teacher: Path, tmp_path: Path
+) -> None:
+    """Cropped, not normalised, with its channels turned around; or it says what is missing."""
+    folder = make_checkpoint(image_size=32)
+    names = find_checkpoint(str(folder)).labels
+    recipe = {"image_processor_type": "DeiTImageProcessor", "size": 37, "crop_size": 32, "do_center_crop": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**recipe, "image_mean": None, "do_normalize": False}))
+    values = torch.rand(3, 3, 48, 48)
+    found = Teacher(str(folder), names, torch.device("cpu"))(values)
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    shrunk = torch.nn.functional.interpolate(values, (32, 32), mode="bilinear", antialias=True)
+    assert found.tolist() == model(pixel_values=shrunk).logits.argmax(-1).tolist()
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="can't be used: Can't load image processor"):
+        Teacher(str(folder), names, torch.device("cpu"))
+
+
+def test_a_teacher_needs_all_weights_to_learn() -> None:
+    with pytest.raises(UsageError, match="--teacher trains a distillation token"):
+        Settings(input="x", teacher="y", freeze_backbone=True)
+
+
+def test_bad_images_are_skipped_and_reported(colours: Path, start: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(path), "label": path.parent.name} for path in sorted(colours.glob("*/*.png"))]
+    rows += [{"image": "gone.png", "label": "red"}, {"image": str(colours / "red" / "1.png")}]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
+    done = deit_batch(
+        "finetune",
+        "--input",
+        table,
+        "--model",
+        start,
+        "--out",
+        "out",
+        "--max-steps",
+        "1",
+        "--workers",
+        "0",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "3 images skipped" in done.stderr
+    skipped = json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]["skipped"]
+    assert [one["type"] for one in skipped] == ["FetchError", "RowError", "RowError"]
+    assert os.stat(tmp_path / "out" / "model.safetensors").st_mode & 0o777 == 0o644
+
+
+@pytest.fixture(scope="module")
+def whole(colours: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the runs come to that are stopped below."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    finetune(
+        settings(
+            colours,
+            start,
+            num_train_epochs=30,
+            learning_rate=None,
+            randaugment=9,
+            per_device_train_batch_size=4,
+            mixup=0.5,
+            cutmix=1.0,
+        ),
+        out,
+    )
+    return out
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    colours: Path, start: Path, whole: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
+    options = ["--input", colours, "--model", start, "--workers", 0, "--num-train-epochs", 30]
+    options += ["--per-device-train-batch-size", 4, "--mixup", 0.5, "--cutmix", 1, "--randaugment", 9]
+    command = [COMMAND, "finetune", *map(str, options), "--out", "stopped", "--quiet"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    steps = tmp_path / "stopped.partial" / "steps"
+    while process.poll() is None and not list(steps.glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    process.send_signal(signum)
+    assert process.wait() == (-9 if signum == signal.SIGKILL else 143)
+    assert not (tmp_path / "stopped").exists()
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert not (tmp_path / "stopped.partial").exists()
+    assert changed(whole, tmp_path / "stopped") == set()
+
+
+def test_a_run_that_stopped_early_and_died_is_not_trained_further(
+    colours: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = settings(colours, start, num_train_epochs=30, early_stopping_patience=2, learning_rate=1e-2)
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    finetune(patient, whole)
+    steps = json.loads((whole / "training.json").read_bytes())["steps"]
+    with monkeypatch.context() as patched:
+        patched.setattr("deit_batch.finetune.run.finished", die)  # after the last step, before anything is written
+        with pytest.raises(RuntimeError):
+            finetune(patient, died)
+    finetune(patient, died)
+    assert json.loads((died / "training.json").read_bytes())["steps"] == steps < 30 * 6
+    assert changed(whole, died) == set()
+
+
+def die(student: object) -> None:
+    raise RuntimeError("died")
+
+
+def test_a_changed_input_is_noticed(start: Path, colours: Path, tmp_path: Path) -> None:
+    shutil.copytree(colours, tmp_path / "in")
+    finetune(settings(tmp_path / "in", start, num_train_epochs=1), tmp_path / "out")
+    shutil.move(tmp_path / "in" / "red" / "0.png", tmp_path / "in" / "blue" / "new.png")
+    with pytest.raises(UsageError, match=r"other settings \(what-is-in-the-inputs\); --fresh"):
+        finetune(settings(tmp_path / "in", start, num_train_epochs=1), tmp_path / "out")
+
+
+def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
+    colours: Path, start: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    def once(epochs: int, **more: Any) -> Outcome:
+        return finetune(settings(colours, start, num_train_epochs=epochs), tmp_path / "out", **more)
+
+    first = once(1)
+    assert once(1) == first
+    assert f"{tmp_path / 'out'} is finished already: nothing to do" in messages
+    with pytest.raises(UsageError, match=r"made with other settings \(num-train-epochs\); --fresh replaces it"):
+        once(2)
+    once(2, fresh=True)
+    assert len(losses(tmp_path / "out")) == 3  # two epochs, and the best of them
+    (tmp_path / "out" / "training.json").unlink()
+    with pytest.raises(UsageError, match="no result of a fine-tuning"):
+        once(2)
+
+
+def test_too_little_to_learn_from_is_said(colours: Path, start: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="all images show"):
+        finetune(settings(colours, start, limit=3), tmp_path / "out")
+    with pytest.raises(UsageError, match="has no class folders"):
+        finetune(settings(colours / "red", start), tmp_path / "other")
+
+
+rows = st.lists(st.lists(st.sampled_from("abc"), max_size=2, unique=True), min_size=1, max_size=60)
+
+
+@given(rows, st.floats(0.05, 0.95), st.integers(0, 9))
+def test_a_split_loses_nothing_and_depends_on_the_seed_alone(labels: list[list[str]], share: float, seed: int) -> None:
+    training, validation = split(labels, share, seed)
+    assert sorted(training + validation) == list(range(len(labels)))
+    assert split(labels, share, seed) == (training, validation)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.floats(0.05, 0.95), st.integers(0, 9))
+def test_a_split_takes_its_share_of_every_class(sizes: list[int], share: float, seed: int) -> None:
+    labels = [[f"class {number}"] for number, size in enumerate(sizes) for _ in range(size)]
+    _, validation = split(labels, share, seed)
+    spared = Counter(labels[place][0] for place in validation)
+    for number, size in enumerate(sizes):
+        wanted = min(share * size, max(0, size - 1))
+        assert wanted - 1 <= spared[f"class {number}"] <= max(0, min(size - 1, wanted + 1))
+
+
+def test_many_single_images_take_nothing_from_the_next_class() -> None:
+    labels = [[f"rare {number:02}"] for number in range(30)] + [["zebra"]] * 12 + [["zoo"]] * 12
+    _, validation = split(labels, 0.2, 0)
+    assert Counter(labels[place][0] for place in validation) == {"zebra": 3, "zoo": 2}
+
+
+def test_a_split_of_several_labels_takes_its_share_of_each_label() -> None:
+    dice = np.random.default_rng(0)
+    labels = [sorted(map(str, dice.choice(12, dice.integers(1, 5), replace=False))) for _ in range(300)]
+    _, validation = split(labels, 0.2, 0)
+    everywhere, spared = (Counter(label for row in part for label in row) for part in
+                          (labels, [labels[place] for place in validation]))  # fmt: skip
+    for label, count in everywhere.items():
+        assert spared[label] == pytest.approx(0.2 * count, abs=2)
+
+
+def test_mixing_keeps_a_whole_of_labels_and_depends_on_the_seed_alone() -> None:
+    values, targets = torch.rand(6, 3, 32, 32), torch.eye(3).repeat(2, 1)
+    for mixup, cutmix in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0)):
+        augmentation = Augmentation(Settings(input="", mixup=mixup, cutmix=cutmix, randaugment=9), (32, 32))
+        torch.manual_seed(1)
+        one, mixed = augmentation(values, targets)
+        torch.manual_seed(1)
+        other, _ = augmentation(values, targets)
+        assert torch.equal(one, other)
+        assert one.shape == values.shape
+        assert 0 <= one.min() <= one.max() <= 1
+        assert torch.allclose(mixed.sum(-1), torch.ones(6))
+    plain = Augmentation(Settings(input="", crop=1, flip=False, random_erasing=0), (32, 32))
+    assert torch.equal(plain(values, targets)[0], values)
+
+
+def test_by_default_augmentation_leaves_colours_as_they_are() -> None:
+    """A picture of one colour is the same in every part of it and in the mirror."""
+    values = torch.tensor([0.7, 0.4, 0.2]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
+    augmentation = Augmentation(Settings(input="", random_erasing=0), (32, 32))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert torch.allclose(augmentation(values, torch.eye(2))[0], values, atol=1e-5)
+
+
+def test_the_command_has_the_defaults_of_the_settings() -> None:
+    context = Context(main, **main.context_settings)  # it has the names of --help, which the command remembers
+    chosen = main.commands["finetune"].make_context("finetune", ["--input", "x", "--out", "y"], context).params
+    known = {field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}
+    assert Settings(**known) == Settings(input="x")
+
+
+def test_half_an_image_of_another_is_half_its_label() -> None:
+    values = torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)])
+    augmentation = Augmentation(Settings(input="", crop=1, flip=False, random_erasing=0, cutmix=1.0), (32, 32))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = augmentation(values, torch.eye(2))
+        assert torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1], atol=1e-6)

@@ -1,0 +1,204 @@
+"""Inputs with labels, on real files: every layout that people have, every row accounted for, in order."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import EXAMPLES, jpeg
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deit_batch.errors import RowError, UsageError
+from deit_batch.input.labels import Example, LabelledSource, open_labelled, parse_labels
+from deit_batch.input.open import open_source
+from deit_batch.io import Failure, LocalFile
+
+
+def labels_of(source: LabelledSource) -> list[tuple[str, ...] | str]:
+    """Of each input its labels, or why it has none."""
+
+    def told(example: Example) -> tuple[str, ...] | str:
+        location = example.reference.location
+        return location.message if isinstance(location, Failure) else example.labels
+
+    return [told(example) for example in source.examples]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def test_class_folders_in_the_order_of_score(messages: list[str]) -> None:
+    source = open_labelled(str(EXAMPLES))
+    examples = list(source.examples)
+    assert [example.reference for example in examples] == list(open_source(str(EXAMPLES)).references)
+    assert {example.labels for example in examples} == {(name,) for name in source.class_names or ()}
+    assert (len(examples), source.total(0), source.multi_label) == (40, 40, False)
+    assert messages == ["labels: class folders, 10 classes (ankle-boot, bag, coat, …)"]
+
+
+def test_a_class_is_the_first_folder_down_and_an_empty_one_counts(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/2024/may/1.jpg", "cat/2.jpg", "dog/1.jpg", "0.jpg", ".git/x")
+    (tmp_path / "eel").mkdir()
+    source = open_labelled(str(tmp_path))
+    assert source.class_names == ["cat", "dog", "eel"]
+    assert labels_of(source) == ["it lies in no class folder", ("cat",), ("cat",), ("dog",)]
+
+
+def test_of_a_glob_it_is_the_folder_that_the_image_lies_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "train/cat/1.jpg", "val/dog/1.jpg", "0.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert labels_of(open_labelled("*/*/*.jpg")) == [("cat",), ("dog",)]
+    assert labels_of(open_labelled("train/cat/1.jpg")) == [("cat",)]
+    assert labels_of(open_labelled("*.jpg")) == ["it lies in no class folder"]
+
+
+def test_a_folder_without_classes_is_wrong_usage(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg", "2.jpg", "list.txt")
+    with pytest.raises(UsageError, match=r"no class folders and no labels\.csv"):
+        open_labelled(str(tmp_path))
+    with pytest.raises(UsageError, match="a list has no labels"):
+        open_labelled(str(tmp_path / "list.txt"))
+    with pytest.raises(UsageError, match="--label-column is for tables"):
+        open_labelled(str(tmp_path), label_column="x")
+
+
+@pytest.mark.parametrize("images", ["images/", ""])
+@pytest.mark.parametrize("named", ["", "labels.csv"])
+def test_images_beside_labels_csv(images: str, named: str, tmp_path: Path) -> None:
+    """The layout of the card's multi-label data set."""
+    touch(tmp_path, *(f"{images}{number}.jpg" for number in range(4)))
+    rows = "0.jpg,can carton\n1.jpg,milk_bottle\n2.jpg,\n3.jpg,can can\n"
+    (tmp_path / "labels.csv").write_text("filename,labels\n" + rows)
+    source = open_labelled(str(tmp_path / named))
+    examples = list(source.examples)
+    assert [example.labels for example in examples] == [("can", "carton"), ("milk_bottle",), (), ("can",)]
+    assert [example.reference.location for example in examples] == [
+        LocalFile(f"{tmp_path}/{images}{number}.jpg") for number in range(4)
+    ]
+    assert source.multi_label
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    match path.suffix:
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        case ".csv":
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+            path.write_text(text.getvalue())
+        case _:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_column_of_labels(suffix: str, tmp_path: Path, messages: list[str]) -> None:
+    one = tmp_path / f"one{suffix}"
+    write(one, [{"image_url": "a.jpg", "label": "ankle boot"}, {"image_url": "b.jpg", "label": " can "}])
+    several = tmp_path / f"several{suffix}"
+    write(several, [{"kind": ["can", "carton"], "image_url": "a.jpg"}, {"kind": [], "image_url": "b.jpg"}])
+    assert labels_of(open_labelled(str(one))) == [("ankle boot",), ("can",)]
+    assert labels_of(open_labelled(str(several), label_column="kind")) == [("can", "carton"), ()]
+    assert messages == [
+        f"labels: column 'label' of {one}, one an image",
+        f"labels: column 'kind' of {several}, any number an image",
+    ]
+    with pytest.raises(UsageError, match=r"no column looks like the label.* kind, image_url"):
+        open_labelled(str(several))
+    with pytest.raises(UsageError, match=r"no column is called 'x'.* kind, image_url"):
+        open_labelled(str(several), label_column="x")
+
+
+def test_a_row_whose_label_cannot_be_read_fails_alone(tmp_path: Path) -> None:
+    rows = ["{", '{"image": "a.jpg"}', '{"image": "b.jpg", "label": ""}', '{"image": "c.jpg", "label": "can"}']
+    rows += ['{"image": "d.jpg", "label": ["can", "carton"]}', '{"image": "e.jpg", "label": true}']
+    (tmp_path / "t.jsonl").write_text("\n".join(['{"image": "0.jpg", "label": null}', *rows]))
+    source = open_labelled(str(tmp_path / "t.jsonl"))
+    told = labels_of(source)
+    assert told[0] == told[3] == "the label is empty"
+    assert "not JSON" in told[1]
+    assert "line 3: no column looks like the label" in told[2]
+    assert told[4] == ("can",)
+    assert "2 labels, where the first row has text for one" in told[5]
+    assert told[6] == "the label is True"
+
+
+def test_records_keep_their_labels(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"image": "a.jpg", "label": "can"}\n{"image": "b.jpg", "label": ""}')
+    kept = [reference.keep for reference in open_labelled(str(tmp_path / "one.jsonl")).as_source().references]
+    assert kept == [{"label": "can"}, {"label": None}]
+    (tmp_path / "several.jsonl").write_text('{"image": "a.jpg", "label": ["can"]}\n{"image": "b.jpg", "label": []}')
+    kept = [reference.keep for reference in open_labelled(str(tmp_path / "several.jsonl")).as_source().references]
+    assert kept == [{"label": ["can"]}, {"label": []}]
+
+
+@pytest.mark.parametrize("how", ["hf", "parquet"])
+def test_numbers_of_a_data_sets_classes_become_their_names(how: str, tmp_path: Path) -> None:
+    """Also in the Parquet files that the Hub gives out: `datasets` writes the names into them."""
+    image = {"bytes": jpeg(), "path": None}
+    several = datasets.Sequence(datasets.ClassLabel(names=["red", "green"]))
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["can", "jar"]), "colours": several}
+    )
+    columns = {"image": [image] * 3, "label": [1, 0, -1], "colours": [[0, 1], [], [1]]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / "train.parquet")
+    spec = f"hf://{tmp_path}/data" if how == "hf" else str(tmp_path / "data" / "train.parquet")
+    source = open_labelled(spec)
+    assert source.class_names == ["can", "jar"]
+    assert labels_of(source) == [("jar",), ("can",), "the label is -1, but the classes are 0 to 1"]
+    assert labels_of(open_labelled(spec, label_column="colours")) == [("red", "green"), (), ("green",)]
+
+
+# --- one field ------------------------------------------------------------------------------------------------------
+
+names = st.text(min_size=1).map(str.strip).filter(lambda text: text and not text.startswith("["))
+
+
+@given(names)
+def test_text_is_one_label(name: str) -> None:
+    assert parse_labels(f" {name} ") == name
+
+
+@given(st.lists(names))
+def test_a_list_is_several_also_as_json(given_names: list[str]) -> None:
+    expected = tuple(dict.fromkeys(given_names))
+    assert parse_labels(given_names) == parse_labels(json.dumps(given_names)) == expected
+
+
+@given(st.integers(), st.lists(names, unique=True))
+def test_a_number_is_the_name_of_its_class_or_itself(number: int, class_names: list[str]) -> None:
+    if not class_names:
+        assert parse_labels(number) == str(number)
+    elif 0 <= number < len(class_names):
+        assert parse_labels(number, class_names) == parse_labels(float(number), class_names) == class_names[number]
+    else:
+        with pytest.raises(RowError):
+            parse_labels(number, class_names)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.binary(), st.lists, max_leaves=5))
+def test_whatever_stands_in_a_field_it_is_labels_or_a_row_error(value: object) -> None:
+    try:
+        found = parse_labels(value)
+    except RowError:
+        return
+    assert all(label.strip() for label in ([found] if isinstance(found, str) else found))

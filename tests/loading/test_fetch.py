@@ -1,0 +1,266 @@
+"""Bytes from files, fields and a real web server, within limits."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers import jpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from misbehaving import Server
+
+from deit_batch.errors import RowError
+from deit_batch.io import Base64, Failure, LocalFile, Url
+from deit_batch.limits import Limits
+from deit_batch.loading import safe_network
+from deit_batch.loading.fetch import Fetcher, _retry_after, decode_base64
+
+LIMITS = Limits(image_bytes=5000, fetch_seconds=1.0, retries=0, allow_private_hosts=True)
+
+
+def message(result: bytes | Failure) -> str:
+    assert isinstance(result, Failure)
+    return f"{result.type}: {result.message}"
+
+
+def test_a_batch_comes_back_in_order_with_failures_in_their_places(photos: Path, server: str) -> None:
+    good = Failure("RowError", "line 2: bad")
+    results = Fetcher(LIMITS).fetch_all(
+        [
+            Url(f"{server}/01.jpg"),
+            LocalFile(f"{photos}/00.jpg"),
+            good,
+            Url(f"{server}/none.jpg"),
+            b"bytes",
+            Base64("Ynl0ZXM"),
+            Url(f"{server}/moved.jpg"),
+        ]
+    )
+    assert results[:3] == [jpeg(1), jpeg(0), good]
+    assert message(results[3]) == "FetchError: HTTP 404"
+    assert results[4:] == [b"bytes", b"bytes", jpeg(0)]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/short.jpg", "peer closed connection"),
+        ("/slow.jpg", "not complete within 1 s"),
+        ("/drip.jpg", "not complete within 1 s"),
+        ("/drip-headers.jpg", "not complete within 1 s"),
+        ("/endless.jpg", "larger than 5,000 bytes"),
+        ("/huge.jpg", "larger than 5,000 bytes"),
+        ("/gzip.jpg", "compressed (gzip)"),
+        ("/html.jpg", "text/html, no image"),
+        ("/loop.jpg", "more than 5 redirects"),
+        ("/to-file.jpg", "not an http or https URL"),
+        ("/to-ftp.jpg", "not an http or https URL"),
+        ("/nonsense.jpg", "Invalid"),
+        ("/gone.jpg", "HTTP 410"),
+        ("/no-content.jpg", "HTTP 204"),
+        ("/empty.jpg", "no bytes"),
+    ],
+)
+def test_a_misbehaving_server_is_a_failure_in_time(server: str, path: str, expected: str) -> None:
+    start = time.monotonic()
+    assert expected in message(Fetcher(LIMITS).fetch(Url(server + path)))
+    assert time.monotonic() - start < 5
+
+
+def test_when_nobody_waits_any_more_there_is_no_other_try(web: Server) -> None:
+    gone = threading.Event()
+    patient = Limits(retries=100, allow_private_hosts=True)
+    gone.set()
+    assert "nobody waits" in message(Fetcher(patient).start(Url(f"{web.address}/busy.jpg"), gone).result())
+    assert web.busy == 0
+
+
+def test_a_passing_fault_is_tried_again(server: str) -> None:
+    assert "HTTP 429" in message(Fetcher(LIMITS).fetch(Url(f"{server}/busy.jpg")))
+    patient = Limits(retries=1, allow_private_hosts=True)
+    assert Fetcher(patient).fetch(Url(f"{server}/busy.jpg")) == jpeg(0)
+    assert "HTTP 404" in message(Fetcher(patient).fetch(Url(f"{server}/none.jpg")))
+
+
+class Gone(threading.Event):
+    """Notes which error is being handled when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handled: list[BaseException | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.handled.append(sys.exc_info()[1])
+        return False
+
+
+def test_half_a_body_is_not_kept_until_the_next_try(server: str) -> None:
+    """By the traceback of the error."""
+    gone = Gone()
+    Fetcher(Limits(retries=1, allow_private_hosts=True)).fetch(Url(f"{server}/short.jpg"), gone)
+    assert gone.handled == [None]
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    assert _retry_after("7") == 7
+    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert _retry_after(None) is _retry_after("soon") is None
+
+
+def test_a_plain_binary_content_type_is_no_obstacle(server: str) -> None:
+    assert Fetcher(LIMITS).fetch(Url(f"{server}/octets.jpg")) == jpeg(0)
+
+
+def test_credentials_go_to_their_own_host_only(web: Server) -> None:
+    address = web.address.removeprefix("http://")
+    assert Fetcher(LIMITS).fetch(Url(f"http://user:p%40ss@{address}/login.jpg")) == jpeg(0)
+    (first, login), (second, nothing) = web.logins
+    assert login == "Basic " + base64.b64encode(b"user:p@ss").decode()
+    assert (first, nothing) == (address, None)
+    assert second.startswith("localhost:")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "2130706433", "0177.0.0.1", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "127.1"],
+)
+def test_hosts_that_are_not_public_are_refused_in_every_notation(server: str, host: str) -> None:
+    port = server.rpartition(":")[2]
+    refused = message(Fetcher(Limits(retries=0)).fetch(Url(f"http://{host}:{port}/00.jpg")))
+    assert "is no host of the public internet" in refused or "Invalid IPv4" in refused
+
+
+def test_a_redirect_into_the_private_net_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if 127.0.0.1 were a public address, and localhost's were not."""
+    addresses = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.2"}
+    monkeypatch.setattr(safe_network, "is_public", lambda address: address == "127.0.0.1")
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **more: resolve(addresses[host], *args, **more))
+    fetcher = Fetcher(Limits(retries=0))
+    assert fetcher.fetch(Url(f"{server}/00.jpg")) == jpeg(0)
+    assert "localhost is no host of the public internet (127.0.0.2)" in message(
+        fetcher.fetch(Url(f"{server}/login.jpg"))
+    )
+
+
+def test_a_name_that_changes_its_answer_gains_nothing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: public when first asked, loopback ever after. What was checked is what is connected to."""
+    answers = ["192.0.2.1"]  # TEST-NET-1 (RFC 5737): nobody is there
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(safe_network, "is_public", lambda address: address == "192.0.2.1")
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *args, **more: resolve(
+            (answers.pop() if answers else "127.0.0.1") if host == "rebinds.example" else host, *args, **more
+        ),
+    )
+    port = server.rpartition(":")[2]
+    fetcher = Fetcher(Limits(retries=0, fetch_seconds=1.0))
+    assert "no host of the public internet" not in message(fetcher.fetch(Url(f"http://rebinds.example:{port}/00.jpg")))
+    assert "no host of the public internet" in message(fetcher.fetch(Url(f"http://rebinds.example:{port}/00.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::ffff:93.184.216.34", True),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::5db8:d822", True),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_public_addresses(address: str, public: bool) -> None:
+    assert safe_network.is_public(address) is public
+
+
+def test_local_files_can_be_confined_to_a_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    for path in (root / "sub" / "in.jpg", tmp_path / "out.jpg"):
+        path.write_bytes(b"bytes")
+    (root / "link.jpg").symlink_to(tmp_path / "out.jpg")
+    (root / "inner.jpg").symlink_to(root / "sub" / "in.jpg")
+    (root / "away").symlink_to(tmp_path)
+    fetcher = Fetcher(Limits(root=str(root)))
+    for inside in (f"{root}/sub/in.jpg", f"{root}/sub/../sub/in.jpg", f"{root}/inner.jpg"):
+        assert fetcher.fetch(LocalFile(inside)) == b"bytes", inside
+    for outside in (
+        f"{root}/../out.jpg",
+        f"{root}/link.jpg",
+        f"{root}/away/out.jpg",
+        "/etc/passwd",
+        f"{tmp_path}/rooted",
+    ):
+        assert message(fetcher.fetch(LocalFile(outside))) == "FetchError: outside of --root", outside
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[::1", "http://127.0.0.1:1/x.jpg", "https://no-such-host.invalid/", "http://a\x00b/"]
+)
+def test_an_address_that_leads_nowhere_is_a_failure(url: str) -> None:
+    assert message(Fetcher(LIMITS).fetch(Url(url))).startswith("FetchError: ")
+
+
+def test_what_is_larger_than_the_limit_is_a_failure(photos: Path, server: str) -> None:
+    fetcher = Fetcher(Limits(image_bytes=100, allow_private_hosts=True))
+    for location in (LocalFile(f"{photos}/00.jpg"), Url(f"{server}/00.jpg"), Base64("A" * 1000), b"x" * 101):
+        assert "larger than 100 bytes" in message(fetcher.fetch(location))
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "socket.jpg"))
+        expected = {
+            "folder.jpg": "not a regular file",
+            "empty.jpg": "no bytes",
+            "dangling.jpg": "No such file",
+            "pipe.jpg": "not a regular file",
+            "socket.jpg": "not a regular file",
+            "none.jpg": "No such file",
+            "n\0ul.jpg": "not a file name",
+            "\ud800.jpg": "not a file name",
+        }
+        for name, text in expected.items():
+            assert text in message(Fetcher(LIMITS).fetch(LocalFile(f"{tmp_path}/{name}"))), name
+
+
+@given(st.binary(), st.integers(1, 80), st.booleans(), st.booleans())
+def test_base64_of_any_style_is_decoded(data: bytes, width: int, url_safe: bool, padded: bool) -> None:
+    text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode()
+    text = text if padded else text.rstrip("=")
+    lines = "\r\n".join(text[start : start + width] for start in range(0, len(text), width))
+    assert decode_base64(lines) == data
+
+
+@pytest.mark.parametrize("text", ["A", "AAAAA", "not base64!", "AA=A", "ÄÖÜ"])
+def test_what_is_not_base64_is_refused(text: str) -> None:
+    with pytest.raises(RowError, match="not base64"):
+        decode_base64(text)

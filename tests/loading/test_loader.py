@@ -1,0 +1,179 @@
+"""Workers that die, decoders that crash or hang: every image accounted for, and no other one lost."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import itertools
+import multiprocessing
+import multiprocessing.process
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import jpeg
+from torch.utils.data import get_worker_info
+
+from deit_batch.errors import DeitBatchError
+from deit_batch.io import Base64, Failure, LocalFile, Reference
+from deit_batch.limits import Limits
+from deit_batch.loading import decode as decoding
+from deit_batch.loading import loader
+from deit_batch.loading.fetch import Fetcher
+from deit_batch.loading.loader import Loader, batched
+from deit_batch.model.recipe import Recipe
+
+RECIPE = Recipe((32, 32), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+
+
+def references(photos: Path, count: int) -> Iterator[Reference]:
+    for index in range(count):
+        path = f"{photos}/{index % 40:02}.jpg"
+        yield Reference(index, path, LocalFile(path))
+
+
+def failures(made: Loader) -> dict[int, Failure]:
+    """Runs to the end, checks that every image is there, in order and with its own pixels, and returns the failures."""
+    failed: dict[int, Failure] = {}
+    expected = itertools.count()
+    for batch, decoded in made:
+        rows = iter(decoded.pixels.numpy())
+        for place, reference in enumerate(batch):
+            assert reference.index == next(expected)
+            if place in decoded.settled:
+                failure = decoded.settled[place]
+                assert isinstance(failure, Failure)
+                failed[reference.index] = failure
+            else:
+                alone = decoding.decode(jpeg(reference.index % 40), RECIPE, Limits())
+                assert np.array_equal(next(rows), alone), reference.index
+        assert next(rows, None) is None
+    made.close()
+    return failed
+
+
+@pytest.fixture
+def traps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders with faults: some bytes crash the process, some hang it with the interpreter locked."""
+
+    def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
+        if data == b"crash":
+            faulthandler.disable()  # pytest's, which would tell at length
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if data == b"sly" and get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if data == b"hang":
+            ctypes.PyDLL(None).sleep(600)
+        return decoding.decode(data, recipe, limits)
+
+    monkeypatch.setattr(loader, "decode", decode)
+
+
+@pytest.mark.usefixtures("traps")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_image_that_kills_its_decoder_fails_alone(photos: Path, workers: int) -> None:
+    (photos / "13.jpg").write_bytes(b"crash")
+    (photos / "14.jpg").write_bytes(b"broken")
+    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=workers, pin_memory=False))
+    assert set(failed) == {13, 14}
+    assert failed[13].type == "DecodeError"
+    assert "crashed (SIGSEGV)" in failed[13].message
+    assert "not an image" in failed[14].message
+
+
+@pytest.mark.usefixtures("traps")
+def test_an_image_that_hangs_its_decoder_fails_alone(photos: Path) -> None:
+    (photos / "02.jpg").write_bytes(b"hang")
+    limits = Limits(decode_seconds=1.0)
+    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, limits, workers=2, pin_memory=False))
+    assert set(failed) == {2}
+    assert "did not end in time; at most 1 s" in failed[2].message
+
+
+@pytest.mark.usefixtures("traps")
+def test_an_image_that_kills_workers_but_no_other_process_is_not_tried_for_ever(photos: Path) -> None:
+    (photos / "02.jpg").write_bytes(b"sly")
+    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=2, pin_memory=False))
+    assert {index: failure.message for index, failure in failed.items()} == {2: "two decode workers died of it"}
+
+
+def test_workers_that_die_of_no_image_are_one_clear_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fetcher, "fetch_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    made = Loader(batched(references(photos, 8), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    with pytest.raises(DeitBatchError, match=r"died 11 times in a row, .* with fewer --workers"):
+        next(iter(made))
+    made.close()
+
+
+def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
+    made = Loader(batched(references(photos, 200), 4), RECIPE, Limits(), workers=2, pin_memory=False)
+    iterator = iter(made)
+
+    class Killed(Loader):
+        def __init__(self) -> None:
+            pass
+
+        def __iter__(self) -> Iterator[Any]:
+            for place, item in enumerate(iterator):
+                if place == 5:
+                    for worker in made._workers:
+                        worker.kill()
+                yield item
+
+        close = made.close
+
+    assert failures(Killed()) == {}
+
+
+def test_no_room_in_shared_memory_is_no_obstacle(photos: Path) -> None:
+    """As in a container with a small /dev/shm: here no file may grow beyond a kilobyte, those in memory included."""
+    multiprocessing.RawArray("q", 1)  # what this process itself shares has its room already
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        made = Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failures(made) == {}
+
+
+@pytest.mark.usefixtures("traps")
+@pytest.mark.parametrize("folder", ["x" * 120, "not there"])
+def test_a_folder_for_temporary_files_that_takes_no_sockets_is_no_obstacle(
+    photos: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixels are handed over by a socket in it. A path may be too long for one, or not to be written to."""
+    if folder != "not there":
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / folder))
+    monkeypatch.setattr(multiprocessing.process.current_process(), "_config", {"authkey": b"key", "semprefix": "/mp"})
+    made = Loader(batched(references(photos, 40), 10), RECIPE, Limits(), workers=2, pin_memory=False)
+    assert failures(made) == {}
+
+
+def test_inline_images_survive_a_death_too(photos: Path) -> None:
+    import base64
+
+    def inline() -> Iterator[Reference]:
+        for index in range(12):
+            data = b"crash" if index == 5 else jpeg(index)
+            yield Reference(index, None, Base64(base64.b64encode(data).decode()))
+
+    failed = failures(Loader(batched(inline(), 4), RECIPE, Limits(), workers=1, pin_memory=False))
+    assert set(failed) == {5}
+
+
+def test_a_fault_of_our_own_in_a_worker_is_not_hidden(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loader, "decode", decode)
+    made = Loader(batched(references(photos, 8), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    with pytest.raises(RuntimeError, match="a bug"):
+        next(iter(made))
+    made.close()

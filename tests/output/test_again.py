@@ -1,0 +1,404 @@
+"""Runs that build on earlier ones: --incremental, --retry-failed, and pictures that changed in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored
+
+from deit_batch import runner
+from deit_batch.errors import Interrupted, OutputError, UsageError
+from deit_batch.limits import Limits
+from deit_batch.output import file
+from deit_batch.system import atomic
+
+SIGNED = "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}"
+"""A link that is signed anew each night."""
+
+
+def nightly(photos: Path, vit: Path, folder: Path, out: str = "p.jsonl", **options: Any) -> tuple[bytes, int]:
+    """An incremental run: its result, and how many images it did not have to score."""
+    path = scored(photos, vit, folder, out, incremental=True, **{"mode": "incremental", **options})
+    return path.read_bytes(), read_json(folder / f"{out}.run.json")["counts"]["kept"]
+
+
+def full(photos: Path, vit: Path, folder: Path, out: str = "p.jsonl", **options: Any) -> bytes:
+    """What a run that knows nothing gives."""
+    (folder / "full").mkdir(exist_ok=True)
+    return nightly(photos, vit, folder / "full", out, mode="fresh", **options)[0]
+
+
+@pytest.fixture
+def old_photos(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if they had lain there for a while: a file that is only just written is read again, to be sure."""
+    monkeypatch.setattr("deit_batch.output.incremental._YOUNG_NS", 0)
+    return photos
+
+
+@pytest.mark.parametrize("out", ["p.jsonl", "p.parquet"])
+def test_a_growing_folder_is_scored_night_by_night(old_photos: Path, vit: Path, tmp_path: Path, out: str) -> None:
+    """New, changed, touched, vanished, mended and broken pictures, anywhere among the others."""
+    photos = old_photos
+    (photos / "11.jpg").write_bytes(b"broken")
+    first, kept = nightly(photos, vit, tmp_path, out)
+    assert (first, kept) == (full(photos, vit, tmp_path, out), 0)
+    assert nightly(photos, vit, tmp_path, out) == (first, 39)
+
+    (photos / "00a.jpg").write_bytes(jpeg(100))  # new
+    (photos / "zz.jpg").write_bytes(jpeg(101))
+    (photos / "05.jpg").write_bytes(jpeg(102))  # changed
+    os.utime(photos / "06.jpg")  # touched
+    (photos / "07.jpg").unlink()
+    (photos / "11.jpg").write_bytes(jpeg(11))  # mended
+    (photos / "20.jpg").write_bytes(b"broken")
+    second, kept = nightly(photos, vit, tmp_path, out)
+    assert (second, kept) == (full(photos, vit, tmp_path, out), 36)
+    assert second != first
+
+
+def test_any_history_gives_what_a_full_run_gives(old_photos: Path, vit: Path, tmp_path: Path) -> None:
+    dice = random.Random(0)
+    for _ in range(8):
+        for _ in range(dice.randrange(1, 12)):
+            path = old_photos / f"{dice.randrange(60):02}.jpg"
+            match dice.randrange(3):
+                case 0:
+                    path.unlink(missing_ok=True)
+                case 1:
+                    path.write_bytes(jpeg(dice.randrange(200)))
+                case 2:
+                    path.write_bytes(b"broken")
+        assert nightly(old_photos, vit, tmp_path)[0] == full(old_photos, vit, tmp_path)
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_and_time_is_seen(
+    old_photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    nightly(old_photos, vit, tmp_path)
+    before = (old_photos / "03.jpg").stat()
+    data = (old_photos / "04.jpg").read_bytes()
+    (old_photos / "03.jpg").write_bytes(data + b"\0" * (before.st_size - len(data)))
+    os.utime(old_photos / "03.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert nightly(old_photos, vit, tmp_path)[0] == full(old_photos, vit, tmp_path)
+
+
+def test_a_file_that_has_just_changed_is_read_again(photos: Path, vit: Path, tmp_path: Path) -> None:
+    """Its time of change could be that of the next change as well. Its content is the same, so its scores are kept."""
+    first, _ = nightly(photos, vit, tmp_path)
+    with sqlite3.connect(tmp_path / "p.jsonl.known") as database:
+        assert database.execute("SELECT count(stamp) FROM known").fetchone() == (0,)
+    assert nightly(photos, vit, tmp_path) == (first, 40)
+
+
+def test_urls_and_inline_images_are_known_by_their_bytes(photos: Path, server: str, vit: Path, tmp_path: Path) -> None:
+    import base64
+
+    inline = [base64.b64encode(jpeg(number)).decode() for number in (1, 2)]
+    table = tmp_path / "t.txt"
+    signed = f"{server}/03.jpg?{SIGNED}"
+    table.write_text("\n".join([signed.format("one"), inline[0], f"{server}/04.jpg", f"{server}/none.jpg"]))
+    nightly(table, vit, tmp_path)
+    table.write_text("\n".join([inline[1], signed.format("two"), inline[0], f"{server}/04.jpg"]))
+    (photos / "04.jpg").write_bytes(jpeg(99))
+    result, kept = nightly(table, vit, tmp_path)
+    assert (result, kept) == (full(table, vit, tmp_path), 2)
+
+
+def test_a_table_keeps_its_columns_up_to_date(old_photos: Path, vit: Path, tmp_path: Path) -> None:
+    table = old_photos / "t.csv"
+    table.write_text("image,id\n01.jpg,a\n02.jpg,b\n02.jpg,twice\n")
+    nightly(table, vit, tmp_path, keep=("id",))
+    table.write_text("image,id\n02.jpg,c\n01.jpg,a\n")
+    result, kept = nightly(table, vit, tmp_path, keep=("id",))
+    assert [json.loads(line)["id"] for line in result.splitlines()] == ["c", "a"]
+    assert (result, kept) == (full(table, vit, tmp_path, keep=("id",)), 2)
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_k": 2}, {"limits": Limits(image_pixels=10)}, {"batch_size": 8}, {"model": "demo"}], ids=str
+)
+def test_another_setting_scores_everything_again(
+    old_photos: Path, vit: Path, tmp_path: Path, change: dict[str, Any], messages: list[str]
+) -> None:
+    nightly(old_photos, vit, tmp_path)
+    assert nightly(old_photos, vit, tmp_path, **change) == (full(old_photos, vit, tmp_path, **change), 0)
+    assert any("everything is scored again" in message for message in messages)
+
+
+def test_a_dead_incremental_run_is_no_obstacle_and_no_loss(
+    old_photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the folder has changed since."""
+    first, _ = nightly(old_photos, vit, tmp_path)
+    for number in range(30):
+        (old_photos / f"{number:02}.jpg").write_bytes(jpeg(100 + number))
+    with pytest.raises(Interrupted), interrupted_after(5, monkeypatch):
+        nightly(old_photos, vit, tmp_path)
+    assert (tmp_path / "p.jsonl").read_bytes() == first
+    (old_photos / "00.jpg").unlink()
+    result, kept = nightly(old_photos, vit, tmp_path)
+    assert (result, kept) == (full(old_photos, vit, tmp_path), 19 + 10)
+
+
+def test_a_killed_incremental_run_loses_nothing_that_is_whole(old_photos: Path, vit: Path, tmp_path: Path) -> None:
+    command = [COMMAND, "score", "--input", str(old_photos), "--model", str(vit), "--out", "p.jsonl", "--incremental"]
+    command += ["--batch-size", "4", "--workers", "0", "--quiet"]
+    expected = full(old_photos, vit, tmp_path)
+    for seconds in (0.5, 2.0, 3.0, 3.5, 4.0):
+        process = subprocess.Popen(command, cwd=tmp_path)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+        if (tmp_path / "p.jsonl").exists():
+            assert (tmp_path / "p.jsonl").read_bytes() == expected
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "p.jsonl").read_bytes() == expected
+
+
+def test_a_damaged_memory_is_made_anew(old_photos: Path, vit: Path, tmp_path: Path, messages: list[str]) -> None:
+    first, _ = nightly(old_photos, vit, tmp_path)
+    (tmp_path / "p.jsonl.known").write_bytes(b"no database " * 1000)
+    assert nightly(old_photos, vit, tmp_path) == (first, 0)
+    assert any("is damaged" in message for message in messages)
+
+
+def test_vanished_images_are_forgotten(old_photos: Path, vit: Path, tmp_path: Path) -> None:
+    nightly(old_photos, vit, tmp_path)
+    for number in range(30):
+        (old_photos / f"{number:02}.jpg").unlink()
+    nightly(old_photos, vit, tmp_path)
+    with sqlite3.connect(tmp_path / "p.jsonl.known") as database:
+        assert database.execute("SELECT count(*) FROM known").fetchone() == (10,)
+
+
+def test_an_incremental_run_overwrites_only_results(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("precious")
+    with pytest.raises(UsageError, match="is not what its run has left there"):
+        nightly(photos, vit, tmp_path)
+    assert (tmp_path / "p.jsonl").read_text() == "precious"
+
+
+# --- retry-failed -------------------------------------------------------------------------------------------------
+
+
+def test_only_what_failed_is_scored_again(photos: Path, vit: Path, tmp_path: Path, messages: list[str]) -> None:
+    for number in (3, 17, 18):
+        (photos / f"{number:02}.jpg").write_bytes(b"broken")
+    first = scored(photos, vit, tmp_path).read_bytes().splitlines()
+    (photos / "03.jpg").write_bytes(jpeg(3))
+    (photos / "18.jpg").write_bytes(jpeg(18))
+    (photos / "30.jpg").unlink()
+    (photos / "30.jpg").write_bytes(b"broken since, but scored before")
+    second = scored(photos, vit, tmp_path, mode="retry-failed").read_bytes().splitlines()
+    assert [place for place in range(40) if first[place] != second[place]] == [3, 18]
+    assert any("1 images have changed" in message and "30.jpg first" in message for message in messages)
+    assert json.loads(second[3])["predictions"]
+    assert read_json(tmp_path / "p.jsonl.run.json")["counts"]["failed"] == 1
+    assert scored(photos, vit, tmp_path).read_bytes().splitlines() == second  # and that run is finished now
+
+
+def test_a_retry_that_died_goes_on(photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = [(photos / f"{number:02}.jpg").read_bytes() for number in range(20)]
+    for number in range(20):
+        (photos / f"{number:02}.jpg").write_bytes(b"broken")
+    first = scored(photos, vit, tmp_path).read_bytes()
+    for number, data in enumerate(good):
+        (photos / f"{number:02}.jpg").write_bytes(data)
+    with pytest.raises(Interrupted), interrupted_after(2, monkeypatch):
+        scored(photos, vit, tmp_path, mode="retry-failed")
+    assert (tmp_path / "p.jsonl").read_bytes() == first
+    second = scored(photos, vit, tmp_path).read_bytes()  # the plain command knows what was under way
+    assert second.splitlines()[20:] == first.splitlines()[20:]
+    assert all(record["predictions"] for record in read_jsonl(tmp_path / "p.jsonl"))
+
+
+def test_a_retry_where_nothing_failed_does_nothing(photos: Path, vit: Path, tmp_path: Path) -> None:
+    before = scored(photos, vit, tmp_path).stat()
+    assert scored(photos, vit, tmp_path, mode="retry-failed").stat().st_ino == before.st_ino
+
+
+def test_a_retry_of_another_input_is_refused(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "03.jpg").write_bytes(b"broken")
+    first = scored(photos, vit, tmp_path).read_bytes()
+    (photos / "02.jpg").rename(photos / "02a.jpg")
+    with pytest.raises(UsageError, match="the input has changed"):
+        scored(photos, vit, tmp_path, mode="retry-failed")
+    assert (tmp_path / "p.jsonl").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "p.csv", "--retry-failed"], "can't read csv files back"),
+        (["--out", "-", "--incremental"], "stdout keeps nothing"),
+        (["--out", "p.jsonl", "--retry-failed", "--incremental"], "goes neither with --fresh nor with --incremental"),
+    ],
+)
+def test_what_can_not_be_had_is_wrong_usage(photos: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    done = deit_batch("score", "--input", photos, "--model", "demo", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+# --- pictures that change between runs ----------------------------------------------------------------------------
+
+
+def test_a_picture_replaced_since_it_was_scored_is_scored_again(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    with pytest.raises(Interrupted), interrupted_after(5, monkeypatch):
+        scored(photos, vit, tmp_path)
+    time.sleep(0.05)
+    (photos / "07.jpg").write_bytes(jpeg(77))
+    result = scored(photos, vit, tmp_path).read_bytes()
+    assert any("07.jpg has changed since it was scored" in message for message in messages)
+    assert result == scored(photos, vit, tmp_path, mode="fresh").read_bytes()
+
+
+def test_a_picture_replaced_since_a_run_was_finished_is_told(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    before = scored(photos, vit, tmp_path).read_bytes()
+    time.sleep(0.05)
+    (photos / "07.jpg").write_bytes(jpeg(77))
+    assert scored(photos, vit, tmp_path).read_bytes() == before
+    assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+
+
+@contextmanager
+def replaced_after(batches: int, photo: Path, monkeypatch: pytest.MonkeyPatch, *, then_killed: bool) -> Iterator[None]:
+    """The photo is another one as soon as so many batches have been scored; the run goes on, and may be stopped later.
+    Its times are those of the old one: nothing but the name's own change tells."""
+    left = [batches]
+    original = runner.score_batch
+
+    def counted(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            new = photo.with_suffix(".new")
+            new.write_bytes(jpeg(77))
+            os.utime(new, ns=(photo.stat().st_atime_ns, photo.stat().st_mtime_ns))
+            new.rename(photo)
+        if left[0] == -3 and then_killed:
+            os.kill(os.getpid(), 15)
+        return original(*args)
+
+    monkeypatch.setattr(runner, "score_batch", counted)
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv"])
+def test_a_picture_replaced_while_the_run_goes_on_is_noticed_by_the_next(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str], out: str
+) -> None:
+    """After its record was written, and before the last one was."""
+    with pytest.raises(Interrupted), replaced_after(3, photos / "00.jpg", monkeypatch, then_killed=True):
+        scored(photos, vit, tmp_path, out)
+    result = scored(photos, vit, tmp_path, out).read_bytes()
+    assert any("00.jpg has changed since it was scored" in message for message in messages)
+    assert result == scored(photos, vit, tmp_path, f"new-{out}").read_bytes()
+    messages.clear()
+    assert scored(photos, vit, tmp_path, out).read_bytes() == result
+    assert not any("changed" in message for message in messages)
+
+
+@pytest.mark.parametrize("again", [{}, {"mode": "retry-failed"}], ids=str)
+def test_a_picture_replaced_while_a_run_comes_to_its_end_is_told_by_the_next(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str], again: dict[str, Any]
+) -> None:
+    (photos / "30.jpg").write_bytes(b"broken")
+    with replaced_after(3, photos / "00.jpg", monkeypatch, then_killed=False):
+        scored(photos, vit, tmp_path)
+    for _ in range(2):
+        messages.clear()
+        scored(photos, vit, tmp_path, **again)
+        assert any("1 images have changed" in message and "00.jpg first" in message for message in messages)
+
+
+def test_a_picture_that_appears_where_none_was_is_told(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    (tmp_path / "t.txt").write_text(f"{photos}/none.jpg\n{photos}/01.jpg\n{photos}/02.jpg\n")
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    (photos / "02.jpg").unlink()
+    (photos / "none.jpg").write_bytes(jpeg(1))
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    assert any("1 images have changed" in message and "none.jpg first" in message for message in messages)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv"])
+def test_a_run_that_dies_at_its_very_end_still_knows_its_images(
+    photos: Path,
+    vit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[str],
+    out: str,
+    place: int,
+) -> None:
+    """At each of the renames with which a result appears. What was known of the images is neither lost nor scored
+    again."""
+    renames = [0]
+    original = atomic.rename_durably
+
+    def failing(source: Path, target: Path) -> None:
+        renames[0] += 1
+        if ".partial" not in target.name and renames[0] > place + 1:  # the first is that of the report, at the start
+            raise OSError(28, "No space left on device")
+        original(source, target)
+
+    for module in (atomic, file):
+        monkeypatch.setattr(module, "rename_durably", failing)
+    with suppress(OutputError):
+        scored(photos, vit, tmp_path, out)
+    monkeypatch.undo()
+    scored_again = []
+    monkeypatch.setattr(runner, "score_batch", lambda *args: scored_again.append(args))
+    result = scored(photos, vit, tmp_path, out).read_bytes()
+    monkeypatch.undo()
+    (photos / "07.jpg").write_bytes(jpeg(77))
+    messages.clear()
+    assert scored(photos, vit, tmp_path, out).read_bytes() == result
+    assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+    assert sorted(path.name for path in tmp_path.glob(f"{out}*")) == [
+        out, f"{out}.run.json", f"{out}.stamps"
+    ]  # fmt: skip
+
+
+def test_what_can_not_be_told_of_the_images_is_said(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    """As of a result that another version has made."""
+    (photos / "30.jpg").write_bytes(b"broken")
+    scored(photos, vit, tmp_path)
+    (tmp_path / "p.jsonl.stamps").unlink()
+    for mode in ("continue", "retry-failed"):
+        messages.clear()
+        scored(photos, vit, tmp_path, mode=mode)
+        assert any("can't be told" in message for message in messages)
+    messages.clear()
+    scored(photos, vit, tmp_path)  # of what it is since then
+    assert not any("changed" in message for message in messages)
+
+
+def test_where_nothing_is_to_be_noted_of_files_nothing_is_left(
+    photos: Path, server: str, vit: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "t.txt").write_text(f"{server}/01.jpg\n{server}/02.jpg\n")
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    assert read_json(tmp_path / "p.jsonl.run.json")["stamps"] is None
+    assert not list(tmp_path.glob("*.stamps"))
+    scored(photos, vit, tmp_path, "i.jsonl", incremental=True)
+    assert not list(tmp_path.glob("*.stamps"))

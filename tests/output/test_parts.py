@@ -1,0 +1,212 @@
+"""The folder of parts, without any cluster: what stands, what is made anew, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from helpers import read_json
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.input.stamps import stamp_of
+from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
+from deit_batch.output.parts import Block, Folder, Part, cut, in_order, part_name, read_manifest, write_part
+
+SETTINGS = {"input": "imgs/", "part_size": 2}
+
+
+def references(count: int) -> Iterator[Reference]:
+    for index in range(count):
+        yield Reference(index, f"{index}.jpg", LocalFile(f"{index}.jpg"), {"kind": index % 3})
+
+
+def record(reference: Reference) -> Record:
+    """Every fifth has failed."""
+    failed = reference.index % 5 == 4
+    result = Failure("DecodeError", "no image") if failed else [Prediction(label="can", score=0.5)]
+    return Record.of(reference, result, stamp=stamp_of(reference.location))
+
+
+def write(folder: Path, block: Block) -> Part:
+    return write_part(folder, block, [record(reference) for reference in block.references])
+
+
+@pytest.fixture
+def died(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run over nine files of this folder that has left the parts 0, 1 and 3 of five."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("images"))
+    for index in range(10):
+        Path(f"{index}.jpg").touch()
+    out = tmp_path / "out"
+    with closing(Folder(out, SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        for block in cut(references(9), 2):
+            if block.number in (0, 1, 3):
+                write(folder.partial, block)
+    return out
+
+
+def standing(out: Path, count: int = 9) -> dict[int, Part]:
+    with closing(Folder(out, SETTINGS, fresh=False)) as folder:
+        return folder.standing(cut(references(count), 2))
+
+
+def finish(out: Path, *, fresh: bool = False) -> None:
+    with closing(Folder(out, SETTINGS, fresh=fresh)) as folder:
+        folder.begin()
+        parts = folder.standing(cut(references(9), 2))
+        for block in cut(references(9), 2):
+            if block.number not in parts:
+                parts[block.number] = write(folder.partial, block)
+        folder.finish(in_order(parts, block.after), {}, folder.partial, "jsonl")
+
+
+def test_what_a_dead_run_has_finished_stands(died: Path) -> None:
+    found = standing(died)
+    blocks = {block.number: block for block in cut(references(9), 2)}
+    assert found == {number: write(died.parent, blocks[number]) for number in (0, 1, 3)}
+
+
+def test_the_folder_appears_when_it_is_whole(died: Path) -> None:
+    assert not died.exists()
+    (died.with_name("out.partial") / ".part-000002.jsonl.killed").write_text("half")
+    finish(died)
+    assert sorted(os.listdir(died.parent)) == ["out"]
+    names = [part_name(number) for number in range(5)]
+    assert sorted(os.listdir(died)) == ["manifest.json", *names, "run.json", "stamps"]
+    manifest = read_json(died / "manifest.json")
+    assert [row["name"] for row in manifest["parts"]] == names
+    assert (manifest["inputs"], manifest["failed"]) == (9, 1)
+    lines = [line for name in names for line in (died / name).read_bytes().splitlines()]
+    assert [json.loads(line)["index"] for line in lines] == list(range(9))
+
+
+def test_a_finished_folder_is_not_made_again(died: Path) -> None:
+    finish(died)
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        assert folder.complete
+        assert folder.finished(cut(references(9), 2)) == read_manifest(died)
+        with pytest.raises(UsageError, match="its input has changed since"):
+            folder.finished(cut(references(10), 2))
+    path = died / part_name(2)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UsageError, match=r"part-000002\.jsonl is not what its run has left there"):
+        read_manifest(died)
+
+
+def test_fresh_replaces_what_stands_there_only_at_the_end(died: Path) -> None:
+    finish(died)
+    before = (died / "run.json").stat().st_ino
+    with closing(Folder(died, SETTINGS, fresh=True)) as folder:
+        folder.begin()
+        assert not folder.complete
+        assert (died / "run.json").stat().st_ino == before
+    finish(died, fresh=True)
+    assert (died / "run.json").stat().st_ino != before
+    assert sorted(os.listdir(died.parent)) == ["out"]
+
+
+def test_other_settings_and_foreign_folders_are_refused(died: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is of another run \(part_size was 2, is 3\)"):
+        Folder(died, {**SETTINGS, "part_size": 3}, fresh=False)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match=r"no run\.json in it says what it is"):
+        Folder(tmp_path / "mine", SETTINGS, fresh=False)
+
+
+def test_what_no_run_has_made_is_never_taken_away(tmp_path: Path) -> None:
+    for name in ("photos", "photos.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"precious")
+        with pytest.raises(UsageError, match=r"no run\.json in it says what it is"):
+            Folder(tmp_path / "photos", SETTINGS, fresh=True)
+        assert (tmp_path / name / "a.jpg").read_bytes() == b"precious"
+        shutil.rmtree(tmp_path / name)
+
+
+def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messages: list[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"old")
+    reference = Reference(0, "a.jpg", LocalFile(str(tmp_path / "a.jpg")), {})
+    with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        (block,) = cut([reference], 2)
+        folder.finish([write(folder.partial, block)], {}, folder.partial, "jsonl")
+    time.sleep(0.01)
+    (tmp_path / "a.jpg").write_bytes(b"new")
+    with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
+        folder.finished(cut([reference], 2))
+    assert any("1 images have changed since" in message and "a.jpg first" in message for message in messages)
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _image_replaced(path: Path) -> None:
+    """One that was read, and replaced before the last part was written."""
+    Path("new").touch()
+    os.utime("new", ns=(0, 0))
+    os.rename("new", "3.jpg")
+
+
+def _stamps_lost(path: Path) -> None:
+    path.with_suffix(".stamps").unlink()
+
+
+@pytest.mark.parametrize("damage", [_cut_off, _image_replaced, _stamps_lost])
+def test_a_damaged_part_is_made_anew(died: Path, damage: Callable[[Path], None]) -> None:
+    damage(died.with_name("out.partial") / part_name(1))
+    assert set(standing(died)) == {0, 3}
+    assert not (died.with_name("out.partial") / part_name(1)).exists()
+
+
+def test_after_giving_up_the_parts_with_failures_are_made_anew(died: Path) -> None:
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        folder.interrupt({}, gave_up=True)
+    assert set(standing(died)) == {0, 1, 3}  # 4 is in part 2
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        for block in cut(references(9), 2):
+            write(folder.partial, block)
+    assert set(standing(died)) == {0, 1, 3, 4}
+
+
+def test_an_input_that_has_changed_is_refused(died: Path) -> None:
+    with pytest.raises(UsageError, match=r"the input has become shorter, and part-000003\.jsonl"):
+        standing(died, 5)
+    changed = [Reference(index, f"x{index}.jpg", LocalFile("x")) for index in range(9)]
+    with (
+        closing(Folder(died, SETTINGS, fresh=False)) as folder,
+        pytest.raises(UsageError, match="Record 0 has image"),
+    ):
+        folder.standing(cut(changed, 2))
+
+
+def test_parts_of_two_readings_that_differ_do_not_go_together(tmp_path: Path) -> None:
+    parts = {block.number: write(tmp_path, block) for block in cut(references(6), 2)}
+    end = parts[2].after
+    assert [part.number for part in in_order(dict(reversed(parts.items())), end)] == [0, 1, 2]
+    others = [Reference(index, "other.jpg", LocalFile("other.jpg")) for index in range(6)]
+    mixed = parts | {block.number: write(tmp_path, block) for block in cut(others, 2) if block.number == 2}
+    with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl does not fit behind"):
+        in_order(mixed, end)
+    with pytest.raises(DeitBatchError, match="does not fit"):
+        in_order({0: parts[0], 2: parts[2]}, end)
+    with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl is missing"):
+        in_order({0: parts[0], 1: parts[1]}, end)
+
+
+@given(count=st.integers(0, 30), size=st.integers(1, 9))
+def test_blocks_are_fixed_ranges_of_the_input(count: int, size: int) -> None:
+    blocks = list(cut(references(count), size))
+    for number, block in enumerate(blocks):
+        assert block.number == number
+        assert [each.index for each in block.references] == list(range(count))[number * size : (number + 1) * size]
+    assert [block.before for block in blocks[1:]] == [block.after for block in blocks[:-1]]

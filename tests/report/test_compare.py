@@ -1,0 +1,199 @@
+"""Comparisons of two files of predictions: every image accounted for, and what CI sees."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import scored, valid
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_results import Json, Page, invoke, record, write
+
+from deit_batch.report.comparison import Comparison, compare
+
+
+def compared(old: list[Json], new: list[Json], tmp_path: Path, **options: Any) -> Comparison:
+    paths = write(tmp_path / "old.jsonl", old), write(tmp_path / "new.jsonl", new)
+    return compare(*paths, **{"most_rows": 100, "most_shown": 5, **options})
+
+
+OLD = [
+    record(0, "a.jpg", ("can", 0.9), ("jar", 0.1)),
+    record(1, "b.jpg", ("can", 0.6), ("jar", 0.4)),
+    record(2, "c.jpg", ("jar", 0.8)),
+    record(3, "d.jpg", error="broken"),
+    record(4, "e.jpg", error="broken"),
+    record(5, "gone.jpg", ("jar", 0.7)),
+    record(6, "f.jpg", ("jar", 0.7)),
+]
+NEW = [
+    record(0, "new.jpg", ("can", 0.5)),
+    record(1, "a.jpg", ("can", 0.8), ("jar", 0.2)),
+    record(2, "b.jpg", ("jar", 0.7), ("can", 0.3)),
+    record(3, "c.jpg", ("lid", 0.9)),
+    record(4, "d.jpg", ("can", 0.5)),
+    record(5, "e.jpg", error="still broken"),
+    record(6, "f.jpg", error="broken now"),
+]
+
+
+def test_every_image_is_accounted_for(tmp_path: Path) -> None:
+    document = compared(OLD, NEW, tmp_path).as_dict(None)
+    assert document["images"] == {
+        "same_label": 1,
+        "flipped": 2,
+        "fails_now": 1,
+        "failed_before": 1,
+        "fails_in_both": 1,
+        "only_in_old": 1,
+        "only_in_new": 1,
+    }
+    assert (document["compared"], document["agreement"]) == (5, 0.2)  # what fails in one run alone does not agree
+    assert document["flips"] == [
+        {"before": "can", "now": "jar", "images": 1},
+        {"before": "jar", "now": "lid", "images": 1},
+    ]
+    jar = next(row for row in document["classes"] if row["label"] == "jar")
+    assert jar == {"label": "jar", "old": 3, "new": 1, "kept": 0, "lost": 1, "gained": 1}
+    assert (document["old"]["failed"], document["new"]["failures"]) == (2, {"DecodeError": 2})
+    changes = {each["image"]: each["change"] for each in document["largest_changes"]}
+    assert list(changes) == ["c.jpg", "b.jpg", "a.jpg"]  # the largest first
+    assert changes == pytest.approx({"c.jpg": -0.8, "b.jpg": -0.3, "a.jpg": -0.1})
+    assert document["largest_changes"][0]["score_now_of_label_before"] is None  # it was not kept
+
+
+def test_images_of_one_name_and_of_none_are_joined_by_turns_and_digests(tmp_path: Path) -> None:
+    def inline(index: int, digest: str, label: str) -> Json:
+        return record(index, None, (label, 0.5), image_sha256=digest)
+
+    old = [record(n, "same.jpg", (label, 0.5)) for n, label in enumerate("abc")] + [inline(3, "x" * 64, "d")]
+    new = [inline(0, "x" * 64, "e"), *(record(n, "same.jpg", (label, 0.5)) for n, label in enumerate("abz", 1))]
+    new.append(record(4, "same.jpg", ("a", 0.5)))
+    found = compared(old, new, tmp_path)
+    assert found.flips == {("d", "e"): 1, ("c", "z"): 1}
+    assert (found.states["same label"], found.states["only in new"], found.states["only in old"]) == (2, 1, 0)
+
+
+def test_names_that_are_not_utf8_are_not_mixed_up(tmp_path: Path) -> None:
+    """Both are the same name in the records, with a replacement character."""
+
+    def named(index: int, name: bytes, label: str) -> Json:
+        given = name.decode("utf-8", "replace")
+        return record(index, given, (label, 0.5), image_bytes=base64.b64encode(name).decode())
+
+    old = [named(0, b"\xe9.jpg", "can"), named(1, b"\xe8.jpg", "jar"), named(2, b"\xe8.jpg", "lid")]
+    found = compared(old, [named(0, b"\xe8.jpg", "jar"), named(1, b"\xe7.jpg", "lid")], tmp_path)
+    assert found.states == {"same label": 1, "only in new": 1, "only in old": 2}
+    assert [change.record["image"] for change in found.changed] == ["\ufffd.jpg"] * 3
+
+
+RECORDS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c", None]),
+        st.sampled_from(["can", "jar", "", "fails"]),
+        st.sampled_from([0.2, 0.5, 1.0]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def made(rows: list[tuple[str | None, str, float]]) -> list[Json]:
+    return [
+        record(n, name, error="broken")
+        if label == "fails"
+        else record(n, name, *([(label, score)] if label else []), **({} if name else {"image_sha256": "0" * 64}))
+        for n, (name, label, score) in enumerate(rows)
+    ]
+
+
+@given(RECORDS, RECORDS)
+def test_counts_add_up(tmp_path_factory: pytest.TempPathFactory, old: list[Any], new: list[Any]) -> None:
+    tmp_path = tmp_path_factory.getbasetemp()
+    both = record(99, "both", ("can", 1.0))
+    same = compared([*made(old), both], [*made(old), both], tmp_path)
+    assert (same.agreement, same.largest, same.flips) == (1.0, [], {})
+    assert {change.state for change in same.changed} <= {"fails in both"}
+    found = compared([*made(old), both], [both, *made(new)], tmp_path)
+    states = found.states
+    assert states.total() - states["only in new"] == found.old.tally.inputs == len(old) + 1
+    assert states.total() - states["only in old"] == found.new.tally.inputs == len(new) + 1
+    assert sum(found.flips.values()) == states["flipped"]
+    assert sum(found.kept.values()) == states["same label"]
+    assert found.agreement is not None
+
+
+def test_what_ci_sees(tmp_path: Path) -> None:
+    old, new = write(tmp_path / "old.jsonl", OLD), write(tmp_path / "new.jsonl", NEW)
+    done = invoke("compare", old, new, "--out", tmp_path / "c.html", "--out", tmp_path / "c.json")
+    assert done.exit_code == 0, done.output
+    assert "agreement  20.00 %: 1 of 5 images in both have the same best label" in done.stdout
+    assert "flip  can → jar: 1" in done.stdout
+    assert "change  -0.8000 jar 0.8000 → lid 0.9000: c.jpg" in done.stdout
+    document = valid(json.loads((tmp_path / "c.json").read_bytes()), "comparison")
+    assert json.loads(invoke("compare", old, new, "--format", "json").stdout) == document
+    page = Page((tmp_path / "c.html").read_text())
+    assert "20.00 %" in page.text
+    assert {page.data["states"][number] for number in page.data["values"]["state"]} == {
+        *("flipped", "fails now", "failed before", "fails in both", "only in old", "only in new", "same label")
+    }
+    for bound, status in (("0.2", 0), ("0.21", 4)):
+        gated = invoke("compare", old, new, "--fail-under", bound, "--out", tmp_path / "d.json")
+        assert gated.exit_code == status
+        assert json.loads((tmp_path / "d.json").read_bytes())["passed"] == (status == 0)
+    assert "--fail-under: the agreement is 0.2000, under 0.21" in gated.stderr
+
+
+def test_names_and_labels_forge_no_line_of_a_log(tmp_path: Path) -> None:
+    name = "a\n::error::\x1b[2J\u202egpj.exe"
+    old = write(tmp_path / "old.jsonl", [record(0, name, ("can\r", 0.9))])
+    new = write(tmp_path / "new.jsonl", [record(0, name, ("jar\x9b", 0.9))])
+    lines = invoke("compare", old, new).stdout.split("\n")
+    assert lines[-3:] == [
+        r"flip  can\r → jar\x9b: 1",
+        r"change  -0.9000 can\r 0.9000 → jar\x9b 0.9000: a\n::error::\x1b[2J\u202egpj.exe",
+        "",
+    ]
+
+
+def test_a_sample_is_not_called_all_of_them(tmp_path: Path) -> None:
+    """Nor do the images of the largest changes, some of which have kept their label, count for the missing ones."""
+    old = [record(n, f"{n}.jpg", ("can", 0.9)) for n in range(8)]
+    new = [record(n, f"{n}.jpg", ("can" if n < 4 else "jar", 0.1)) for n in range(8)]
+    paths = write(tmp_path / "old.jsonl", old), write(tmp_path / "new.jsonl", new)
+    for rows, told in (("3", "A random sample of 3 of the 4 that did"), ("4", "All of them")):
+        done = invoke("compare", *paths, "--rows", rows, "--thumbnails", "8", "--out", tmp_path / "c.html")
+        assert done.exit_code == 0, done.output
+        assert told in Page((tmp_path / "c.html").read_text()).text
+
+
+def test_an_agreement_that_can_not_be_had_passes_no_gate(tmp_path: Path) -> None:
+    broken = write(tmp_path / "a.jsonl", [record(0, "a.jpg", error="broken")])
+    assert invoke("compare", broken, broken).exit_code == 0
+    gated = invoke("compare", broken, broken, "--fail-under", "0")
+    assert (gated.exit_code, "can't be had" in gated.stderr) == (4, True)
+    other = write(tmp_path / "b.jsonl", [record(0, "b.jpg", ("can", 0.5))])
+    apart = invoke("compare", broken, other)
+    assert (apart.exit_code, "no image is both in" in apart.stderr) == (1, True)
+    for wrong in (["--out", "c.txt"], ["--fail-under", "99"], ["--format", "html"]):
+        assert invoke("compare", broken, broken, *wrong).exit_code == 2, wrong
+    assert invoke("compare", broken, tmp_path / "none.jsonl").exit_code == 2
+
+
+def test_two_runs_tell_what_was_set_otherwise_and_show_pictures(photos: Path, vit: Path, tmp_path: Path) -> None:
+    old = scored(photos, vit, tmp_path, out="old.jsonl")
+    (tmp_path / "other.json").write_text(json.dumps({"size": 32, "image_mean": 0.3}))
+    options = {"image_processor": str(tmp_path / "other.json"), "top_k": None, "limit": 30}
+    new = scored(photos, vit, tmp_path, out="new.parquet", **options)
+    done = invoke("compare", old, new, "--thumbnails", "4", "--out", tmp_path / "c.html")
+    assert done.exit_code == 0, done.output
+    assert "top_k  5 → null" in done.stdout
+    assert "30 images, 0 failed" in done.stdout
+    assert "10 only in old" in done.stdout
+    page = Page((tmp_path / "c.html").read_text())
+    assert len(page.pictures) == 4
+    assert "recipe" in page.text

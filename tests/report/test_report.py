@@ -1,0 +1,391 @@
+"""Reports: what stands in the page, that names stay text, where pictures come from. What a browser makes of it is in
+test_pages.py."""
+
+from __future__ import annotations
+
+import base64
+import faulthandler
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import EXAMPLES, LABELS, jpeg, photo, read_json, read_jsonl, scored
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_results import Json, Page, invoke, record, write
+from PIL import Image
+
+from deit_batch.errors import DecodeError, UsageError
+from deit_batch.io import Failure
+from deit_batch.limits import Limits
+from deit_batch.loading import decode as decoding
+from deit_batch.loading import loader
+from deit_batch.loading.decode import decode
+from deit_batch.model.recipe import Recipe
+from deit_batch.output.read import read_records, run_report
+from deit_batch.report.chosen import Best, Sample
+from deit_batch.report.report import as_page
+from deit_batch.report.summary import MOST_REASONS, Reason, summarise
+
+
+def reported(predictions: Path, *options: str | Path) -> Page:
+    out = predictions.with_name("report.html")
+    done = invoke("report", predictions, "--out", out, *options)
+    assert done.exit_code == 0, done.output
+    return Page(out.read_text())
+
+
+# --- what it says ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_run(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "07.jpg").write_bytes(b"no image")
+    predictions = scored(photos, vit, tmp_path)
+    page = reported(predictions, "--thumbnails", "3")
+    records = read_jsonl(predictions)
+    run = read_json(tmp_path / "p.jsonl.run.json")
+    for figure in (f"images {len(records)}", "scored 39", "failed 1", f"images/s {run['images_per_second']:,}"):
+        assert figure in page.text
+    for fact in (
+        str(vit),
+        "resized to 32×32, bilinear; mean 0.5, deviation 0.5",
+        run["settings"]["checkpoint_sha256"][:12],
+    ):
+        assert fact in page.text
+    found = Counter(r["predictions"][0]["label"] for r in records if r["predictions"])
+    assert all(f"{label} {decode}" in page.text for label, images in found.items())
+    assert f"DecodeError {records[7]['error']['message']}" in page.text
+    by_score = sorted((r for r in records if r["predictions"]), key=lambda r: r["predictions"][0]["score"])
+    least, most = (page.text.split(title)[1] for title in ("Least sure", "Most sure"))
+    assert all(os.path.basename(r["image"]) in least.split("Most sure")[0] for r in by_score[:3])
+    assert all(os.path.basename(r["image"]) in most.split("Failures")[0] for r in by_score[-3:])
+    assert len(page.pictures) == 6
+    assert page.data["folder"] + page.data["names"][5] == records[5]["image"]
+    assert page.data["bars"][0]["rows"][5][1] == round(records[5]["predictions"][0]["score"] * 10_000)
+    assert "All 40 of them" in page.text
+
+
+def test_a_page_of_many_records_says_that_it_holds_a_sample(tmp_path: Path) -> None:
+    records = [record(n, f"{n:04}.jpg", (LABELS[n % 5], n / 1000)) for n in range(1000)]
+    page = reported(write(tmp_path / "p.jsonl", records), "--rows", "50", "--thumbnails", "2")
+    assert 50 <= len(page.data["names"]) <= 54
+    assert "A random sample of" in page.text
+    assert "can 200" in page.text
+    assert {"0000.jpg", "0001.jpg", "0998.jpg", "0999.jpg"} <= set(page.data["names"])  # those that stand out
+    assert "model and speed are not known" in page.text
+
+
+@pytest.mark.parametrize("kind", ["folders", "carried", "several"])
+def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
+    records = [
+        record(n, f"v/{'jar' if n < 6 else 'milk_bottle'}/{n}.jpg", ("jar", 0.9), ("can", 0.1)) for n in range(8)
+    ]
+    records.append(record(8, "v/jar/8.jpg", error="broken"))
+    options: list[str | Path] = ["--thumbnails", "0"]
+    if kind == "folders":
+        for each in records:
+            path = tmp_path / each["image"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        options += ["--labels", tmp_path / "v"]
+    else:
+        for n, each in enumerate(records):
+            label = "jar" if n < 6 else "milk_bottle"
+            each["label"] = [label] if kind == "several" else label
+    page = reported(write(tmp_path / "p.jsonl", records), *options)
+    assert "6 of 9 labelled images are right (66.7 %); 1 could not be scored" in page.text
+    if kind == "several":
+        assert "milk_bottle 0 2 0" in page.text  # found, missed, made up
+        assert "jar 6 0 2" in page.text
+    else:
+        assert "milk_bottle jar 2" in page.text
+    states = [page.data["states"][number] for number in page.data["values"]["state"]]
+    assert states == ["right"] * 6 + ["wrong"] * 2 + ["failed"]
+
+
+def test_labelled_images_that_failed_or_have_no_prediction_are_not_right(tmp_path: Path) -> None:
+    records = [record(n, f"{n}.jpg", ("can", 0.9), label="can") for n in range(5)]
+    records += [record(n, f"{n}.jpg", error="broken", label="can") for n in range(5, 9)]
+    records.append(record(9, "9.jpg", label="can"))
+    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0")
+    told = "5 of 10 labelled images are right (50.0 %); 4 could not be scored; 1 had no label from the run's threshold"
+    assert told in page.text
+    assert "right 50.0 %" in page.text
+
+
+@pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
+def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
+    records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
+    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0", *options)
+    assert "1 of 1 labelled images are right" in page.text
+
+
+def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
+    predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
+    for wrong in (["--label-column", "kind"], ["--label-map", "imagenet"], ["--labels", "none"], ["--images", "none"]):
+        assert invoke("report", predictions, "--out", tmp_path / "r.html", *wrong).exit_code == 2, wrong
+    assert invoke("report", predictions, "--out", tmp_path / "no" / "r.html").exit_code == 1
+    assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+def test_an_image_is_counted_where_the_table_finds_it() -> None:
+    scores = [0.049996, 0.05, 0.04994, 0.15, 0.99999, 1.0, 0.0]
+    found = summarise((record(n, "x", ("can", score)) for n, score in enumerate(scores)), most_rows=9, most_shown=0)
+    assert {number: images for number, images in enumerate(found.bins) if images} == {0: 2, 1: 2, 3: 1, 19: 2}
+
+
+def test_failures_of_endless_kinds_are_bounded() -> None:
+    found = summarise((record(n, "x", error=f"line {n}") for n in range(1000)), most_rows=10, most_shown=1)
+    assert len(found.reasons) == MOST_REASONS + 1
+    assert found.reasons[Reason("DecodeError", "")] == 1000 - MOST_REASONS
+    assert found.reasons.total() == found.tally.failed == 1000
+
+
+# --- names and labels stay text -------------------------------------------------------------------------------------
+
+TEXTS = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(
+        [
+            "</script><script>alert(1)</script>",
+            "<!--<script>",
+            "<img src=x onerror=alert(1)>",
+            "{{ 7 * 7 }}",
+            "&lt;",
+            "'\"",
+            "]]>",
+        ]
+    ),
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=4))
+def test_names_labels_and_messages_come_back_as_text(texts: list[tuple[str, str, str]]) -> None:
+    records = [record(n, name, (label, 0.5)) for n, (name, label, _) in enumerate(texts)]
+    records += [record(n, name, error=message) for n, (name, _, message) in enumerate(texts, len(texts))]
+
+    def page(records: list[Json]) -> Page:
+        summary = summarise(records, most_rows=100, most_shown=9)
+        pictures = dict.fromkeys(range(len(records)), Failure("FetchError", "gone"))
+        return Page(as_page(Path("p.jsonl"), summary, None, None, pictures).decode())
+
+    hostile, tame = page(records), page([record(n, f"{n}", ("a", 0.5)) for n in range(len(texts))])
+    assert (hostile.tags["script"], hostile.tags["img"], hostile.tags["b"]) == (2, 0, 0)
+    assert hostile.tags["h2"] == tame.tags["h2"]
+    shown = [name if name is None else hostile.data["folder"] + name for name in hostile.data["names"]]
+    assert shown == [each["image"] for each in records]
+    labels = [hostile.data["labels"][number] for number in hostile.data["values"]["label"][: len(texts)]]
+    assert labels == [label for _, label, _ in texts]
+    messages = [hostile.data["messages"][n] for n in hostile.data["notes"] if n >= 0]
+    assert messages == [f"DecodeError: {message}" for _, _, message in texts]
+    text = hostile.text.replace("\0", "\ufffd")  # as some versions of the parser have it
+    assert all(" ".join(label.replace("\0", "\ufffd").split()) in text for _, label, _ in texts)
+
+
+def test_half_a_surrogate_pair_does_no_harm(tmp_path: Path) -> None:
+    page = reported(write(tmp_path / "p.jsonl", [record(0, "\ud800.jpg", ("\udfff", 0.9))]), "--thumbnails", "1")
+    assert page.data["names"] == ["?.jpg"]
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_inline_data_come_from_the_runs_input(vit: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"image_base64": base64.b64encode(jpeg(n)).decode()}) for n in range(6)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    predictions = scored(tmp_path / "t.jsonl", vit, tmp_path)
+    assert len(reported(predictions, "--thumbnails", "3").pictures) == 6
+    (tmp_path / "t.jsonl").write_text("\n".join([*rows[:2], rows[1], *rows[3:]]))  # the third is another now
+    again = reported(predictions, "--thumbnails", "3")
+    assert len(again.pictures) == 5
+    assert "which is not at hand" in again.text
+
+
+def test_pictures_that_are_not_there_and_ones_that_are_elsewhere(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    predictions = scored(Path("photos"), vit, tmp_path, limit=6)
+    (tmp_path / "moved").mkdir()
+    shutil.move(photos, tmp_path / "moved")
+    page = reported(predictions, "--thumbnails", "3")
+    assert (len(page.pictures), "No such file or directory" in page.text) == (0, True)
+    assert len(reported(predictions, "--thumbnails", "3", "--images", tmp_path / "moved").pictures) == 6
+
+
+def test_urls_are_fetched_only_if_asked_for(server: str, vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("".join(f"{server}/0{n}.jpg\n" for n in range(4)))
+    predictions = scored(tmp_path / "t.txt", vit, tmp_path)
+    assert "only with --fetch" in reported(predictions, "--thumbnails", "2").text
+    assert len(reported(predictions, "--thumbnails", "2", "--fetch", "--allow-private-hosts").pictures) == 4
+
+
+def test_an_image_that_kills_its_decoder_is_a_missing_picture(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions = scored(photos, vit, tmp_path, limit=4)
+    (photos / "02.jpg").write_bytes(b"crash")
+
+    def crashing(data: bytes, recipe: Recipe, limits: Limits) -> Any:
+        if data == b"crash":
+            faulthandler.disable()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return decoding.decode(data, recipe, limits)
+
+    monkeypatch.setattr(loader, "decode", crashing)
+    page = reported(predictions, "--thumbnails", "2")
+    assert (len(page.pictures), "its decoder crashed (SIGSEGV)" in page.text) == (3, True)
+
+
+def test_a_line_of_pixels_is_not_blown_up(tmp_path: Path) -> None:
+    photo(60_000, 1).save(tmp_path / "line.png")
+    recipe = Recipe(resize=224, resample=2, crop=(224, 224), rescale_factor=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    with pytest.raises(DecodeError, match="60000x1 becomes more than 178,956,970 pixels when resized"):
+        decode((tmp_path / "line.png").read_bytes(), recipe, Limits())
+
+
+# --- results read back ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_every_format_with_names_is_read_back(format: str, photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "07.jpg").write_bytes(b"no image")
+    as_jsonl = scored(photos, vit, tmp_path)
+    as_other = scored(photos, vit, tmp_path, out=f"p.{format}")
+    assert list(read_records(as_other)) == list(read_records(as_jsonl)) == read_jsonl(as_jsonl)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", "[[]]"),
+        ("p.jsonl", "not json"),
+        ("p.jsonl", "[]"),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": NaN}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": 1e308}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": -0.1}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": true}]}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [{"label": "a", "score": 1%s}]}' % ("0" * 400)),
+        ("p.jsonl", '{"index": 0, "image": "a", "image_bytes": 5, "predictions": []}'),
+        ("p.jsonl", '{"index": 0, "image": "a", "predictions": [], "error": "x"}'),
+        ("p.jsonl", '{"index": 0, "image": 5, "predictions": []}'),
+        ("p.csv", "index,image\n0,a\n"),
+        ("p.csv", "index,image,predictions,error_type,error_message\nx,a,[],,\n"),
+        ("p.csv", "index,image,predictions,error_type,error_message\n0,a,[],,\n1,b"),
+        ("p.csv", "index,image,predictions,error_type,error_message\n0,a,[],,,more\n"),
+        ("p.parquet", "PAR1"),
+    ],
+)
+def test_what_is_no_file_of_predictions_is_wrong_usage(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=name):
+        list(read_records(tmp_path / name))
+    done = invoke("report", tmp_path / name, "--out", tmp_path / "r.html")
+    assert done.exit_code == 2
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_run_report_of_another_file_is_not_believed(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    predictions = scored(photos, vit, tmp_path, limit=4)
+    assert run_report(predictions)
+    predictions.write_bytes(predictions.read_bytes() * 2)
+    assert run_report(predictions) is None
+    assert "is of another file" in messages[-1]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"images_per_second": "fast"},
+        {"seconds": [1]},
+        {"seconds": {"total": "1"}},
+        {"versions": ["torch"]},
+        {"settings": {"commit": 5}},
+        {"settings": {"recipe": {"resample": []}}},
+        {"settings": {"recipe": {"mean": ["x"]}}},
+        {"settings": {"threshold": float("nan")}},
+        {"settings": {"limit": "x"}},
+        {"settings": None},
+    ],
+    ids=str,
+)
+def test_a_run_report_of_odd_types_ends_nothing(odd: Json, tmp_path: Path, messages: list[str]) -> None:
+    predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
+    run = {"output": {"bytes": predictions.stat().st_size}, "settings": {}}
+    (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run))
+    assert run_report(predictions) == run
+    (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run | odd))
+    assert run_report(predictions) is None
+    assert "can't be read" in messages[-1]
+
+
+# --- the few out of many --------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([0.1, 0.5, 0.9, 1.0])), st.integers(0, 5))
+def test_the_best_are_the_best_and_equals_the_first(values: list[float], size: int) -> None:
+    best = Best[int](size)
+    for place, value in enumerate(values):
+        best.offer(value, place)
+    assert best.ranked() == sorted(range(len(values)), key=lambda place: -values[place])[:size]
+
+
+def test_a_sample_is_fair() -> None:
+    many = Sample[int](1000)
+    for item in range(10_000):
+        many.offer(item)
+    assert 4700 < sum(many.kept) / 1000 < 5300
+    assert len(set(many.kept)) == 1000
+
+
+# --- one image ------------------------------------------------------------------------------------------------------
+
+
+def test_plot_draws_one_image(vit: Path, photos: Path, tmp_path: Path) -> None:
+    done = invoke("plot", photos / "03.jpg", "--model", vit, "--top-k", "all", "--out", tmp_path / "p.png")
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width == 1200
+    records = read_jsonl(scored(photos / "03.jpg", vit, tmp_path))
+    best = records[0]["predictions"][0]
+    assert f"{best['label']} {best['score']:.4f}: " in done.stderr
+    (photos / "04.jpg").write_bytes(b"broken")
+    for image, problem in ((photos / "04.jpg", "not an image"), (photos / "none.jpg", "No such file")):
+        failed = invoke("plot", image, "--model", vit, "--out", tmp_path / "q.png")
+        assert (failed.exit_code, problem in failed.stderr) == (1, True)
+    assert invoke("plot", "ftp://h/x.jpg", "--model", vit, "--out", tmp_path / "q.png").exit_code == 2
+    assert not (tmp_path / "q.png").exists()
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def without_jinja(name: str, *args: Any, **more: Any) -> Any:
+        if name.startswith("deit_batch.report"):
+            raise ModuleNotFoundError(name="jinja2")
+        return real(name, *args, **more)
+
+    predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
+    monkeypatch.setattr(builtins, "__import__", without_jinja)
+    done = invoke("report", predictions, "--out", tmp_path / "r.html")
+    assert done.exit_code == 2
+    assert "this needs jinja2: pip install 'deit-batch[report]'" in done.stderr
+
+
+def test_the_demo_is_reported(tmp_path: Path) -> None:
+    """As in the docs: the sample pictures, their folders' names for labels."""
+    done = invoke("score", "--input", EXAMPLES, "--model", "demo", "--out", tmp_path / "p.jsonl", "--quiet")
+    assert done.exit_code == 0
+    page = reported(tmp_path / "p.jsonl", "--labels", EXAMPLES)
+    assert "Surest mistakes" in page.text
