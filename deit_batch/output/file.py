@@ -139,9 +139,8 @@ class _File:
         self._report = self._beside("run.json")
         self._stamps = self._beside("stamps")
         self._partial_stamps = self._beside("partial.stamps")
-        self._keeps_stamps = not settings.get(
-            "incremental"
-        )  # then more than that is known of each image (incremental.py)
+        # An incremental run knows more than that of each image (incremental.py).
+        self._keeps_stamps = not settings.get("incremental")
         self._read_files = False
         self._rows = self._beside("rows.jsonl") if format == "npy" else None
         for path in filter(None, (target, self._rows)):
