@@ -6,13 +6,13 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.io import Failure, FeatureName, Features, Prediction, Record, Reference, Source, Tally
@@ -21,6 +21,7 @@ from deit_batch.output.file import Mode, Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import Known
 from deit_batch.output.staging import at_hand
+from deit_batch.output.threshold import ErrorThreshold, counts
 from deit_batch.plan import Options, Plan
 from deit_batch.system import machine
 from deit_batch.system.progress import Progress, Stopwatch
@@ -37,37 +38,6 @@ logger = logging.getLogger("deit_batch")
 SCORED_AHEAD = 1  # batches
 
 Input: TypeAlias = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorThreshold:
-    """How many inputs may fail: a number, or a percentage of all."""
-
-    amount: float
-    percent: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Of "3" or "1%"; as commands._types.Threshold has checked it."""
-        return cls(float(text.removesuffix("%")), percent=text.endswith("%"))
-
-    def allows(self, failed: int, inputs: int) -> bool:
-        return failed <= (self.amount / 100 * inputs if self.percent else self.amount)
-
-    def check(self, tally: Tally, total: int | None) -> None:
-        """While the run goes on; `total` may be a guess, so a percentage is taken of a thousand inputs at least. Raises
-        TooManyFailures when there is no hope left."""
-        if not self.allows(tally.failed, max(tally.inputs, total or 0, 1000)):
-            raise TooManyFailures(
-                f"given up: {tally.failed:,} of {tally.inputs:,} inputs failed ({counts(tally.failures)}), more than "
-                f"--error-threshold allows. Mend the cause and run the same command again: it goes on from the first "
-                "that failed"
-            )
-
-
-def counts(counter: Mapping[str, int]) -> str:
-    """As in "3 FetchError, 1 DecodeError"."""
-    return ", ".join(f"{number:,} {name}" for name, number in Counter(counter).most_common())
 
 
 @dataclass(frozen=True, slots=True)

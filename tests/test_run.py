@@ -28,8 +28,9 @@ from deit_batch.io import Tally
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import Loader, batched
 from deit_batch.model.recipe import CARD_RECIPE
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
-from deit_batch.runner import ErrorThreshold, run
+from deit_batch.runner import run
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])

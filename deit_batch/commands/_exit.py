@@ -22,20 +22,20 @@ DONE, FAILED, SOME_FAILED, BELOW = 0, 1, 3, 4
 
 
 @contextmanager
-def told(verbose: bool) -> Iterator[None]:
-    """Turns an error into its line and its status; with `verbose`, shows the traceback, too."""
+def exit_on_error() -> Iterator[None]:
+    """Turns an error into its line and its status; with --verbose, shows the traceback, too."""
     try:
         yield
     except (DeitBatchError, Interrupted) as error:
-        _fail(error, error.exit_status, verbose)
+        _fail(error, error.exit_status)
     except KeyboardInterrupt:  # where nothing was to be finished first
         stopped = Interrupted(signal.SIGINT)
-        _fail(stopped, stopped.exit_status, verbose)
-    except (BrokenPipeError, click.exceptions.Exit):
+        _fail(stopped, stopped.exit_status)
+    except (BrokenPipeError, click.exceptions.Exit, click.ClickException):
         raise  # Click knows what to do
     except Exception as error:  # a fault of ours: still one line, and a status that a script can test
         logger.error("unexpected %s; --verbose shows where: please report it", type(error).__name__)
-        _fail(error, FAILED, verbose)
+        _fail(error, FAILED)
 
 
 def finish(message: str, *, too_many_failed: bool) -> NoReturn:
@@ -44,8 +44,18 @@ def finish(message: str, *, too_many_failed: bool) -> NoReturn:
     sys.exit(SOME_FAILED if too_many_failed else DONE)
 
 
-def _fail(error: BaseException, status: int, verbose: bool) -> NoReturn:
-    logger.error("%s", " ".join(str(error).split()), exc_info=error if verbose else None)
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return not logger.isEnabledFor(logging.INFO)
+
+
+def is_verbose() -> bool:
+    """Whether --verbose was given."""
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+def _fail(error: BaseException, status: int) -> NoReturn:
+    logger.error("%s", " ".join(str(error).split()), exc_info=error if is_verbose() else None)
     sys.exit(status)
 
 

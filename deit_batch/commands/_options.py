@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import click
 
+from deit_batch.commands._exit import exit_on_error
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
 from deit_batch.errors import UsageError
 from deit_batch.limits import DEFAULT_LIMITS, Limits
@@ -48,7 +49,8 @@ def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
 
 class ExampleCommand(click.Command):
     """Prints an example first, and the options under the headings of their sections. A variable that is meant for an
-    option, and for none that there is, is wrong usage."""
+    option, and for none that there is, is wrong usage. Messages go where --quiet, --verbose and --log-format say, and
+    an error ends the program with its line and exit status: a command's function knows of neither."""
 
     def __init__(self, *args: Any, example: str, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -82,6 +84,14 @@ class ExampleCommand(click.Command):
         if ctx.auto_envvar_prefix and unknown and not ctx.resilient_parsing:
             raise click.UsageError(f"there is no option for the variable {', '.join(unknown)}", ctx)
         return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from deit_batch.system.logs import set_up_logging
+
+        how = {name: ctx.params.pop(name) for name in ("quiet", "verbose", "log_format") if name in ctx.params}
+        set_up_logging(**{"quiet": False, "verbose": False, **how})
+        with exit_on_error():
+            return super().invoke(ctx)
 
     def _require_once(self, ctx: click.Context, args: list[str]) -> None:
         """Click would take the last of two values, and say nothing. A flag given twice says the same twice."""

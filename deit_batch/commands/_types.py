@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.system import object_store
 
 
@@ -76,16 +77,13 @@ class Root(Place):
         return str(click.Path(exists=True, file_okay=False).convert(value, param, ctx))
 
 
-class Threshold(click.ParamType[str]):
-    """Checked here, made into an ErrorThreshold later: that needs imports which --help must not wait for."""
-
+class Threshold(click.ParamType[ErrorThreshold]):
     name = "N|N%"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ErrorThreshold:
+        if isinstance(value, ErrorThreshold):
+            return value
         try:
-            if text.isdecimal() or (text.endswith("%") and 0 <= float(text.removesuffix("%")) <= 100):
-                return text
+            return ErrorThreshold.parse(str(value))
         except ValueError:
-            pass
-        return self.fail(f"{text!r} is neither a number of images nor a percentage", param, ctx)
+            return self.fail(f"{str(value)!r} is neither a number of images nor a percentage", param, ctx)

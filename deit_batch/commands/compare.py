@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import BELOW, DONE, told
+from deit_batch.commands._exit import BELOW, DONE
 from deit_batch.commands._options import (
     CONFIG,
     FETCH,
@@ -84,9 +84,6 @@ def compare(
     images: str | None,
     fetch: bool,
     thumbnails: int,
-    quiet: bool,
-    verbose: bool,
-    log_format: str,
     **chosen: Any,
 ) -> None:
     """Say what has changed between two files of predictions of the same images: .jsonl, .csv or .parquet of score.
@@ -95,11 +92,8 @@ def compare(
     Exit status: 0 done, 1 failed (no image is in both, for one), 2 wrong usage, 4 done but the agreement is lower than
     --fail-under.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)
-    with told(verbose), reported(junit, "deit-batch compare") as cases, needing("report"):
+    with reported(junit, "deit-batch compare") as cases, needing("report"):
         from deit_batch.report import changes, comparison
 
         changes.check_names(out)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import click
 
-from deit_batch.commands._exit import told
 from deit_batch.commands._options import VERBOSE, ExampleCommand
 
 
 @click.command(cls=ExampleCommand, example="deit-batch doctor")
 @VERBOSE
-def doctor(verbose: bool) -> None:
+def doctor() -> None:
     """Say what is here, and score one image: what to paste into an issue.
 
     Versions, extras, processor, memory, GPU, whether the Hub can be reached, the models that are cached. Exit status 1
     if the image can't be scored.
     """
     from deit_batch.doctor import examined, score_one
-    from deit_batch.system.logs import set_up_logging
 
-    set_up_logging(quiet=False, verbose=verbose)
-    with told(verbose):
-        for name, value in examined():
-            click.echo(f"{name}: {value}")
-        click.echo(f"demo image: {score_one()}")
+    for name, value in examined():
+        click.echo(f"{name}: {value}")
+    click.echo(f"demo image: {score_one()}")

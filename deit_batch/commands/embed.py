@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import finish, told
+from deit_batch.commands._exit import finish, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
@@ -30,6 +30,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import PLACE
 from deit_batch.model.architecture import FEATURES
+from deit_batch.output.threshold import ErrorThreshold
 
 
 @click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")
@@ -64,10 +65,7 @@ def embed(
     *,
     out: str,
     fresh: bool,
-    error_threshold: str | None,
-    quiet: bool,
-    verbose: bool,
-    log_format: str,
+    error_threshold: ErrorThreshold | None,
     **chosen: Any,
 ) -> None:
     """Write the features that the encoder finds in each image, one row for each input, in input order. Inputs are those
@@ -76,21 +74,16 @@ def embed(
     Run the same command again to continue a run that died. Exit status as of score: 3 if some inputs failed, which have
     no features.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
-    with told(verbose):
-        from deit_batch.plan import Options
-        from deit_batch.runner import ErrorThreshold, run
+    from deit_batch.plan import Options
+    from deit_batch.runner import run
 
-        chosen["input"] = input_from(chosen)
-        threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
-        outcome = run(
-            Options(**chosen),
-            out=out,
-            mode="fresh" if fresh else "continue",
-            error_threshold=threshold,
-            quiet=quiet,
-        )
-        finish(f"{outcome.summary('embedded')}: {out}", too_many_failed=outcome.has_failures_beyond(threshold))
+    chosen["input"] = input_from(chosen)
+    outcome = run(
+        Options(**chosen),
+        out=out,
+        mode="fresh" if fresh else "continue",
+        error_threshold=error_threshold,
+        quiet=is_quiet(),
+    )
+    finish(f"{outcome.summary('embedded')}: {out}", too_many_failed=outcome.has_failures_beyond(error_threshold))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, told
+from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
     ID,
@@ -32,6 +32,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import SHARE, Threshold, TopK
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.system.extras import needing
 from deit_batch.system.junit import Case, reported
 
@@ -137,12 +138,9 @@ def evaluate(
     threshold: float,
     fail_under: tuple[tuple[str, float], ...],
     baseline: Path | None,
-    error_threshold: str | None,
+    error_threshold: ErrorThreshold | None,
     junit: Path | None,
     fresh: bool,
-    quiet: bool,
-    verbose: bool,
-    log_format: str,
     **chosen: Any,
 ) -> None:
     """Score images whose labels are known, and say how good the model is. Needs the extra eval.
@@ -150,17 +148,12 @@ def evaluate(
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but some images have no prediction or an unknown label, 4 done
     but a metric is lower than --fail-under, 130 interrupted: the same command continues.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
-    with told(verbose), reported(junit, "deit-batch evaluate") as cases, needing("eval"):
+    with reported(junit, "deit-batch evaluate") as cases, needing("eval"):
         from deit_batch.evaluation.evaluate import Request
         from deit_batch.evaluation.evaluate import evaluate as run
         from deit_batch.plan import Options
-        from deit_batch.runner import ErrorThreshold
 
-        allowed = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
         evaluation = run(
             Request(
                 options=Options(**chosen),
@@ -172,11 +165,11 @@ def evaluate(
                 gates=dict(sorted(fail_under)),  # of two for one metric, the higher
                 baseline=baseline,
                 fresh=fresh,
-                error_threshold=allowed,
-                quiet=quiet,
+                error_threshold=error_threshold,
+                quiet=is_quiet(),
             )
         )
-        fine = (allowed or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
+        fine = (error_threshold or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
         logger.log(logging.INFO if fine else logging.ERROR, "%s", evaluation.summary())
         below = [gate.message for gate in evaluation.gates if gate.verdict == "failure"]
         for message in below:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from deit_batch.commands._exit import told
 from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
 from deit_batch.commands._types import PLACE
 from deit_batch.model.checkpoint import find_checkpoint
@@ -32,15 +31,11 @@ logger = logging.getLogger("deit_batch")
 @REVISION
 @ALLOW_PICKLE
 @VERBOSE
-def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
+def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool) -> None:
     """Write a checkpoint as ONNX, a folder for score --model: it starts sooner, and runs on a CPU only. Needs the extra
     onnx."""
-    from deit_batch.system.logs import set_up_logging
+    checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+    from deit_batch.model.onnx import export as write
 
-    set_up_logging(quiet=False, verbose=verbose)
-    with told(verbose):
-        checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
-        from deit_batch.model.onnx import export as write
-
-        write(checkpoint, out, dtype)
-        logger.info("%s, %s: %s", checkpoint.name, dtype, out)
+    write(checkpoint, out, dtype)
+    logger.info("%s, %s: %s", checkpoint.name, dtype, out)

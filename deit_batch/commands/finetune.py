@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import finish, told
+from deit_batch.commands._exit import finish, is_quiet
 from deit_batch.commands._options import (
     ALLOW_PICKLE,
     CONFIG,
@@ -133,22 +133,19 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-def finetune(*, out: Path, fresh: bool, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> None:
+def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
     """Teach a checkpoint new classes, from labelled images: class folders, labels.csv, or a table with a label column.
 
     The new checkpoint is a folder for score, evaluate and serve --model, and for transformers. Run the same command
     again to continue a run that died. Exit status as of score: 3 if some images could not be read. Needs the extra
     train.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
-    with told(verbose), needing("train"):
+    with needing("train"):
         from deit_batch.finetune.run import finetune as run
         from deit_batch.finetune.settings import Settings
 
-        outcome = run(Settings(**chosen), out, fresh=fresh, quiet=quiet)
+        outcome = run(Settings(**chosen), out, fresh=fresh, quiet=is_quiet())
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {outcome.skipped:,} images skipped" if outcome.skipped else ""
         finish(f"validation: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)

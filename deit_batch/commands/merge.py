@@ -6,7 +6,7 @@ from collections import Counter
 
 import click
 
-from deit_batch.commands._exit import finish, told
+from deit_batch.commands._exit import finish
 from deit_batch.commands._options import (
     ERROR_THRESHOLD,
     FRESH,
@@ -19,6 +19,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import PLACE
 from deit_batch.output.formats import FORMATS
+from deit_batch.output.threshold import ErrorThreshold
 
 
 @click.command(
@@ -46,24 +47,16 @@ def merge(
     out: str,
     format: str | None,
     fresh: bool,
-    error_threshold: str | None,
-    quiet: bool,
-    verbose: bool,
-    log_format: str,
+    error_threshold: ErrorThreshold | None,
 ) -> None:
     """Make one result of all SHARDS of a run, in the order of its input: what one run without --shard would have left.
     SHARDS may also be the one folder that a run with --engine ray has left.
 
     Nothing is written unless all are there, finished, unchanged, and of one run. Exit status as of score.
     """
-    from deit_batch.system.logs import set_up_logging
+    from deit_batch.output import merge
+    from deit_batch.runner import Outcome
 
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
-    with told(verbose):
-        from deit_batch.output import merge
-        from deit_batch.runner import ErrorThreshold, Outcome
-
-        tally = merge.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
-        outcome = Outcome(tally, {}, Counter())
-        threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
-        finish(f"{outcome.summary('scored')}: {out}", too_many_failed=outcome.has_failures_beyond(threshold))
+    tally = merge.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
+    outcome = Outcome(tally, {}, Counter())
+    finish(f"{outcome.summary('scored')}: {out}", too_many_failed=outcome.has_failures_beyond(error_threshold))

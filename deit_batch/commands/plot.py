@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import told
 from deit_batch.commands._options import (
     CONFIG,
     LIMITS,
@@ -36,17 +35,14 @@ logger = logging.getLogger("deit_batch")
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, VERBOSE)
-def plot(*, image: str, out: Path, verbose: bool, **chosen: Any) -> None:
+def plot(*, image: str, out: Path, **chosen: Any) -> None:
     """Score one IMAGE (a path, a URL or base64) and draw it beside its labels, as the model card does. Needs the extra
     report.
 
     Exit status: 0 done, 1 the image can't be scored, 2 wrong usage.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=False, verbose=verbose)
     limits = limits_from(chosen)
-    with told(verbose), needing("report"):
+    with needing("report"):
         from deit_batch.plan import Options
         from deit_batch.report.files import write_file
         from deit_batch.report.plot import plot as draw

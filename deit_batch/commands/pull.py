@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from deit_batch.commands._exit import told
 from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
 from deit_batch.commands._types import PLACE
 
@@ -24,22 +23,18 @@ logger = logging.getLogger("deit_batch")
 @REVISION
 @ALLOW_PICKLE
 @VERBOSE
-def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool, verbose: bool) -> None:
+def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool) -> None:
     """Fetch a checkpoint from the Hub into its cache, and check that it can be scored with; print its folder.
 
     For an image that is built once, or a machine that has no network: copy DIR there.
     """
-    from deit_batch.system.logs import set_up_logging
+    from deit_batch.model.checkpoint import copy_checkpoint
+    from deit_batch.plan import Options, Plan
 
-    set_up_logging(quiet=False, verbose=verbose)
-    with told(verbose):
-        from deit_batch.model.checkpoint import copy_checkpoint
-        from deit_batch.plan import Options, Plan
-
-        plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))
-        plan.load().close()  # the weights, too: of a pickle, only they say what is in it
-        checkpoint = plan.checkpoint
-        commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
-        kind = f"{checkpoint.geometry.architecture}, {len(checkpoint.labels):,} labels"
-        logger.info("%s%s: %s", checkpoint.name, commit, kind)
-        click.echo(copy_checkpoint(checkpoint, out) if out else checkpoint.folder)
+    plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))
+    plan.load().close()  # the weights, too: of a pickle, only they say what is in it
+    checkpoint = plan.checkpoint
+    commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
+    kind = f"{checkpoint.geometry.architecture}, {len(checkpoint.labels):,} labels"
+    logger.info("%s%s: %s", checkpoint.name, commit, kind)
+    click.echo(copy_checkpoint(checkpoint, out) if out else checkpoint.folder)

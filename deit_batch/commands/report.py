@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import DONE, told
+from deit_batch.commands._exit import DONE
 from deit_batch.commands._options import (
     CONFIG,
     FETCH,
@@ -57,17 +57,14 @@ logger = logging.getLogger("deit_batch")
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
-def report(*, quiet: bool, verbose: bool, log_format: str, **chosen: Any) -> None:
+def report(**chosen: Any) -> None:
     """Write a page of what a run has found: a file of HTML, whole in itself. PREDICTIONS: .jsonl, .csv or .parquet of
     score. Needs the extra report.
 
     Exit status: 0 done, 1 failed, 2 wrong usage.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     limits = limits_from(chosen)
-    with told(verbose), needing("report"):
+    with needing("report"):
         from deit_batch.report.report import Request
         from deit_batch.report.report import report as write
 

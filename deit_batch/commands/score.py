@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deit_batch.commands._exit import DONE, finish, told
+from deit_batch.commands._exit import DONE, exit_on_error, finish, is_quiet, is_verbose
 from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
@@ -36,6 +36,7 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
 from deit_batch.output.formats import FORMATS, choose_format
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.system.prometheus import recorded
 
 if TYPE_CHECKING:
@@ -128,12 +129,9 @@ def score(
     fresh: bool,
     incremental: bool,
     retry_failed: bool,
-    error_threshold: str | None,
+    error_threshold: ErrorThreshold | None,
     engine: str,
     dry_run: bool,
-    quiet: bool,
-    verbose: bool,
-    log_format: str,
     metrics_file: Path | None,
     **chosen: Any,
 ) -> None:
@@ -144,35 +142,29 @@ def score(
     3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
     variable: --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
     cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
     if dry_run:
-        with told(verbose):
-            chosen["input"] = input_from(chosen)
-            sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
-    with told(verbose), recorded(metrics_file, good=DONE) as ending, told(verbose):
+        chosen["input"] = input_from(chosen)
+        sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
+    with recorded(metrics_file, good=DONE) as ending, exit_on_error():
         from deit_batch.plan import Options
-        from deit_batch.runner import ErrorThreshold
 
         chosen["input"] = input_from(chosen)
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
-        threshold = None if error_threshold is None else ErrorThreshold.parse(error_threshold)
         where = {
             "out": _given(out),
             "format": format,
-            "error_threshold": threshold,
-            "quiet": quiet,
+            "error_threshold": error_threshold,
+            "quiet": is_quiet(),
             "begun": ending.begun,
         }
         if engine == "ray":
-            outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=verbose, **where)
+            outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=is_verbose(), **where)
         else:
             outcome = _run_here(Options(**chosen), mode, cluster, incremental=incremental, **where)
         where_to = "" if out == "-" else f": {out}"
-        finish(f"{outcome.summary('scored')}{where_to}", too_many_failed=outcome.has_failures_beyond(threshold))
+        finish(f"{outcome.summary('scored')}{where_to}", too_many_failed=outcome.has_failures_beyond(error_threshold))
 
 
 def _given(out: str | None) -> str:
@@ -213,8 +205,8 @@ def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], **more: A
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
     from deit_batch.io import Failure
+    from deit_batch.output.threshold import counts
     from deit_batch.plan import Options
-    from deit_batch.runner import counts
 
     options = Options(**chosen)
     if out is not None:

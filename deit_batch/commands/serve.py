@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._exit import told
 from deit_batch.commands._options import (
     CONFIG,
     IMAGE_LIMITS,
@@ -80,9 +79,6 @@ def serve(
     body_bytes: int,
     batch_window: float,
     drain_seconds: int,
-    quiet: bool,
-    verbose: bool,
-    log_format: str,
     **chosen: Any,
 ) -> None:
     """Answer requests over HTTP: POST /score takes {"input_data": ["<base64 or URL>", …]} and answers, for each image,
@@ -91,24 +87,20 @@ def serve(
     Also /health, /ready, /metrics and /docs. Ends with 0 when it is stopped by Ctrl-C or SIGTERM and has answered what
     was in, 1 if it could not, 2 for wrong usage.
     """
-    from deit_batch.system.logs import set_up_logging
-
-    set_up_logging(quiet=quiet, verbose=verbose, log_format=log_format)
     chosen["limits"] = limits_from(chosen)
-    with told(verbose):
-        if chosen["workers"] == 0:
-            raise UsageError("--workers 0: a server decodes in processes of its own, or a bad image could end it")
-        from deit_batch.plan import Options
+    if chosen["workers"] == 0:
+        raise UsageError("--workers 0: a server decodes in processes of its own, or a bad image could end it")
+    from deit_batch.plan import Options
 
-        with needing("serve"):
-            from deit_batch.serving.server import serve as run
-        run(
-            Options(input="", **chosen),
-            host=host,
-            port=port,
-            key_file=api_key_file,
-            queue=queue,
-            body_bytes=body_bytes,
-            window=batch_window / 1000,
-            drain_seconds=drain_seconds,
-        )
+    with needing("serve"):
+        from deit_batch.serving.server import serve as run
+    run(
+        Options(input="", **chosen),
+        host=host,
+        port=port,
+        key_file=api_key_file,
+        queue=queue,
+        body_bytes=body_bytes,
+        window=batch_window / 1000,
+        drain_seconds=drain_seconds,
+    )

@@ -25,8 +25,9 @@ from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, con
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.io import Tally
 from deit_batch.output.parts import Folder, Part, cut, in_order, part_name, tally_of
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
-from deit_batch.runner import ErrorThreshold, Outcome
+from deit_batch.runner import Outcome
 from deit_batch.system.object_store import is_stored
 from deit_batch.system.progress import Progress, Stopwatch
 from deit_batch.system.signals import stop_on_signals

@@ -25,8 +25,9 @@ from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.model.checkpoint import find_checkpoint
 from deit_batch.output.read import read_records
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
-from deit_batch.runner import ErrorThreshold, run
+from deit_batch.runner import run
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.junit import Case
 

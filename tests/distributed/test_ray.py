@@ -22,8 +22,8 @@ from deit_batch.distributed.run import Where, run
 from deit_batch.errors import CheckpointError, Interrupted, TooManyFailures, UsageError
 from deit_batch.io import RECORD_FIELDS
 from deit_batch.output.merge import merge
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
-from deit_batch.runner import ErrorThreshold
 
 PART_SIZE, ROWS = 8, 320
 MEMORY = 80 * 2**20  # of an object store, in bytes: the least that Ray takes is 75 MiB

@@ -1,0 +1,48 @@
+"""How many inputs of a run may fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from deit_batch.errors import TooManyFailures
+from deit_batch.io import Tally
+
+FEWEST_INPUTS = 1000
+"""Of which a percentage is taken while a run goes on, so that a bad start ends nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorThreshold:
+    """A number of inputs, or a percentage of all."""
+
+    amount: float
+    percent: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of "3" or "1%". Raises ValueError if it is neither a number from 0 up nor a percentage from 0 to 100."""
+        percent = text.endswith("%")
+        amount = float(text.removesuffix("%")) if percent else int(text)
+        if not (0 <= amount <= 100 if percent else text.isdecimal()):
+            raise ValueError(text)
+        return cls(amount, percent)
+
+    def allows(self, failed: int, inputs: int) -> bool:
+        return failed <= (self.amount / 100 * inputs if self.percent else self.amount)
+
+    def check(self, tally: Tally, total: int | None) -> None:
+        """While the run goes on; `total` may be a guess. Raises TooManyFailures when there is no hope left."""
+        if not self.allows(tally.failed, max(tally.inputs, total or 0, FEWEST_INPUTS)):
+            raise TooManyFailures(
+                f"given up: {tally.failed:,} of {tally.inputs:,} inputs failed ({counts(tally.failures)}), more than "
+                "--error-threshold allows. Mend the cause and run the same command again: it goes on from the first "
+                "that failed"
+            )
+
+
+def counts(counter: Mapping[str, int]) -> str:
+    """As in "3 FetchError, 1 DecodeError"."""
+    return ", ".join(f"{number:,} {name}" for name, number in Counter(counter).most_common())
