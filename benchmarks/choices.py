@@ -108,12 +108,13 @@ def shown(speeds: list[float]) -> str:
     return f"{median(speeds):.1f} ({min(speeds):.1f}–{max(speeds):.1f})"
 
 
+OURS = "import torch, deit_batch.runner, deit_batch.loading.loader, deit_batch.model.classifier"
 IMPORTS = {
     "Python alone": "pass",
     "`import torch`": "import torch",
     "and the model classes of transformers": "import torch, transformers; transformers.ViTForImageClassification",
-    "or all of deit-batch": "import torch, deit_batch.runner, deit_batch.loader, deit_batch.model, deit_batch.pytorch",
-    "and ONNX Runtime": "import torch, deit_batch.runner, deit_batch.loader, deit_batch.model, onnxruntime",
+    "or all of deit-batch": f"{OURS}, deit_batch.model.transformer",
+    "and ONNX Runtime": f"{OURS}, onnxruntime",
 }
 LOADS = {
     "digest of the weights and checks": "find_checkpoint(sys.argv[1])",
@@ -121,9 +122,9 @@ LOADS = {
 }
 PREAMBLE = """
 import sys, time, torch
-from deit_batch.checkpoints import find_checkpoint, find_recipe
-from deit_batch.model import choose_dtype, load_classifier
-import deit_batch.exported
+from deit_batch.model.checkpoint import find_checkpoint, find_recipe
+from deit_batch.model.classifier import choose_dtype, load_classifier
+import deit_batch.model.onnx
 checkpoint = find_checkpoint(sys.argv[1])
 recipe = find_recipe(checkpoint, None)
 dtype = choose_dtype("auto", torch.device("cpu"), checkpoint)

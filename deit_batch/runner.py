@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.io import Failure, FeatureName, Features, Prediction, Record, Reference, Source, Tally
 from deit_batch.model.checkpoint import DEFAULT_MODEL
-from deit_batch.output.file import Mode, Output, open_output
+from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import Known
+from deit_batch.output.resume import Mode
 from deit_batch.output.staging import at_hand
 from deit_batch.output.threshold import ErrorThreshold, counts
 from deit_batch.plan import Options, Plan

@@ -40,7 +40,7 @@ from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.system.prometheus import recorded
 
 if TYPE_CHECKING:
-    from deit_batch.output.file import Mode
+    from deit_batch.output.resume import Mode
     from deit_batch.plan import Options
     from deit_batch.runner import Outcome
 
@@ -152,9 +152,10 @@ def score(
 
         chosen["input"] = input_from(chosen)
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
-        where = {
+        where: dict[str, Any] = {
             "out": _given(out),
             "format": format,
+            "incremental": incremental,
             "error_threshold": error_threshold,
             "quiet": is_quiet(),
             "begun": ending.begun,
@@ -162,7 +163,7 @@ def score(
         if engine == "ray":
             outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=is_verbose(), **where)
         else:
-            outcome = _run_here(Options(**chosen), mode, cluster, incremental=incremental, **where)
+            outcome = _run_here(Options(**chosen), mode, cluster, **where)
         where_to = "" if out == "-" else f": {out}"
         finish(f"{outcome.summary('scored')}{where_to}", too_many_failed=outcome.has_failures_beyond(error_threshold))
 
@@ -180,7 +181,7 @@ def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool
         )
     if out == "-" and (incremental or retry_failed):
         raise UsageError("--out -: stdout keeps nothing that --incremental or --retry-failed could go on from")
-    return "fresh" if fresh else "incremental" if incremental else "retry-failed" if retry_failed else "continue"
+    return "fresh" if fresh else "retry-failed" if retry_failed else "continue"
 
 
 def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> Outcome:
@@ -192,10 +193,11 @@ def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any
     return run(options, mode=mode, **more)
 
 
-def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> Outcome:
-    if mode in ("incremental", "retry-failed"):
+def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, incremental: bool, **more: Any) -> Outcome:
+    local = "--incremental" if incremental else "--retry-failed" if mode == "retry-failed" else None
+    if local:
         raise UsageError(
-            f"--{mode} is for the local engine; --engine ray can continue a run, or start over with --fresh"
+            f"{local} is for the local engine; --engine ray can continue a run, or start over with --fresh"
         )
     from deit_batch.distributed.run import Where, run
 

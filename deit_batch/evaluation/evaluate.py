@@ -62,6 +62,7 @@ class Request:
             recursive=options.recursive,
             limit=options.limit,
             again=again,
+            names_alone=self.predictions is not None,
         )
 
 

@@ -80,9 +80,10 @@ def open_labelled(
     limit: int | None = None,
     stdin: BinaryIO | None = None,
     again: bool = False,
+    names_alone: bool = False,
 ) -> LabelledSource:
     """Opens what `spec` names, as `open.open_source` does, with labels; says in one line where those come from, if
-    it is not opened `again`.
+    it is not opened `again`. `names_alone`: as in open.Fields.
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
@@ -99,6 +100,7 @@ def open_labelled(
         recursive=recursive,
         limit=limit,
         stdin=stdin,
+        names_alone=names_alone,
         label=None if by_name else partial(_label_column, named=label_column),
         folder=_images_folder(table) if table else None,
     )

@@ -44,12 +44,14 @@ so many files open."""
 @dataclass(frozen=True, slots=True)
 class Fields:
     """Which fields of a row are taken: the image (`column`, by its usual names unless it is given), those to `keep`,
-    the one that says which input it is (`id`), and one more that is kept by its own name, which `label` picks."""
+    the one that says which input it is (`id`), and one more that is kept by its own name, which `label` picks. With
+    `names_alone`, a table that has an id needs no image: nothing but which input a row is of is asked for."""
 
     column: str | None = None
     keep: Sequence[str] = ()
     id: str | None = None
     label: ChooseColumn | None = None
+    names_alone: bool = False
 
     @property
     def options(self) -> list[str]:
@@ -59,8 +61,23 @@ class Fields:
 
     def wanted(self, columns: Sequence[str]) -> list[str]:
         """The image's column first. Raises UsageError if one is not there."""
-        names = [_image_column(columns, self.column), *_present(columns, [*self.keep, *([self.id] if self.id else [])])]
+        names = [self.image_column(columns), *_present(columns, [*self.keep, *([self.id] if self.id else [])])]
         return list(dict.fromkeys([*names, *([self.label(columns)] if self.label else [])]))
+
+    def image_column(self, columns: Sequence[str]) -> str:
+        """The column that holds the image; that of the id, if there is none and none is needed. Raises UsageError,
+        naming the columns there are, if it is not to be found."""
+        named = self.column
+        if named is None:
+            lower = {name.lower(): name for name in reversed(columns)}
+            named = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
+        if named is None and self.names_alone:
+            named = self.id
+        if named is None:
+            seen = ", ".join(columns) or "none"
+            raise UsageError(f"no column looks like the image; name it with --column. Columns seen: {seen}")
+        _present(columns, [named])
+        return named
 
 
 def open_source(
@@ -75,20 +92,21 @@ def open_source(
     stdin: BinaryIO | None = None,
     label: ChooseColumn | None = None,
     folder: str | None = None,
+    names_alone: bool = False,
 ) -> Source:
     """Opens what `specs` name, one input after another: each a folder, image, glob, table, list or tar, `hf://…` data
     set, or `-` for stdin.
 
     Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
-    have in the whole. `column`, `keep`, `id` and `label` are the `Fields` of every table among them. A relative path in
-    a table starts from `folder`, or else from the folder that the table is in.
+    have in the whole. `column`, `keep`, `id`, `label` and `names_alone` are the `Fields` of every table among them. A
+    relative path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
     """
     for name in keep:
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
-    fields = Fields(column, keep, id, label)
+    fields = Fields(column, keep, id, label, names_alone)
     specs = [specs] if isinstance(specs, str) else list(specs)
     if specs.count("-") > 1:
         raise UsageError("stdin is named twice as input; it can be read once")
@@ -98,8 +116,13 @@ def open_source(
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
     if fields.options and not source.has_columns:
-        raise UsageError(f"{', '.join(specs)} has no columns; {', '.join(fields.options)} is for tables")
+        raise UsageError(f"{_listed(specs)} has no columns; {', '.join(fields.options)} is for tables")
     return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
+
+
+def _listed(specs: Sequence[str]) -> str:
+    """A shell may have made thousands of one glob."""
+    return specs[0] if len(specs) == 1 else f"{specs[0]} and {len(specs) - 1:,} others"
 
 
 def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> Source:
@@ -206,18 +229,6 @@ def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: 
             return tables.open_list(stream, gzipped=gzipped)
 
 
-def _image_column(columns: Sequence[str], named: str | None) -> str:
-    """The column that holds the image. Raises UsageError, naming the columns there are, if it is not to be found."""
-    seen = ", ".join(columns) or "none"
-    if named is None:
-        lower = {name.lower(): name for name in reversed(columns)}
-        named = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
-        if named is None:
-            raise UsageError(f"no column looks like the image; name it with --column. Columns seen: {seen}")
-    _present(columns, [named])
-    return named
-
-
 def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if columns.count(name) != 1:
@@ -252,7 +263,7 @@ def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
         return _named(index, name, location)
     kept = {name: value.get(name) for name in fields.keep}
     try:
-        column = _image_column(list(value), fields.column)
+        column = fields.image_column(list(value))
         if fields.label:
             label = fields.label(list(value))
             kept[label] = value[label]

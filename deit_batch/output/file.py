@@ -22,10 +22,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol
 
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input import stamps
@@ -34,11 +34,14 @@ from deit_batch.output import formats
 from deit_batch.output.formats import Columns
 from deit_batch.output.resume import (
     Changed,
+    Left,
+    Mark,
+    Mode,
+    choose_action,
     has_failed,
     parse_record,
     reference_line,
     require_same_input,
-    require_same_settings,
 )
 from deit_batch.system.atomic import digest_of, rename_durably, write_atomically, writing
 from deit_batch.system.lock import Lock
@@ -46,15 +49,14 @@ from deit_batch.system.lock import Lock
 logger = logging.getLogger("deit_batch")
 
 Batch = list[Reference]
-Mode: TypeAlias = Literal["continue", "fresh", "incremental", "retry-failed"]
-"""What to do about what an earlier run has left: go on with it, or leave it be if it is finished; throw it away; make
-it anew out of what is known; or only score again what failed in it."""
 
 
 class Output(Protocol):
     tally: Tally
-    complete: bool
-    """Whether an earlier run has finished all this already."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run has finished all this already."""
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
         """The references, with what the run whose failures are tried again has found in the others."""
@@ -82,10 +84,19 @@ def open_output(
         return _Stream(sys.stdout.buffer, format)
     if mode == "retry-failed" and format != "jsonl":
         raise UsageError(f"--retry-failed can't read {format} files back, only jsonl; --incremental works with all")
-    target = Path(os.path.realpath(out))  # a link stays a link: what it points to is replaced
-    if not target.parent.is_dir():
+    files = Files(Path(os.path.realpath(out)), has_rows=format == "npy")  # a link stays a link: its target is replaced
+    if not files.result.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
-    return _File(target, format, {**settings, "format": format}, columns, mode, name)
+    for path in files.results:
+        if path.is_dir():
+            raise UsageError(f"--out {name}: {path} is a folder; give the name of a file")
+    with writing(files.result):
+        lock = Lock(files.beside("lock"), name)
+        try:
+            return _File(files, lock, format, {**settings, "format": format}, columns, mode, name)
+        except DeitBatchError:
+            lock.release()
+            raise
 
 
 class _Stream:
@@ -128,127 +139,146 @@ class _Stream:
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a run, by their names. `has_rows`: whether one of records stands beside an array."""
+
+    result: Path
+    has_rows: bool
+
+    def beside(self, ending: str) -> Path:
+        return self.result.with_name(f"{self.result.name}.{ending}")
+
+    @property
+    def report(self) -> Path:
+        return self.beside("run.json")
+
+    @property
+    def partial(self) -> Path:
+        return self.beside("partial")
+
+    @property
+    def partial_stamps(self) -> Path:
+        return self.beside("partial.stamps")
+
+    @property
+    def stamps(self) -> Path:
+        return self.beside("stamps")
+
+    @property
+    def rows(self) -> Path:
+        return self.beside("rows.jsonl")
+
+    @property
+    def results(self) -> list[Path]:
+        return [self.result, self.rows] if self.has_rows else [self.result]
+
+    def left(self) -> Left:
+        has_records = self.partial.exists() and self.partial.stat().st_size > 0
+        return Left(_read_report(self.report), has_records, _mark(self.result))
+
+
+class _Growing:
+    """The records of a run, and what its images' files were, as far as they have come."""
+
+    def __init__(self, files: Files, *, keeps_stamps: bool, goes_on: bool) -> None:
+        self.read_files = False
+        """Whether any of its images was a file."""
+        self._keeps_stamps = keeps_stamps
+        self._lines = open(files.partial, "r+b" if goes_on else "x+b")  # noqa: SIM115 - to the end of the run
+        self._stamps = open(files.partial_stamps, "a+b")  # noqa: SIM115
+        self._stamps.seek(0)
+
+    def read(self, count: int) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """The next records, and the stamps of so many; fewer where they end."""
+        records = [record for _ in range(count) if (record := parse_record(self._lines.readline()))]
+        noted = stamps.cut(self._stamps.read(count * stamps.WIDTH)) if self._keeps_stamps else [stamps.NONE] * count
+        self.read_files |= any(stamp != stamps.NONE for stamp in noted)
+        return records, noted
+
+    def tell(self) -> int:
+        return self._lines.tell()
+
+    def cut_off(self, place: int, records: int) -> None:
+        """Whatever stands behind this byte, which is the end of so many records."""
+        self._lines.seek(place)
+        self._lines.truncate()
+        self._stamps.truncate(records * stamps.WIDTH)
+
+    def append(self, lines: bytes, noted: bytes) -> None:
+        if self._keeps_stamps:
+            self._stamps.write(noted)
+            self._stamps.flush()  # first: a record without a stamp would be scored again
+            self.read_files |= noted.strip(b"\0") != b""
+        self._lines.write(lines)
+        self._lines.flush()
+
+    def sync(self) -> None:
+        for file in (self._stamps, self._lines):
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        for file in (self._stamps, self._lines):
+            file.close()
+
+
 class _File:
+    """Does what `choose_action` decides."""
+
     def __init__(
-        self, target: Path, format: str, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+        self,
+        files: Files,
+        lock: Lock,
+        format: str,
+        settings: Mapping[str, object],
+        columns: Columns,
+        mode: Mode,
+        name: str,
     ) -> None:
+        left = files.left()
         self.tally = Tally()
-        self._target = target
-        self._name = name
-        self._partial = self._beside("partial")
-        self._report = self._beside("run.json")
-        self._stamps = self._beside("stamps")
-        self._partial_stamps = self._beside("partial.stamps")
-        # An incremental run knows more than that of each image (incremental.py).
-        self._keeps_stamps = not settings.get("incremental")
-        self._read_files = False
-        self._rows = self._beside("rows.jsonl") if format == "npy" else None
-        for path in filter(None, (target, self._rows)):
-            if path.is_dir():
-                raise UsageError(f"--out {name}: {path} is a folder; give the name of a file")
-        self._format = format
-        self._settings = settings
-        self._columns = columns
+        self._files, self._lock, self._name = files, lock, name
+        self._format, self._settings, self._columns = format, settings, columns
+        self._earlier = left.report
         self._digest = hashlib.sha256()
-        self._replaces: object = None
-        self._retries = False
-        with writing(target):
-            self._lock = Lock(self._beside("lock"), name)
-            try:
-                self._earlier = self._previous()
-                self.complete = self._look_around(mode)
-            except DeitBatchError:
-                self._lock.release()
-                raise
-
-    def _beside(self, what: str) -> Path:
-        return self._target.with_name(f"{self._target.name}.{what}")
-
-    def _previous(self) -> dict[str, Any]:
-        try:
-            value = json.loads(self._report.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    def _look_around(self, mode: Mode) -> bool:
-        """Whether an earlier run has finished the job. Raises UsageError if what is here is not ours to touch."""
-        if mode != "fresh" and self._partial.exists() and self._partial.stat().st_size and not self._is_known(mode):
-            self._require_same_settings()
-            self._replaces = self._earlier.get("replaces")
-            self._retries = self._earlier.get("retries", False)
-            if mode == "retry-failed" and not self._retries:
-                logger.info("an unfinished run is finished first; then this command tries its failures again")
-            return False
-        complete = self._look_at_target(mode)
-        if complete or self._retries:
-            self._save_stamps()
-        self._partial.unlink(missing_ok=True)
-        self._partial_stamps.unlink(missing_ok=True)
-        return complete
-
-    def _save_stamps(self) -> None:
-        """Of a run that died between its last two steps: the result is there, its stamps not yet by their name."""
-        if self._partial.exists() or not self._partial_stamps.exists():
-            return
-        if digest_of(self._partial_stamps) == self._earlier.get("stamps"):
-            rename_durably(self._partial_stamps, self._stamps)
-
-    def _target_stamps(self) -> Iterator[bytes] | None:
-        """Of the result that stands; None if they are not known."""
-        if "stamps" not in self._earlier:
-            return None
-        if self._earlier["stamps"] is None:
-            return repeat(stamps.NONE)
-        if not self._stamps.exists() or digest_of(self._stamps) != self._earlier["stamps"]:
-            return None
-        return stamps.read_all(self._stamps)
-
-    def _is_known(self, mode: Mode) -> bool:
-        """Whether what the partial file holds is known anyway."""
-        return mode == "incremental" and (self._earlier.get("settings") or {}).get("incremental") is True
-
-    def _look_at_target(self, mode: Mode) -> bool:
-        there = self._replaces = _mark(self._target)
-        if mode == "fresh" or there is None:
-            return False
-        if there == self._earlier.get("replaces"):  # a run was told to replace it, and died before it had a record
-            self._retries = self._earlier.get("retries", False)
-            return False
-        if mode == "incremental":
+        self._action = choose_action(left, settings, mode, name)
+        if self._action.must_be_own:
             self._require_own_result()
-            return False
-        self._require_same_settings()
-        self._require_own_result()
-        self._retries = mode == "retry-failed" and self._earlier["counts"]["failed"] > 0
-        return not self._retries
+        if mode == "retry-failed" and self._action.kind == "continue" and not self._action.retries:
+            logger.info("an unfinished run is finished first; then this command tries its failures again")
+        if self._action.kind != "continue":
+            self._tidy()
+
+    @property
+    def complete(self) -> bool:
+        return self._action.kind == "nothing"
 
     def _require_own_result(self) -> None:
-        for name, path, shown in (
-            ("output", self._target, self._name),
-            ("rows", self._rows, f"{self._name}.rows.jsonl"),
-        ):
-            if path and not (path.exists() and self._earlier.get(name) == digest_of(path)):
+        for field, path in zip(("output", "rows"), self._files.results, strict=False):
+            if not (path.exists() and self._earlier.get(field) == digest_of(path)):
+                shown = f"{self._name}{path.name.removeprefix(self._files.result.name)}"
                 raise UsageError(
                     f"{shown} is not what its run has left there; give another --out, or replace it with --fresh"
                 )
 
-    def _require_same_settings(self) -> None:
-        """The same settings as the run that left files here; nothing is overwritten without being told to."""
-        settings = self._earlier.get("settings")
-        if not isinstance(settings, dict):
-            raise UsageError(
-                f"{self._name} is there and no report beside it says what it is; give another --out, or replace it "
-                "with --fresh"
-            )
-        require_same_settings(self._name, settings, self._settings)
+    def _tidy(self) -> None:
+        """Takes away what a run has left that is not continued. If one died between its last two steps, its result is
+        there, and its stamps are not yet under their name."""
+        files = self._files
+        is_without_records = files.partial_stamps.exists() and not files.partial.exists()
+        if is_without_records and digest_of(files.partial_stamps) == self._earlier.get("stamps"):
+            rename_durably(files.partial_stamps, files.stamps)
+        files.partial.unlink(missing_ok=True)
+        files.partial_stamps.unlink(missing_ok=True)
+
+    # --- what is known already ----------------------------------------------------------------------------------------
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
-        return self._recalled(references) if self._retries else references
+        return self._recalled(references) if self._action.retries else references
 
     def _recalled(self, references: Iterable[Reference]) -> Iterator[Reference]:
-        changed = Changed(self._name, self._target_stamps())
-        with open(self._target, "rb") as results:
+        changed = Changed(self._name, self._stamps_of_result())
+        with open(self._files.result, "rb") as results:
             for reference in references:
                 record = parse_record(results.readline()) or {}
                 require_same_input(self._name, reference, record)
@@ -259,29 +289,33 @@ class _File:
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
         changed.warn("--fresh or --incremental makes new ones")
 
+    def _stamps_of_result(self) -> Iterator[bytes] | None:
+        """Of each record of the result that stands; None if they are not known."""
+        if "stamps" not in self._earlier:
+            return None
+        if self._earlier["stamps"] is None:
+            return repeat(stamps.NONE)
+        path = self._files.stamps
+        return stamps.read_all(path) if path.exists() and digest_of(path) == self._earlier["stamps"] else None
+
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
             self._check_complete(batches)
             return iter(())
-        with writing(self._target):
-            goes_on = self._partial.exists()
+        goes_on = self._files.partial.exists()
+        keeps_stamps = not self._settings.get("incremental")  # incremental.py knows more than that of each image
+        with writing(self._files.result):
             if goes_on:
-                self._open("r+b")
+                self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=True)
                 batches = self._verified(batches)
             # Before there is a partial file: one whose settings are not known could not be continued.
             self._write_report("running", {})
             if not goes_on:
-                self._open("x+b")
+                self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=False)
         return self._digested(batches)
 
-    def _open(self, how: str) -> None:
-        """Both grow to the end of the run."""
-        self._file = open(self._partial, how)  # noqa: SIM115
-        self._growing_stamps = open(self._partial_stamps, "a+b")  # noqa: SIM115
-        self._growing_stamps.seek(0)
-
     def _check_complete(self, batches: Iterator[Batch]) -> None:
-        changed = Changed(self._name, self._target_stamps())
+        changed = Changed(self._name, self._stamps_of_result())
         for batch in self._digested(batches):
             for reference in batch:
                 changed.look_at(reference)
@@ -300,44 +334,25 @@ class _File:
         which anything did."""
         again = self._earlier.get("status") == "gave up"
         for batch in batches:
-            start = self._file.tell()
-            records = [record for _ in batch if (record := parse_record(self._file.readline()))]
+            start = self._growing.tell()
+            records, noted = self._growing.read(len(batch))
             for reference, record in zip(batch, records, strict=False):
                 require_same_input(self._name, reference, record)
             is_whole = len(records) == len(batch) and not (again and any(map(has_failed, records)))
-            if not is_whole or not self._are_unchanged(batch):
-                self._cut_off(start)
+            if not is_whole or not _are_unchanged(batch, noted):
+                self._growing.cut_off(start, self.tally.inputs)
                 return chain([batch], batches)
             for record in records:
                 self.tally.count(record)
             self._add_to_digest(batch)
-        start = self._file.tell()
-        if parse_record(self._file.readline()):
+        start = self._growing.tell()
+        if self._growing.read(1)[0]:
             raise UsageError(
                 f"{self._name} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
             )
-        self._cut_off(start)
+        self._growing.cut_off(start, self.tally.inputs)
         return batches
-
-    def _are_unchanged(self, batch: Batch) -> bool:
-        if not self._keeps_stamps:
-            return True
-        noted = stamps.cut(self._growing_stamps.read(len(batch) * stamps.WIDTH))
-        if len(noted) < len(batch):
-            logger.warning("of %s it is not known what it was when it was scored: going on from there", batch[0].image)
-            return False
-        changed = [each.image for each, stamp in zip(batch, noted, strict=True) if stamps.has_changed(each, stamp)]
-        if changed:
-            logger.warning("%s has changed since it was scored: going on from there", changed[0])
-        self._read_files |= any(stamp != stamps.NONE for stamp in noted)
-        return not changed
-
-    def _cut_off(self, start: int) -> None:
-        """What stands behind the records that are counted, which end at this byte."""
-        self._file.seek(start)
-        self._file.truncate()
-        self._growing_stamps.truncate(self.tally.inputs * stamps.WIDTH)
 
     def _digested(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -348,68 +363,80 @@ class _File:
         for reference in batch:
             self._digest.update(reference_line(reference))
 
+    # --- what is found out --------------------------------------------------------------------------------------------
+
     def write(self, records: Sequence[Record]) -> None:
         lines = []
         for record in records:
             values = record.as_dict()
             self.tally.count(values)
             lines.append(json_line(values))
-        noted = stamps.of_records(records) if self._keeps_stamps else b""
-        self._read_files |= noted.strip(b"\0") != b""
-        with writing(self._target):
-            self._growing_stamps.write(noted)
-            self._growing_stamps.flush()  # first: a record without a stamp would be scored again
-            self._file.write(b"".join(lines))
-            self._file.flush()
+        with writing(self._files.result):
+            self._growing.append(b"".join(lines), stamps.of_records(records))
 
     def finish(self, report: Mapping[str, object]) -> None:
-        with writing(self._target):
-            self._sync()
-            self._file.close()
-            self._growing_stamps.close()
-            result = self._partial
-            if self._format != "jsonl":
-                result = self._beside("tmp")
-                formats.convert(self._partial, result, self._format, self._columns)
+        files, read_files = self._files, self._growing.read_files
+        with writing(files.result):
+            self._growing.sync()
+            self._growing.close()
+            result = files.partial if self._format == "jsonl" else self._converted(self._format, files.beside("tmp"))
             digests: dict[str, object] = {
                 "output": digest_of(result),
                 "references_sha256": self._digest.hexdigest(),
-                "stamps": digest_of(self._partial_stamps) if self._read_files else None,
+                "stamps": digest_of(files.partial_stamps) if read_files else None,
             }
-            if self._rows:
-                rows = self._beside("rows.tmp")
-                formats.convert(self._partial, rows, "rows", self._columns)
+            if files.has_rows:
+                rows = self._converted("rows", files.beside("rows.tmp"))
                 digests["rows"] = digest_of(rows)
-                rename_durably(rows, self._rows)
+                rename_durably(rows, files.rows)
             self._write_report("finished", {**report, **digests})
-            rename_durably(result, self._target)
-            self._partial.unlink(missing_ok=True)
-            # Last, for without a partial file these are the stamps of the result, under either name (_save_stamps).
-            if self._read_files:
-                rename_durably(self._partial_stamps, self._stamps)
-            for path in (self._partial_stamps, *(() if self._read_files else (self._stamps,))):
-                path.unlink(missing_ok=True)
+            rename_durably(result, files.result)
+            files.partial.unlink(missing_ok=True)
+            # Last, for without a partial file these are the stamps of the result, under either name (_tidy).
+            if read_files:
+                rename_durably(files.partial_stamps, files.stamps)
+            else:
+                files.partial_stamps.unlink()
+                files.stamps.unlink(missing_ok=True)
 
-    def _sync(self) -> None:
-        for file in (self._growing_stamps, self._file):
-            os.fsync(file.fileno())
+    def _converted(self, format: str, target: Path) -> Path:
+        formats.convert(self._files.partial, target, format, self._columns)
+        return target
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
-        with writing(self._target):
-            self._sync()
+        with writing(self._files.result):
+            self._growing.sync()
             self._write_report("gave up" if gave_up else "interrupted", report)
 
     def close(self) -> None:
         self._lock.release()
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
-        going_on = {"replaces": self._replaces, "retries": self._retries}
+        going_on = {"replaces": self._action.replaces, "retries": self._action.retries}
         values = {"status": status, **report, **going_on, "settings": self._settings}
-        write_atomically(self._report, pretty(values))
+        write_atomically(self._files.report, pretty(values))
 
 
-def _mark(path: Path) -> list[int] | None:
-    """What tells a file from another that stands under its name later; None if there is none."""
+def _are_unchanged(batch: Batch, noted: Sequence[bytes]) -> bool:
+    if len(noted) < len(batch):
+        logger.warning("of %s it is not known what it was when it was scored: going on from there", batch[0].image)
+        return False
+    changed = [each.image for each, stamp in zip(batch, noted, strict=True) if stamps.has_changed(each, stamp)]
+    if changed:
+        logger.warning("%s has changed since it was scored: going on from there", changed[0])
+    return not changed
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """{} if there is none, or it is no report."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _mark(path: Path) -> Mark:
     try:
         status = path.stat()
     except FileNotFoundError:

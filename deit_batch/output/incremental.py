@@ -32,7 +32,14 @@ CREATE TABLE IF NOT EXISTS known (
     run INTEGER NOT NULL    -- the last that saw it
 ) WITHOUT ROWID;
 """
-_SECONDS_BETWEEN_COMMITS = 5.0
+_COMMITS = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+"""
+"""Each batch is committed: that writes, and does not wait for the disk, so a killed process loses nothing, and a power
+cut no more than the last batches (sqlite.org/wal.html; exclusive, it needs no shared memory, which network file systems
+lack)."""
 _YOUNG_NS = 2 * 10**9
 """A file that has just changed may change again within a tick of its file system's clock: its stamp would not tell."""
 
@@ -45,27 +52,31 @@ class Known:
         self.kept = 0
         self._path = path
         self._stamps: dict[int, str | None] = {}  # of images under way, taken before they are read
-        self._committed = time.monotonic()
         text = json.dumps(settings, sort_keys=True, default=str)
         with self._using():
             if fresh:
-                path.unlink(missing_ok=True)
+                self._remove()
             try:
                 self._open(text)
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
                 logger.warning("%s is damaged (%s): everything is scored again", path, error)
-                path.unlink()
+                self._remove()
                 self._open(text)
+
+    def _remove(self) -> None:
+        """With its log, which would be taken for that of the next file of this name."""
+        for ending in ("", "-wal", "-shm"):
+            Path(f"{self._path}{ending}").unlink(missing_ok=True)
 
     def _open(self, settings: str) -> None:
         self._database = sqlite3.connect(self._path)
-        self._database.executescript(_SCHEMA)
+        self._database.executescript(_COMMITS + _SCHEMA)
         row = self._database.execute("SELECT settings FROM about").fetchone()
         if row != (settings,):
             if row:
-                logger.info("the model, recipe or versions are not those of before: everything is scored again")
+                logger.info("%s: everything is scored again", _differing(row[0], settings))
             self._database.execute("DELETE FROM known")
             self._database.execute("DELETE FROM about")
             self._database.execute("INSERT INTO about VALUES (?)", (settings,))
@@ -109,9 +120,7 @@ class Known:
                     self._database.execute("UPDATE known SET run = ? WHERE image = ?", (self._run, _key(reference)))
                 else:
                     self._add(reference, digests.get(next(looked_at)), record)
-            if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
-                self._database.commit()
-                self._committed = time.monotonic()
+            self._database.commit()
 
     def _add(self, reference: Reference, sha256: str | None, record: Record) -> None:
         mark = self._stamps.pop(reference.index)
@@ -129,7 +138,15 @@ class Known:
         """Raises OutputError if the last of it can't be kept."""
         with self._using():
             self._database.commit()
+            self._database.execute("PRAGMA journal_mode = DELETE")  # whoever has it open does not lock the next run out
             self._database.close()
+
+
+def _differing(before: str, now: str) -> str:
+    """Which of two settings are not the same, as JSON."""
+    old, new = json.loads(before), json.loads(now)
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not as before"
 
 
 def _key(reference: Reference) -> str | None:

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 
 from deit_batch.errors import InputError, UsageError
 from deit_batch.io import Earlier, Failure, Record, Reference, Tally
-from deit_batch.output.file import Mode, open_output
+from deit_batch.output.file import open_output
 from deit_batch.output.formats import Columns, choose_format
 from deit_batch.output.parts import MANIFEST, REPORT, part_name, read_manifest
+from deit_batch.output.resume import Mode
 from deit_batch.output.staging import at_hand
 from deit_batch.system.atomic import digest_of
 from deit_batch.system.object_store import is_stored

@@ -1,4 +1,5 @@
-"""What an earlier run has left, held against what this one is asked for: may it be gone on with?"""
+"""What an earlier run has left, held against what this one is asked for: what is to be done about it, and whether each
+of its records is of the input as it is now."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from deit_batch.errors import UsageError
 from deit_batch.input.identity import comparable, identity_of
@@ -15,6 +16,68 @@ from deit_batch.input.stamps import NONE, has_changed, stamp_of
 from deit_batch.io import NAME_FIELDS, Reference, json_line, json_value, name_fields, pretty
 
 logger = logging.getLogger("deit_batch")
+
+
+Mode: TypeAlias = Literal["continue", "fresh", "retry-failed"]
+"""What to do about what an earlier run has left: continue it, or leave it be if it is finished; throw it away; or score
+again only what failed in it."""
+
+Mark: TypeAlias = "list[int] | None"
+"""What tells a file from another under its name: size and time of change (ns); None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What lies at an output when a run begins. `report`: that of an earlier run, {} if there is none; `has_records`:
+    whether there is a partial file with anything in it; `result`: the mark of the finished file."""
+
+    report: Mapping[str, Any]
+    has_records: bool
+    result: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """`kind`: continue the partial file, begin a new one, or do nothing, for an earlier run has finished. `replaces`:
+    the mark of the result that is to be replaced; `retries`: whether that result's failures are scored again, and its
+    other records kept. `must_be_own`: whether the result must be what its run has left there."""
+
+    kind: Literal["continue", "begin", "nothing"]
+    replaces: Mark
+    retries: bool = False
+    must_be_own: bool = False
+
+
+def choose_action(left: Left, settings: Mapping[str, Any], mode: Mode, name: str) -> Action:
+    """Decides, and touches nothing. `settings`: those of the run that begins; `name`: what messages call the output.
+    Raises UsageError if what is there is not this run's to touch."""
+    report, incremental = left.report, bool(settings.get("incremental"))
+    was_incremental = (report.get("settings") or {}).get("incremental") is True
+    if mode == "fresh":
+        return Action("begin", left.result)
+    if left.has_records and not (incremental and was_incremental):  # then all that it holds is known anyway
+        _require_same_run(name, report, settings)
+        return Action("continue", report.get("replaces"), report.get("retries", False))
+    if left.result is None:
+        return Action("begin", None)
+    if left.result == report.get("replaces"):  # a run was told to replace it, and died before it had a record
+        return Action("begin", left.result, report.get("retries", False))
+    if incremental:
+        return Action("begin", left.result, must_be_own=True)
+    _require_same_run(name, report, settings)
+    if mode == "retry-failed" and report["counts"]["failed"]:
+        return Action("begin", left.result, retries=True, must_be_own=True)
+    return Action("nothing", left.result, must_be_own=True)
+
+
+def _require_same_run(name: str, report: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """The same settings as the run that left files here; nothing is overwritten without being told to."""
+    settings = report.get("settings")
+    if not isinstance(settings, dict):
+        raise UsageError(
+            f"{name} is there and no report beside it says what it is; give another --out, or replace it with --fresh"
+        )
+    require_same_settings(name, settings, now)
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
@@ -88,7 +151,7 @@ def require_same_input(target: str | Path, reference: Reference, record: Mapping
         return
     name = next((name for name in ("index", *NAME_FIELDS, *now) if record.get(name) != now.get(name)), "index")
     if name == "image_id":
-        what = f"is of another input than {_short(now['image'])}: they differ in their --id, or in what is not shown"
+        what = f"is of another input than {_short(now['image'])}: what is not shown of it, or its --id, is another"
     else:
         what = f"has {name} {_short(record.get(name))}, but the input now has {_short(now.get(name))} there"
     raise UsageError(

@@ -189,7 +189,9 @@ def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Compari
     comparison.sampled = len(sample.kept)
     comparison.changed = [shown[place] for place in sorted(shown)]
     if not (comparison.compared or comparison.states["fails in both"]):
-        raise InputError(f"no image is both in {old} and in {new}: images are joined by their names")
+        raise InputError(
+            f"no image is both in {old} and in {new}: images are joined by their names, or by --id if both runs had it"
+        )
     return comparison
 
 

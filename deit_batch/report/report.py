@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from deit_batch.report.pictures import pictures_of
 from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, summarise
 from deit_batch.report.table import SCALE, Column, Row, Table
 from deit_batch.report.truth import Labelling, find_labels
+
+logger = logging.getLogger("deit_batch")
 
 MOST_CLASSES = 25  # that are shown at once
 MOST_PAIRS = 50  # of a label and what it was taken for
@@ -57,6 +60,8 @@ def report(request: Request) -> Summary:
         most_rows=request.rows,
         most_shown=request.thumbnails,
     )
+    if labelling:
+        _say_how_many(summary, labelling)
     run = run_report(request.predictions)
     pictures = pictures_of(
         {seen.place: seen.record for seen in summary.standing_out},
@@ -67,6 +72,17 @@ def report(request: Request) -> Summary:
     )
     write_file(request.out, as_page(request.predictions, summary, run, labelling, pictures))
     return summary
+
+
+def _say_how_many(summary: Summary, labelling: Labelling) -> None:
+    labelled = summary.confusions.labelled if summary.confusions else 0
+    if labelled < summary.tally.inputs:
+        logger.warning(
+            "%s of %s images have a label (%s); labels of another input are joined by the images' names, or by --id",
+            f"{labelled:,}",
+            f"{summary.tally.inputs:,}",
+            labelling.origin,
+        )
 
 
 # --- what the page shows --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def find_labels(
     Raises UsageError if what was asked for is not there."""
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
-        source = open_labelled(labels, id=id, label_column=column)
+        source = open_labelled(labels, id=id, label_column=column, names_alone=True)
         several, known = source.multi_label, Labels(source, read_records(predictions))
         named = _namer(predictions, mapping, several)
         return Labelling(source.layout, several, lambda record: named(known.of(record)))

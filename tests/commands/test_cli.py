@@ -86,7 +86,7 @@ def test_two_runs_on_one_output(tmp_path: Path) -> None:
     assert (tmp_path / "p.jsonl.lock").exists()  # stale: it blocks nobody
     (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n" * 20)
     assert deit_batch(*command, "--fresh", cwd=tmp_path).returncode == 0
-    assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "p.jsonl.run.json", "t.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "p.jsonl.run.json", "p.jsonl.stamps", "t.txt"]
 
 
 def test_a_run_that_fails_is_status_1_in_one_line(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from helpers import COMMAND, EXAMPLES, read_jsonl
 
 from deit_batch.cli import main
 from deit_batch.commands.score import score
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.system.lock import Lock
 
 DEPLOY = EXAMPLES.parent / "deploy"
@@ -98,7 +99,7 @@ def test_the_crontab_line_mails_what_went_wrong_and_keeps_a_second_run_away(imag
     (images / "broken.png").unlink()
     result = (tmp_path / "preds.jsonl").read_bytes()
     shutil.copy(EXAMPLES / "bag" / "00018.png", images)
-    code = "import sys; from pathlib import Path; from deit_batch.lock import Lock\n"
+    code = "import sys; from pathlib import Path; from deit_batch.system.lock import Lock\n"
     code += "held = Lock(Path(sys.argv[1]), 'it'); print(flush=True); sys.stdin.read()"
     holder = [sys.executable, "-c", code, str(tmp_path / "preds.jsonl.lock")]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -132,7 +133,7 @@ def test_all_three_ask_for_the_same() -> None:
             "score", [word.replace("/data/images", str(EXAMPLES)) for word in words[2:]]
         ) as context:
             asked.append([context.params[name] for name in ("input", "incremental", "error_threshold")])
-    assert asked == [[str(EXAMPLES), True, "1%"]] * 3
+    assert asked == [[(str(EXAMPLES),), True, ErrorThreshold(1, percent=True)]] * 3
 
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from helpers import interrupted_after, read_jsonl, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deit_batch.cli import main
 from deit_batch.errors import Interrupted, RowError, UsageError
 from deit_batch.evaluation.joining import Labels
 from deit_batch.input.identity import comparable, given_identity, hidden_identity, identity_of
@@ -250,7 +252,7 @@ def test_shards_of_two_lists_do_not_merge(links: Path, vit: Path, tmp_path: Path
 
 @pytest.mark.parametrize("out", ["p.jsonl", "p.csv", "p.parquet"])
 def test_comparisons_labels_and_later_runs_find_each_image(out: str, links: Path, vit: Path, tmp_path: Path) -> None:
-    night: dict[str, Any] = {"mode": "incremental", "incremental": True}
+    night: dict[str, Any] = {"incremental": True}
     first = scored(links, vit, tmp_path, out, **night)
     before = {record["image_id"]: record["predictions"] for record in read_records(first)}
     turn_around(links)
@@ -335,7 +337,7 @@ def test_a_column_may_say_which_image_a_row_is_of(
 def test_an_id_with_other_bytes_is_scored_again(photos: Path, vit: Path, tmp_path: Path) -> None:
     """It says which image it is, not that the image has stayed as it was."""
     table = photos / "t.csv"
-    options: dict[str, Any] = {"id": "id", "column": "url", "mode": "incremental", "incremental": True}
+    options: dict[str, Any] = {"id": "id", "column": "url", "incremental": True}
     write_table(table, [(str(number), f"{number:02}.jpg") for number in range(4)])
     first = read_jsonl(scored(table, vit, tmp_path, **options))
     write_table(table, [(str(number), f"{3 - number:02}.jpg") for number in range(4)])
@@ -353,3 +355,24 @@ def test_a_row_without_an_id_is_a_failed_record(photos: Path, vit: Path, tmp_pat
         scored(table, vit, tmp_path, "q.jsonl", id="nope", column="url")
     with pytest.raises(UsageError, match="has no columns; --id is for tables"):
         scored(photos, vit, tmp_path, "q.jsonl", id="id")
+
+
+def test_labels_of_an_id_need_no_image(photos: Path, vit: Path, tmp_path: Path, messages: list[str]) -> None:
+    table = photos / "t.csv"
+    write_table(table, [(f"n{number}", f"{number:02}.jpg") for number in range(4)])
+    found = scored(table, vit, tmp_path, id="id", column="url")
+    (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"n{number},can\n" for number in range(1, 4)))
+    joined = Labels(open_labelled(str(tmp_path / "l.csv"), id="id", names_alone=True), read_records(found))
+    assert len(list(joined.join(read_records(found)))) == 3
+    with pytest.raises(UsageError, match="no column looks like the image"):
+        open_labelled(str(tmp_path / "l.csv"), id="id")
+    page = ["report", str(found), "--labels", str(tmp_path / "l.csv"), "--out", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(main, [*page, "--id", "id"])
+    assert (done.exit_code, "3 of 4 images have a label" in done.stderr) == (0, True), done.stderr
+    (tmp_path / "l.csv").write_text("image,label\nelsewhere.jpg,can\n")
+    done = CliRunner().invoke(main, page)
+    assert (done.exit_code, "0 of 4 images have a label" in done.stderr) == (0, True), done.stderr
+    evaluation = ["evaluate", "--predictions", str(found), "--out", str(tmp_path / "e"), "--id", "id"]
+    (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"n{number},can\n" for number in range(4)))
+    done = CliRunner().invoke(main, [*evaluation, "--input", str(tmp_path / "l.csv")])
+    assert (done.exit_code, "on 4 of 4 images" in done.stderr) == (0, True), done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored
+from helpers import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored, wait_for_growth
 
 from deit_batch import runner
 from deit_batch.errors import Interrupted, OutputError, UsageError
@@ -28,7 +28,7 @@ SIGNED = "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}"
 
 def nightly(photos: Path, vit: Path, folder: Path, out: str = "p.jsonl", **options: Any) -> tuple[bytes, int]:
     """An incremental run: its result, and how many images it did not have to score."""
-    path = scored(photos, vit, folder, out, incremental=True, **{"mode": "incremental", **options})
+    path = scored(photos, vit, folder, out, incremental=True, **options)
     return path.read_bytes(), read_json(folder / f"{out}.run.json")["counts"]["kept"]
 
 
@@ -114,6 +114,24 @@ def test_urls_and_inline_images_are_known_by_their_bytes(photos: Path, server: s
     assert (result, kept) == (full(table, vit, tmp_path), 2)
 
 
+def test_a_killed_run_has_kept_all_that_it_had_written(old_photos: Path, vit: Path, tmp_path: Path) -> None:
+    """Not some seconds of it less: of a run that was killed with no warning."""
+    (tmp_path / "t.txt").write_text("".join(f"{photo}\n" for photo in sorted(old_photos.iterdir())) * 500)
+    command = ["score", "t.txt", "--model", str(vit), "--incremental", "--out", "p.jsonl", "--batch-size", "4"]
+    with subprocess.Popen([COMMAND, *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_for_growth(tmp_path / "p.jsonl.partial")
+        process.kill()
+    written = {record["image"] for record in map(json.loads, whole_lines(tmp_path / "p.jsonl.partial"))}
+    (tmp_path / "t.txt").write_text("".join(f"{photo}\n" for photo in sorted(written)))
+    _, kept = nightly(tmp_path / "t.txt", vit, tmp_path, batch_size=4)
+    assert kept == len(written) > 0
+    assert not list(tmp_path.glob("*-wal"))
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
 def test_a_table_keeps_its_columns_up_to_date(old_photos: Path, vit: Path, tmp_path: Path) -> None:
     table = old_photos / "t.csv"
     table.write_text("image,id\n01.jpg,a\n02.jpg,b\n02.jpg,twice\n")
@@ -132,7 +150,7 @@ def test_another_setting_scores_everything_again(
 ) -> None:
     nightly(old_photos, vit, tmp_path)
     assert nightly(old_photos, vit, tmp_path, **change) == (full(old_photos, vit, tmp_path, **change), 0)
-    assert any("everything is scored again" in message for message in messages)
+    assert any("not as before: everything is scored again" in message for message in messages)
 
 
 def test_a_dead_incremental_run_is_no_obstacle_and_no_loss(

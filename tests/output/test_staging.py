@@ -191,7 +191,6 @@ def test_what_failed_is_tried_again_and_what_is_known_is_kept_from_any_machine(
         "out": "inc.jsonl",
         "input": bucket.address("in/"),
         "incremental": True,
-        "mode": "incremental",
     }
     run(bucket, photos, vit, **into)
     bucket.put("in/3.jpg", jpeg(3))
