@@ -20,8 +20,17 @@ from __future__ import annotations
 
 import signal
 
+from deit_batch.redaction import redact_message
 
-class DeitBatchError(Exception):
+
+class _WithoutSecrets(Exception):  # noqa: N818 - what all of these have in common
+    """Whatever a message quotes (a cell, a URL, another library's words), it shows nothing that gives access."""
+
+    def __str__(self) -> str:
+        return redact_message(super().__str__())
+
+
+class DeitBatchError(_WithoutSecrets):
     """A run that can't go on. The message is one line: what failed, on what, what to do next."""
 
     exit_status = 1
@@ -56,7 +65,7 @@ class Interrupted(BaseException):
         self.exit_status = 128 + signum
 
 
-class ImageError(Exception):
+class ImageError(_WithoutSecrets):
     """One image that can't be scored. The name of the class is the `type` in the failed record."""
 
 

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -223,18 +224,21 @@ def name_fields(item: Reference | Record) -> dict[str, object]:
     return values
 
 
-def stamp(location: Location) -> tuple[int, int, int] | None:
-    """Size, time of change and time of the name's change (ns) of a file: as long as they stay, so does what is in it.
-    None for what is no file, or can't be looked at."""
+def stamp(location: Location) -> tuple[int, int, int, int] | None:
+    """Size, time of change, time of the name's change (ns) and number of a file: as long as they stay, so does what is
+    in it. (The number tells apart files that were written within a tick of the clock.) None for what is no regular
+    file, or can't be looked at."""
     if isinstance(location, StoredFile) and location.size is not None and location.modified_ns is not None:
-        return location.size, location.modified_ns, location.modified_ns
+        return location.size, location.modified_ns, location.modified_ns, 0
     if not isinstance(location, LocalFile):
         return None
     try:
         status = os.stat(location.path)
     except (OSError, ValueError):
         return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def clean(text: str) -> str:

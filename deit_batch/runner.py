@@ -8,14 +8,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
-from deit_batch.io import Failure, FeatureName, Features, Prediction, Record, Reference, Source, Tally
+from deit_batch.input.webdataset import paths_of
+from deit_batch.io import Failure, FeatureName, Features, LocalFile, Prediction, Record, Reference, Source, Tally
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
@@ -243,9 +244,10 @@ def run(
     beside = [*(["known"] if incremental else ["stamps"]), *(["rows.jsonl"] if format == "npy" else [])]
     with at_hand(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        if any(_is_same(out, input) for input in options.inputs):
+        if any(_is_same(out, path) for input in options.inputs for path in paths_of(input)):
             raise UsageError(f"--out {out} is the input")
         source = source or options.open_source(stdin)
+        source = replace(source, references=_apart_from(out, source.references))
         plan = Plan.of(options)
         settings = {**plan.settings(options), "incremental": incremental}
         columns = Columns(options.keep, options.features or (), plan.checkpoint.geometry.hidden_size)
@@ -284,6 +286,16 @@ def run(
         if known:
             known.forget_the_vanished()
         return Outcome(output.tally, final, source.passed_over, known.kept if known else 0)
+
+
+def _apart_from(out: str, references: Iterable[Reference]) -> Iterator[Reference]:
+    """Raises UsageError at one that would be written over."""
+    name = os.path.basename(out)
+    for reference in references:
+        location = reference.location
+        if isinstance(location, LocalFile) and os.path.basename(location.path) == name and _is_same(out, location.path):
+            raise UsageError(f"--out {out} is the input's image {reference.index}")
+        yield reference
 
 
 def _is_same(out: str, input: str) -> bool:

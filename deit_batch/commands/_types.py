@@ -58,6 +58,9 @@ class Place(click.ParamType[str]):
 
     name = "text"
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
     def split_envvar_value(self, rv: str) -> list[str]:
         return [rv]
 

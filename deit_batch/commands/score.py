@@ -37,6 +37,7 @@ from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
 from deit_batch.output.formats import FORMATS, choose_format
 from deit_batch.output.threshold import ErrorThreshold
+from deit_batch.redaction import redact
 from deit_batch.system.prometheus import recorded
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     context = click.get_current_context()
     given = {name: value for name, value in context.params.items() if name != "inputs"} | {"input": options.input}
     for name, value in sorted(given.items()):
-        shown = "all" if name == "top_k" and value is None else value
+        shown = "all" if name == "top_k" and value is None else redact(value) if isinstance(value, str) else value
         click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown)}")
     return DONE
 

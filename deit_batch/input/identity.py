@@ -15,7 +15,7 @@ from typing import Any
 
 from deit_batch.errors import RowError
 from deit_batch.io import NAME_FIELDS
-from deit_batch.system.redaction import redact, user_info_length
+from deit_batch.redaction import redact, user_info_length
 
 _AZURE = frozenset("st se sp si sip spr sdd ses skoid sktid skt ske sks skv saoid suoid scid".split())
 _SIGNATURES: tuple[tuple[frozenset[str], frozenset[str]], ...] = (

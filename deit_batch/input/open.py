@@ -18,9 +18,9 @@ from deit_batch.input.files import is_image_name, open_files
 from deit_batch.input.identity import given_identity, hidden_identity, identity_of
 from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.tables import Row, Table
-from deit_batch.io import RECORD_FIELDS, Failure, Location, Reference, Source, name_fields
+from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
+from deit_batch.redaction import redact
 from deit_batch.system import object_store
-from deit_batch.system.redaction import redact
 
 logger = logging.getLogger("deit_batch")
 
@@ -98,7 +98,8 @@ def open_source(
     set, or `-` for stdin.
 
     Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
-    have in the whole. `column`, `keep`, `id`, `label` and `names_alone` are the `Fields` of every table among them. A
+    have in the whole. Of several inputs, a relative name in a table is shown with the table's folder: two tables may
+    have the same. `column`, `keep`, `id`, `label` and `names_alone` are the `Fields` of every table among them. A
     relative path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
@@ -112,7 +113,7 @@ def open_source(
         raise UsageError("stdin is named twice as input; it can be read once")
 
     def open_one(spec: str) -> Source:
-        return open_files(spec, recursive) or _open_rows(spec, fields, stdin, folder)
+        return open_files(spec, recursive) or _open_rows(spec, fields, stdin, folder, shows_folder=len(specs) > 1)
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
     if fields.options and not source.has_columns:
@@ -180,7 +181,7 @@ def _part(source: Source, limit: int | None, shard: Shard) -> Source:
     return replace(source, references=references, total=total, whole=digest.hexdigest)
 
 
-def _open_rows(spec: str, fields: Fields, stdin: BinaryIO | None, folder: str | None) -> Source:
+def _open_rows(spec: str, fields: Fields, stdin: BinaryIO | None, folder: str | None, *, shows_folder: bool) -> Source:
     table = _open_table(spec, fields.wanted, stdin)
     rows = table.rows
     if table.columns is not None:
@@ -189,7 +190,8 @@ def _open_rows(spec: str, fields: Fields, stdin: BinaryIO | None, folder: str | 
         rows = _check_first_object(rows, fields)
     if folder is None:
         folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
-    references = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
+    found = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
+    references = map(_with_folder, found) if shows_folder else found
     has_columns = not spec.lower().endswith((".txt", ".txt.gz"))
     return Source(references, table.total, class_names=table.class_names, has_columns=has_columns, is_open_file=True)
 
@@ -273,6 +275,16 @@ def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     name, location = locate_value(value[column], column, folder, row.line)
     reference = _named(index, name, location)
     return replace(reference, keep=kept, id=id or reference.id)
+
+
+def _with_folder(reference: Reference) -> Reference:
+    match reference.location:
+        case LocalFile(path):
+            return replace(reference, image=path)
+        case StoredFile(address) if "://" not in str(reference.image):
+            return replace(reference, image=address)
+        case _:
+            return reference
 
 
 def _named(index: int, name: str | None, location: Location) -> Reference:

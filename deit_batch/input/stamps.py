@@ -16,18 +16,19 @@ from deit_batch.io import Location, Record, Reference, stamp
 WIDTH = 8
 NONE = bytes(WIDTH)
 """Of what is no file, or could not be looked at."""
+UNKNOWN = b"\xff" * WIDTH
+"""Where nobody has noted what it was."""
 
 
 def stamp_of(location: Location) -> bytes:
-    """A digest of size and times, WIDTH bytes."""
+    """A digest of size, times and number, WIDTH bytes."""
     found = stamp(location)
     return NONE if found is None else hashlib.blake2b(repr(found).encode(), digest_size=WIDTH).digest()
 
 
 def has_changed(reference: Reference, before: bytes) -> bool:
     """Whether it is a file that is there and is not what it was, or was not there. `before`: its stamp of then."""
-    now = stamp_of(reference.location)
-    return now not in (before, NONE)
+    return before != UNKNOWN and stamp_of(reference.location) not in (before, NONE)
 
 
 def of_records(records: Iterable[Record]) -> bytes:

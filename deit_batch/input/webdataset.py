@@ -58,6 +58,11 @@ def open_tars(spec: str, is_image: Callable[[str], bool]) -> Table:
     return Table(rows(), total=total)
 
 
+def paths_of(spec: str) -> list[str]:
+    """The files that it names: several, if it is of numbered tars."""
+    return list(expand(spec)) if is_tars(spec) else [spec]
+
+
 def _open(path: str) -> BinaryIO:
     """Raises InputError if that can't be had any more."""
     try:

@@ -74,14 +74,21 @@ class _Sent(NamedTuple):
     stamps: list[bytes]
 
 
+class _Deadly(NamedTuple):
+    """An image that has ended its worker, and its stamp before it was looked at alone."""
+
+    failure: Failure
+    stamp: bytes
+
+
 class _Wanted(NamedTuple):
     """An image on its way into a worker: which of the input's, where it is, the digest of the bytes that need not be
-    decoded again, and why it must not be looked at, if so."""
+    decoded again, and why it must not be decoded, if so."""
 
     number: int
     location: Location
     known: str | None
-    deadly: Failure | None = None
+    deadly: _Deadly | None = None
 
 
 def batched(
@@ -135,8 +142,10 @@ class Decoder(Dataset[_Sent]):
         settled: dict[int, Settled] = {}
         digests: dict[int, str] = {}
         rows = list(pixels)
-        stamps = [stamp_of(wanted.location) for wanted in batch]  # before the bytes: what comes after is a change
-        for place, data in enumerate(self._fetcher.fetch_all([wanted.deadly or wanted.location for wanted in batch])):
+        # Before the bytes: what comes after is a change.
+        stamps = [wanted.deadly.stamp if wanted.deadly else stamp_of(wanted.location) for wanted in batch]
+        places = [wanted.deadly.failure if wanted.deadly else wanted.location for wanted in batch]
+        for place, data in enumerate(self._fetcher.fetch_all(places)):
             if isinstance(data, Failure):
                 settled[place] = data
                 continue
@@ -248,7 +257,7 @@ class Loader:
         self._in_flight: deque[list[Reference]] = deque()
         self._input_error: DeitBatchError | None = None
         self._decoder = Decoder(recipe, limits, workers=workers, digests=digests)
-        self._deadly: dict[int, Failure | None] = {}
+        self._deadly: dict[int, _Deadly | None] = {}
         self._deaths = 0
         self._worker_count = workers
         self._pin_memory = pin_memory
@@ -327,10 +336,12 @@ class Loader:
         self._in_flight.clear()
         self._start()
 
-    def _judge(self, reference: Reference) -> Failure | None:
+    def _judge(self, reference: Reference) -> _Deadly | None:
+        stamp = stamp_of(reference.location)
         if reference.index in self._deadly:  # it has been let off once
-            return Failure.of(DecodeError("two decode workers died of it"))
-        return self._decoder.why_it_dies(reference.location)
+            return _Deadly(Failure.of(DecodeError("two decode workers died of it")), stamp)
+        failure = self._decoder.why_it_dies(reference.location)
+        return _Deadly(failure, stamp) if failure else None
 
     def _wanted(self, reference: Reference) -> _Wanted:
         known = reference.earlier.sha256 if reference.earlier else None

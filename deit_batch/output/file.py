@@ -235,11 +235,15 @@ class _File:
         mode: Mode,
         name: str,
     ) -> None:
+        for ending in ("tmp", "rows.tmp", "run.json.tmp"):  # of a run that was killed
+            files.beside(ending).unlink(missing_ok=True)
         left = files.left()
         self.tally = Tally()
         self._files, self._lock, self._name = files, lock, name
         self._format, self._settings, self._columns = format, settings, columns
         self._earlier = left.report
+        self._of_result = left.report.get("replaced") or left.report
+        """What a report says of the result that stands, if any: of a run that was to replace it, and died, this."""
         self._digest = hashlib.sha256()
         self._action = choose_action(left, settings, mode, name)
         if self._action.must_be_own:
@@ -255,7 +259,7 @@ class _File:
 
     def _require_own_result(self) -> None:
         for field, path in zip(("output", "rows"), self._files.results, strict=False):
-            if not (path.exists() and self._earlier.get(field) == digest_of(path)):
+            if not (path.exists() and self._of_result.get(field) == digest_of(path)):
                 shown = f"{self._name}{path.name.removeprefix(self._files.result.name)}"
                 raise UsageError(
                     f"{shown} is not what its run has left there; give another --out, or replace it with --fresh"
@@ -266,7 +270,7 @@ class _File:
         there, and its stamps are not yet under their name."""
         files = self._files
         is_without_records = files.partial_stamps.exists() and not files.partial.exists()
-        if is_without_records and digest_of(files.partial_stamps) == self._earlier.get("stamps"):
+        if is_without_records and digest_of(files.partial_stamps) == self._of_result.get("stamps"):
             rename_durably(files.partial_stamps, files.stamps)
         files.partial.unlink(missing_ok=True)
         files.partial_stamps.unlink(missing_ok=True)
@@ -289,14 +293,12 @@ class _File:
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
         changed.warn("--fresh or --incremental makes new ones")
 
-    def _stamps_of_result(self) -> Iterator[bytes] | None:
-        """Of each record of the result that stands; None if they are not known."""
-        if "stamps" not in self._earlier:
-            return None
-        if self._earlier["stamps"] is None:
+    def _stamps_of_result(self) -> Iterator[bytes]:
+        """Of each record of the result that stands."""
+        path, digest = self._files.stamps, self._of_result.get("stamps", "unknown")
+        if digest is None:
             return repeat(stamps.NONE)
-        path = self._files.stamps
-        return stamps.read_all(path) if path.exists() and digest_of(path) == self._earlier["stamps"] else None
+        return stamps.read_all(path) if path.exists() and digest_of(path) == digest else repeat(stamps.UNKNOWN)
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
@@ -412,7 +414,10 @@ class _File:
         self._lock.release()
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
-        going_on = {"replaces": self._action.replaces, "retries": self._action.retries}
+        going_on: dict[str, object] = {"replaces": self._action.replaces, "retries": self._action.retries}
+        if status != "finished" and self._action.replaces:
+            names = ("output", "rows", "stamps")
+            going_on["replaced"] = {name: self._of_result[name] for name in names if name in self._of_result}
         values = {"status": status, **report, **going_on, "settings": self._settings}
         write_atomically(self._files.report, pretty(values))
 

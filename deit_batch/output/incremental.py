@@ -157,4 +157,4 @@ def _mark(reference: Reference) -> str | None:
     if reference.sha256 is not None:
         return reference.sha256
     mark = stamp(reference.location)
-    return None if mark is None or time.time_ns() - max(mark[1:]) < _YOUNG_NS else str(mark)
+    return None if mark is None or time.time_ns() - max(mark[1:3]) < _YOUNG_NS else str(mark)

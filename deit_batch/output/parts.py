@@ -23,7 +23,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Self
 
@@ -192,11 +192,11 @@ class Folder:
         changed.warn("--fresh makes new ones")
         return parts
 
-    def _stamps(self) -> Iterator[bytes] | None:
-        """Of the finished parts; None if they are not known."""
+    def _stamps(self) -> Iterator[bytes]:
+        """Of the finished parts."""
         path = self._out / STAMPS
         is_ours = path.exists() and digest_of(path) == self._earlier.get("stamps")
-        return stamps.read_all(path) if is_ours else None
+        return stamps.read_all(path) if is_ours else repeat(stamps.UNKNOWN)
 
     def begin(self) -> None:
         """Makes the folder, if there is none to go on with."""

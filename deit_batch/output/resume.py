@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 from deit_batch.errors import UsageError
 from deit_batch.input.identity import comparable, identity_of
-from deit_batch.input.stamps import NONE, has_changed, stamp_of
-from deit_batch.io import NAME_FIELDS, Reference, json_line, json_value, name_fields, pretty
+from deit_batch.input.stamps import NONE, UNKNOWN, has_changed, stamp_of
+from deit_batch.io import NAME_FIELDS, Reference, clean, json_line, json_value, name_fields, pretty
 
 logger = logging.getLogger("deit_batch")
 
@@ -60,7 +60,9 @@ def choose_action(left: Left, settings: Mapping[str, Any], mode: Mode, name: str
         return Action("continue", report.get("replaces"), report.get("retries", False))
     if left.result is None:
         return Action("begin", None)
-    if left.result == report.get("replaces"):  # a run was told to replace it, and died before it had a record
+    if left.result == report.get("replaces") and not incremental:
+        # A run was told to replace it, and died before it had a record: the same command still may.
+        _require_same_run(name, report, settings)
         return Action("begin", left.result, report.get("retries", False))
     if incremental:
         return Action("begin", left.result, must_be_own=True)
@@ -98,34 +100,38 @@ def has_failed(record: Mapping[str, Any]) -> bool:
 @dataclass(slots=True)
 class Changed:
     """Counts the files that have changed since they were read for a result. `stamps`: of each reference in turn, what
-    its file was then (input/stamps.py); None if that is not known, which is said once."""
+    its file was then (input/stamps.py)."""
 
     result: str
-    stamps: Iterator[bytes] | None
+    stamps: Iterator[bytes]
     images: int = 0
     first: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.stamps is None:
-            logger.warning("whether images have changed since %s was made can't be told: no note of it", self.result)
+    unknown: int = 0
 
     def look_at(self, reference: Reference, *, stands: bool = True) -> bytes:
-        """Looks at the next reference, and returns the stamp that it had (or has, if that is not known). It counts if
-        what was found in it `stands`."""
-        if self.stamps is None:
-            return stamp_of(reference.location)
-        stamp = next(self.stamps, NONE)
-        if stands and has_changed(reference, stamp):
+        """Looks at the next reference, and returns the stamp that it had. It counts if what was found in it
+        `stands`."""
+        stamp = next(self.stamps, UNKNOWN)
+        if stands and stamp == UNKNOWN and stamp_of(reference.location) != NONE:
+            self.unknown += 1
+        elif stands and has_changed(reference, stamp):
             self.images, self.first = self.images + 1, self.first or reference.image
         return stamp
 
     def warn(self, remedy: str) -> None:
         if self.images:
             logger.warning(
-                "%s images have changed since they were read for %s, %s first: it has their old predictions; %s",
+                "%s images have changed since they were read for %s, %s first: their records are old; %s",
                 f"{self.images:,}",
                 self.result,
                 self.first,
+                remedy,
+            )
+        if self.unknown:
+            logger.warning(
+                "whether %s images have changed since %s was made can't be told: no note of what they were; %s",
+                f"{self.unknown:,}",
+                self.result,
                 remedy,
             )
 
@@ -166,7 +172,7 @@ def reference_line(reference: Reference) -> bytes:
 
 def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, object]:
     """What of a record the input alone decides: its place, which input it is of, and the columns that are kept."""
-    kept = {name: record.get(name) for name in keep}
+    kept = {clean(name): record.get(clean(name)) for name in keep}
     # A link that was signed anew is no other link, also where its column is kept.
     same = {name: comparable(value) if isinstance(value, str) else value for name, value in kept.items()}
     return {"index": record["index"], "identity": identity_of(record), **same}
@@ -174,7 +180,7 @@ def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, objec
 
 def _fields(reference: Reference) -> dict[str, Any]:
     """As a record of it has them."""
-    return {**name_fields(reference), **{name: json_value(value) for name, value in reference.keep.items()}}
+    return {**name_fields(reference), **{clean(name): json_value(value) for name, value in reference.keep.items()}}
 
 
 def _short(value: object) -> str:

@@ -15,7 +15,7 @@ from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
 from deit_batch.input.webdataset import is_tars
 from deit_batch.io import Failure, Location, Reference, Url, name_fields
-from deit_batch.system.redaction import HIDDEN
+from deit_batch.redaction import HIDDEN
 
 logger = logging.getLogger("deit_batch")
 

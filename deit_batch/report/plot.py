@@ -20,9 +20,9 @@ from deit_batch.loading.decode import decode
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import Options, Plan
+from deit_batch.redaction import redact
 from deit_batch.runner import scored
 from deit_batch.system.progress import Stopwatch
-from deit_batch.system.redaction import redact
 
 MOST_BARS = 20
 LONGEST_SIDE = 1000  # pixels of the picture

@@ -11,10 +11,20 @@ from typing import ClassVar
 
 from tqdm import tqdm
 
+from deit_batch.redaction import redact_message
+
 logger = logging.getLogger("deit_batch")
 
 
 class _Handler(logging.Handler):
+    """Shows nothing that gives access, whatever a message or a traceback quotes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact_message(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = redact_message(logging.Formatter().formatException(record.exc_info))
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=sys.stderr):
             print(self.format(record), file=sys.stderr, flush=True)
@@ -30,8 +40,8 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info:
-            values["traceback"] = self.formatException(record.exc_info)
+        if record.exc_text:
+            values["traceback"] = record.exc_text
         return json.dumps(values)
 
 

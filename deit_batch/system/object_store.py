@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 from deit_batch.errors import RowError, UsageError
 from deit_batch.io import StoredFile
 from deit_batch.system.extras import needing
-from deit_batch.system.redaction import redact_message
 
 _LIBRARIES = {
     "s3": ("s3fs", "s3"),
@@ -268,7 +267,7 @@ def _translated() -> Iterator[None]:
     except TimeoutError as error:
         raise StoreError("not complete in time", passing=True) from error
     except Exception as error:
-        text = " ".join(redact_message(getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+        text = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
         if isinstance(error, PermissionError):
             text = f"not permitted: {text}"
         raise StoreError(text, passing=_is_passing(error)) from error

@@ -21,9 +21,9 @@ from deit_batch.input.identity import comparable, given_identity, hidden_identit
 from deit_batch.input.labels import open_labelled
 from deit_batch.output.merge import merge
 from deit_batch.output.read import read_records
+from deit_batch.redaction import redact, redact_message
 from deit_batch.report.comparison import compare
 from deit_batch.report.originals import find_originals
-from deit_batch.system.redaction import redact, redact_message
 
 AZURE = "sv=2024-11-04&sr=b&sp=r&se=2026-11-26T00%3A00%3A00Z&sig={}"
 AMAZON = (
@@ -142,6 +142,8 @@ def test_an_id_is_a_text_or_a_number() -> None:
         ),
         ("http://h/a?access_token=1&API-KEY=2&Password=3", "http://h/a?access_token=***&API-KEY=***&Password=***"),
         ("http://h/a?x=1;pass=hunter;2", "http://h/a?x=1;pass=***"),
+        ("https://user:p?w@host/a#b", "https://***@host/a#b"),
+        ("https://user:p#w@host/a", "https://***@host/a"),
         ("http://h/a?pwd=hunter2", "http://h/a?pwd=***"),
         ("http://h/a#access_token=hunter2", "http://h/a#access_token=***"),
         ("http://h/a?jwt=ey&%73as=1", "http://h/a?jwt=***&%73as=***"),
@@ -158,6 +160,63 @@ def test_what_gives_access_is_not_shown(given: str, shown: str | None) -> None:
 def test_a_message_that_quotes_a_url_with_blanks_shows_no_secret() -> None:
     assert redact_message("bad: http://h/a b.jpg?sig=abc (404)") == "bad: http://h/a b.jpg?sig=*** (404)"
     assert redact_message("sig=3 of 4") == "sig=3 of 4"
+
+
+SECRET = "TOPSECRET"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"url": f"s3://user:{SECRET}@h/a.jpg"},
+        {"url": [f"https://u:{SECRET}@h/a.jpg?sig={SECRET}"]},
+        {"url": f"https://user:{SECRET}/w0rd@127.0.0.1/a.jpg"},
+        {"url": f"https://user:{SECRET}?w0rd@127.0.0.1/a.jpg"},
+        {"url": f"ftp://user:{SECRET}@h/a.jpg?token={SECRET}"},
+        {"url": "a.jpg", "id": {"u": f"https://u:{SECRET}@h/a?sig={SECRET}"}},
+    ],
+    ids=str,
+)
+def test_no_record_and_no_message_shows_a_secret(row: dict[str, Any], vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "1", **row}) + "\n")
+    command = [
+        "score",
+        str(tmp_path / "t.jsonl"),
+        "--model",
+        str(vit),
+        "--workers",
+        "0",
+        "--column",
+        "url",
+        "--id",
+        "id",
+    ]
+    for log_format in ("text", "json", "github"):
+        more = ["--out", str(tmp_path / "p.jsonl"), "--fresh", "--verbose", "--log-format", log_format]
+        done = CliRunner().invoke(main, [*command, *more])
+        assert done.exit_code == 3
+        written = "".join(path.read_text() for path in tmp_path.glob("p.jsonl*") if path.suffix != ".stamps")
+        assert SECRET not in done.output + written
+    assert SECRET not in CliRunner().invoke(main, [*command, "--dry-run"]).output
+
+
+def test_no_wrong_usage_shows_a_secret(vit: Path, tmp_path: Path) -> None:
+    url = f"https://user:{SECRET}@h/a.jpg?sig={SECRET}"
+    (tmp_path / "t.csv").write_text(f"{url},cat\n")
+    for words in (["--input", str(tmp_path / "t.csv")], ["--input", url], ["--input", f"hf://x?token={SECRET}"]):
+        for how in ([], ["--verbose", "--log-format", "json"], ["--dry-run"]):
+            done = CliRunner().invoke(
+                main, ["score", *words, "--model", str(vit), "--out", str(tmp_path / "p.jsonl"), *how]
+            )
+            assert (done.exit_code, SECRET in done.output) == (2, False), done.output
+
+
+def test_a_column_whose_name_is_not_utf8_is_kept(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "t.csv").write_bytes(b"image,caf\xe9\n01.jpg,1\n02.jpg,2\n")
+    keep = (b"caf\xe9".decode("utf-8", "surrogateescape"),)
+    records = read_jsonl(scored(photos / "t.csv", vit, tmp_path, keep=keep))
+    assert [record["caf\ufffd"] for record in records] == ["1", "2"]
+    scored(photos / "t.csv", vit, tmp_path, keep=keep)  # finished already
 
 
 @pytest.mark.parametrize("part", "?sig ?sig= &sig=1 ;a :// @ ://u:p@ # ? %73 = a".split())

@@ -157,6 +157,28 @@ def test_none_of_them_is_written_over(three: tuple[str, ...], vit: Path, tmp_pat
         scored(tmp_path, vit, tmp_path / "photos", "t.csv", input=three, column="url", mode="fresh")
 
 
+def test_an_input_is_not_written_over_wherever_it_is_named(photos: Path, vit: Path, tmp_path: Path) -> None:
+    for input, out in ((photos, "03.jpg"), (f"{photos}/*.jpg", "03.jpg"), (f"{photos}/s-{{0..1}}.tar", "s-1.tar")):
+        for number in range(2):
+            shutil.copy(photos / "00.jpg", photos / f"s-{number}.tar")
+        before = (photos / out).read_bytes()
+        with pytest.raises(UsageError, match="is the input"):
+            scored(tmp_path, vit, photos, out, input=str(input), format="jsonl", mode="fresh")
+        assert (photos / out).read_bytes() == before
+
+
+def test_tables_of_the_same_names_in_two_folders_are_not_mixed_up(photos: Path, vit: Path, tmp_path: Path) -> None:
+    for name, number in (("x", 1), ("y", 2)):
+        (tmp_path / name).mkdir()
+        shutil.copy(photos / f"{number:02}.jpg", tmp_path / name / "a.jpg")
+        (tmp_path / name / "t.csv").write_text("image\na.jpg\n")
+    tables = tuple(str(tmp_path / name / "t.csv") for name in ("y", "x"))
+    records = read_jsonl(scored(tmp_path, vit, tmp_path, input=tables, incremental=True))
+    assert [record["image"] for record in records] == [f"{tmp_path}/y/a.jpg", f"{tmp_path}/x/a.jpg"]
+    again = read_jsonl(scored(tmp_path, vit, tmp_path, input=tables[::-1], incremental=True))
+    assert [record["predictions"] for record in again] == [record["predictions"] for record in records][::-1]
+
+
 def test_python_takes_several_too(three: tuple[str, ...], vit: Path) -> None:
     found = score([Path(three[0]), three[2]], model=str(vit), workers=0)
     assert [record.index for record in found] == [0, 1, 2, 3]
@@ -209,6 +231,9 @@ def test_a_variable_or_a_text_in_the_file_of_options_is_one_input(tmp_path: Path
     for name in ("inputs", "INPUTS"):
         wrong = run("score", "--dry-run", other, **{f"DEIT_BATCH_SCORE_{name.upper()}": "x"})
         assert (wrong.exit_code, "no option for the variable DEIT_BATCH_SCORE_INPUTS" in wrong.stderr) == (2, True)
+    config.write_text(f'input = ["{folder}", 3]\n')
+    wrong = run("score", "--dry-run", "--config", config)
+    assert (wrong.exit_code, "3: no such file or folder" in wrong.stderr) == (2, True), wrong.stderr
     config.write_text(f'inputs = ["{folder}"]\n')
     wrong = run("score", "--dry-run", "--config", config)
     assert (wrong.exit_code, "there is no option inputs" in wrong.stderr) == (2, True)

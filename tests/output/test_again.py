@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored, wait_for_growth
+from helpers import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored, valid, wait_for_growth
 
 from deit_batch import runner
 from deit_batch.errors import Interrupted, OutputError, UsageError
@@ -395,20 +395,79 @@ def test_a_run_that_dies_at_its_very_end_still_knows_its_images(
     ]  # fmt: skip
 
 
+def test_a_retry_that_was_cut_short_still_knows_what_the_images_were(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    """After its first records, and after some more."""
+    for number in range(0, 40, 3):
+        (photos / f"{number:02}.jpg").write_bytes(b"broken")
+    scored(photos, vit, tmp_path)
+    (photos / "07.jpg").write_bytes(jpeg(77))
+    for batches in (1, 2):
+        with pytest.raises(Interrupted), interrupted_after(batches, monkeypatch):
+            scored(photos, vit, tmp_path, mode="retry-failed")
+        valid(json.loads((tmp_path / "p.jsonl.run.json").read_bytes()), "run-report")
+    for _ in range(3):
+        messages.clear()
+        scored(photos, vit, tmp_path, mode="retry-failed")
+        assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+        assert not any("can't be told" in message for message in messages)
+
+
+def test_a_result_is_replaced_only_by_the_run_that_was_told_to(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that died before it had a record: another command then may not."""
+    first = scored(photos, vit, tmp_path).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "scored", lambda *args, **more: (_ for _ in ()).throw(OutputError("dies")))
+        with pytest.raises(OutputError):
+            scored(photos, vit, tmp_path, mode="fresh", top_k=1)
+    for other in ({}, {"limit": 3}, {"limit": 3, "mode": "retry-failed"}):
+        with pytest.raises(UsageError, match="is of another run"):
+            scored(photos, vit, tmp_path, **other)
+        assert (tmp_path / "p.jsonl").read_bytes() == first
+    assert scored(photos, vit, tmp_path, top_k=1).read_bytes() != first
+
+
+def test_files_that_look_the_same_are_told_apart_by_their_numbers(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    """Of one size and time, as those that a camera writes within a tick of the clock."""
+    for name, number in (("x", 1), ("y", 2)):
+        (tmp_path / name).mkdir()
+        data = jpeg(number)
+        (tmp_path / name / "a.jpg").write_bytes(data + b"\0" * (20_000 - len(data)))
+        os.utime(tmp_path / name / "a.jpg", ns=(0, 0))
+    (tmp_path / "now").symlink_to("x")
+    first = scored(tmp_path / "now", vit, tmp_path).read_bytes()
+    (tmp_path / "now").unlink()
+    (tmp_path / "now").symlink_to("y")
+    assert scored(tmp_path / "now", vit, tmp_path).read_bytes() == first
+    assert any("1 images have changed" in message for message in messages)
+
+
+def test_a_row_that_names_a_folder_is_a_failure_that_does_not_change(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    (tmp_path / "t.txt").write_text(f"{photos}\n{photos}/01.jpg\n")
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    (photos / "new.jpg").write_bytes(jpeg(1))
+    scored(tmp_path / "t.txt", vit, tmp_path)
+    assert not any("changed" in message for message in messages)
+
+
 def test_what_can_not_be_told_of_the_images_is_said(
     photos: Path, vit: Path, tmp_path: Path, messages: list[str]
 ) -> None:
-    """As of a result that another version has made."""
+    """As of a result that another version has made; and again, for it is not found out by saying so."""
     (photos / "30.jpg").write_bytes(b"broken")
     scored(photos, vit, tmp_path)
     (tmp_path / "p.jsonl.stamps").unlink()
-    for mode in ("continue", "retry-failed"):
+    for mode, count in (("continue", 40), ("retry-failed", 39), ("continue", 39)):
         messages.clear()
         scored(photos, vit, tmp_path, mode=mode)
-        assert any("can't be told" in message for message in messages)
-    messages.clear()
-    scored(photos, vit, tmp_path)  # of what it is since then
-    assert not any("changed" in message for message in messages)
+        assert any(f"whether {count} images have changed" in message for message in messages), messages
 
 
 def test_where_nothing_is_to_be_noted_of_files_nothing_is_left(

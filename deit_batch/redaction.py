@@ -71,12 +71,12 @@ def _without_user_info(before: str, place: str) -> str:
 
 
 def user_info_length(place: str) -> int:
-    """How long the user info is, with its @, at the start of what follows `://`. A password may hold a `/`, which ends
-    the host for every parser: then what stands there for the port is no number."""
+    """How long the user info is, with its @, at the start of what follows `://`. A password may hold a `/`, `?` or
+    `#`, which end the host for every parser: then what stands there for the port is no number."""
     before_query = re.split(r"[?#]", place, maxsplit=1)[0]
     authority = before_query.partition("/")[0]
     if "@" in authority:
         return authority.rindex("@") + 1
     _, colon, port = authority.rpartition(":")
     malformed = colon and port and not port.isdecimal() and not port.endswith("]")
-    return before_query.rfind("@") + 1 if malformed else 0
+    return place.rfind("@") + 1 if malformed else 0
