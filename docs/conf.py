@@ -18,7 +18,7 @@ HOME = "docs/index"
 # here is shown last, under MORE.
 NAVIGATION = {
     "Start": ["README", "docs/tutorial"],
-    "How to": ["docs/how-to/*"],
+    "How to": ["docs/how-to/index", "docs/how-to/*"],
     "Scheduled and in CI": ["docs/schedule", "docs/ci", "docs/docker", "docs/scale"],
     "Reference": [
         "docs/usage",
@@ -78,7 +78,7 @@ def pages_of(app: Sphinx, pattern: str) -> list[str]:
     folder, star, _ = pattern.partition("*")
     if not star:
         return [pattern]
-    return [page for page in app.env.found_docs if page.startswith(folder)]
+    return [page for page in app.env.found_docs if page.startswith(folder) and page != f"{folder}index"]
 
 
 def add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
