@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -17,6 +18,9 @@ import transformers
 from faulty_store import SECRET, Bucket, misbehaving, serve_s3
 from helpers import EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, write_all_kinds
 from misbehaving import Server, serve
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # A slow machine is no fault of the code.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -125,6 +129,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if not (EXAMPLES.parent / ".git").exists():
         pytest.skip("this is no checkout of the repository")
     return release.build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium, driven by playwright."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no browser: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""The pages: each command of the tutorial and the how-to pages is run, and prints what is shown; links lead somewhere;
-the command line's page is what --help says."""
+"""The pages: each command of the tutorial and the how-to pages is run, and prints what is shown; links lead
+somewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
-import cli_reference
 import pytest
 from faulty_store import SECRET
 from helpers import EXAMPLES
@@ -171,12 +170,6 @@ def test_only_a_reason_keeps_a_command_from_being_run() -> None:
     assert steps(page) == [Step("ls\n", "a … c\n")]
     assert agree("a b c\n", "a … c\n")
     assert not agree("a b\n c\n", "a … c\n")
-
-
-def test_the_page_of_the_command_line_is_what_help_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    fresh = cli_reference.reference() == cli_reference.PAGE.read_text()
-    assert fresh, f"docs/cli.md is stale; renew it with: {cli_reference.RENEWED_BY}"
 
 
 def test_the_site_is_whole_and_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:

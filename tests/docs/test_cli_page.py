@@ -1,0 +1,106 @@
+"""The page of the command line is what --help says, and each option can be linked to and searched for."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cli_reference
+import click
+import pytest
+from helpers import EXAMPLES
+
+from deit_batch.cli import main
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+REPOSITORY = EXAMPLES.parent
+COMMANDS: dict[str, click.Command] = {cli_reference.PROGRAM: main, **main.commands}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "sphinx", "--quiet", "--doctree-dir", str(folder / "doctrees"), "--conf-dir", "docs"]
+    subprocess.run([*build, ".", str(folder / "site")], cwd=REPOSITORY, check=True)
+    return folder / "site"
+
+
+def options(command: str) -> list[click.Option]:
+    with click.Context(COMMANDS[command]) as context:
+        context.help_option_names = ["-h", "--help"]
+        return [param for param in COMMANDS[command].get_params(context) if isinstance(param, click.Option)]
+
+
+def long_names(option: click.Option) -> list[str]:
+    return [name for name in [*option.opts, *option.secondary_opts] if name.startswith("--")]
+
+
+def headings() -> list[str]:
+    return re.findall(r"^#### `(.+)`$", cli_reference.PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_page_is_what_help_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    fresh = cli_reference.reference() == cli_reference.PAGE.read_text()
+    assert fresh, f"docs/cli.md is stale; renew it with: {cli_reference.RENEWED_BY}"
+
+
+def test_no_line_of_help_is_lost_between_headings() -> None:
+    page = cli_reference.PAGE.read_text()
+    blocks = "".join(re.findall(r"```text\n(.*?)```", page, re.DOTALL))
+    titles = re.findall(r"^### (.+) \(.+\)$", page, re.MULTILINE)
+    helps = [cli_reference.help_of(), *map(cli_reference.help_of, main.commands)]
+    said = [line for text in helps for line in text.splitlines() if line]
+    assert [line for line in blocks.splitlines() if line] + [f"{title}:" for title in titles] == [
+        *(line for line in said if line.removesuffix(":") not in titles),
+        *(line for line in said if line.removesuffix(":") in titles),
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_option_has_a_heading(command: str) -> None:
+    expected = [f"{command} {long_names(option)[0]}" for option in options(command)]
+    assert [heading for heading in headings() if heading.split()[0] == command] == expected
+
+
+def test_each_option_is_known_to_the_search_and_leads_to_its_anchor(site: Path) -> None:
+    page = (site / "docs" / "cli.html").read_text()
+    index: dict[str, Any] = json.loads((site / "searchindex.js").read_text()[len("Search.setIndex(") : -1])
+    found = {
+        name: anchor
+        for document, _, _, anchor, name in index["objects"][""]
+        if index["docnames"][document] == "docs/cli"
+    }
+    expected = {
+        f"{command} {name}" for command in COMMANDS for option in options(command) for name in long_names(option)
+    }
+    assert set(found) == expected
+    for command in COMMANDS:
+        for option in options(command):
+            first, *others = long_names(option)
+            anchor = found[f"{command} {first}"]
+            section = page[page.index(f'<section id="{anchor}">') :].split("<section", 2)[1]
+            assert f'id="{command}-{first}"' in section  # GitHub's anchor, too
+            assert first in re.sub("<[^>]+>", "", section)
+            assert all(found[f"{command} {other}"] == anchor for other in others)
+
+
+@pytest.mark.parametrize("asked", ["--error-threshold", "error-threshold", "--out", "--no-recursive", "score --id"])
+def test_who_searches_for_an_option_lands_on_it(asked: str, site: Path, browser: Browser) -> None:
+    name = asked.split()[-1].removeprefix("--")
+    page = browser.new_page()
+    page.goto((site / "docs" / "index.html").as_uri())
+    page.get_by_role("textbox", name="Search").fill(asked)
+    page.keyboard.press("Enter")
+    page.locator("#search-results ul.search a").first.click()
+    page.wait_for_url(f"**/docs/cli.html*#*{name.removeprefix('no-')}")
+    heading = page.locator(":target").get_by_role("heading").first
+    assert heading.is_visible()
+    assert f"--{name}" in page.locator(":target").inner_text()
+    page.close()
