@@ -4,7 +4,6 @@ gone on with from there; OUT.lock is held meanwhile."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from deit_batch.errors import UsageError
 from deit_batch.io import json_line
-from deit_batch.system.atomic import rename_durably, write_atomically
+from deit_batch.system.atomic import publish_folder, write_atomically
 from deit_batch.system.lock import Lock
 
 REPORT = "training.json"
@@ -62,16 +61,7 @@ def publish(result: Path, out: Path) -> None:
     """Makes `result`, a folder in OUT.partial, appear as OUT, and takes the rest away."""
     for path in (path for path in result.rglob("*") if path.is_file()):
         path.chmod(0o644)  # safetensors makes its own private
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if out.exists():  # --fresh
-        old = beside(out, ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-        rename_durably(result, out)
-        shutil.rmtree(old)
-    else:
-        rename_durably(result, out)
+    publish_folder(result, out, replace=True)  # what is there: with --fresh
     shutil.rmtree(beside(out, ".partial"))
 
 

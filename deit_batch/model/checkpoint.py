@@ -21,7 +21,7 @@ import safetensors
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.architecture import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
 from deit_batch.model.recipe import CARD_RECIPE, Recipe, recipe_from_config
-from deit_batch.system.atomic import rename_durably
+from deit_batch.system.atomic import publish_folder
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
@@ -117,9 +117,7 @@ def copy_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
         growing.mkdir(parents=True)
         for name in [*names, *indices]:
             shutil.copyfile(checkpoint.folder / name, growing / name)  # what a link of the cache leads to
-            with open(growing / name, "rb") as file:
-                os.fsync(file.fileno())
-        rename_durably(growing, out)
+        publish_folder(growing, out, replace=False)
     except OSError as error:
         raise OutputError(f"{out}: can't be written: {error.strerror}") from error
     return out

@@ -25,7 +25,7 @@ from torch import Tensor
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint
 from deit_batch.model.transformer import load_weights
-from deit_batch.system.atomic import rename_durably
+from deit_batch.system.atomic import publish_folder
 from deit_batch.system.extras import needing
 
 logger = logging.getLogger("deit_batch")
@@ -92,10 +92,7 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
                     weight_type=quantization.QuantType.QInt8,
                 )
                 (folder / "float32.onnx").unlink()
-            for written in folder.iterdir():
-                with open(written, "rb") as file:
-                    os.fsync(file.fileno())
-            rename_durably(folder, out)
+            publish_folder(folder, out, replace=False)
     except OSError as error:
         raise OutputError(f"{out} can't be written: {error.strerror or error}") from error
 

@@ -38,7 +38,7 @@ from deit_batch.output.resume import (
     require_same_input,
     require_same_settings,
 )
-from deit_batch.system.atomic import digest_of, rename_durably, write_atomically, writing
+from deit_batch.system.atomic import digest_of, publish_folder, rename_durably, write_atomically, writing
 from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
@@ -256,15 +256,10 @@ class Folder:
             report = {**report, "references_sha256": digest, "stamps": digest_of(result / STAMPS)}
             write_atomically(result / REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
             write_atomically(result / MANIFEST, pretty(_manifest(parts, result, format)))
-            old = self._out.with_name(f"{self._out.name}.old")
-            if self._out.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                self._out.rename(old)
-            rename_durably(result, self._out)
+            publish_folder(result, self._out, replace=True)
             for path in self._out.glob("part-*.stamps"):  # until now, or a run that dies here would begin anew
                 path.unlink()
-            for rest in (old, self.partial):
-                shutil.rmtree(rest, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)  # if the result was in it
 
     def _join_stamps(self, parts: Sequence[Part], target: Path) -> None:
         with open(target, "wb") as file:

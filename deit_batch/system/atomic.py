@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and outlive a power cut."""
+"""Files and folders that appear whole or not at all, and outlive a power cut."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,41 @@ def write_atomically(path: Path, data: bytes) -> None:
 def rename_durably(source: Path, target: Path) -> None:
     """Renames, and syncs the folder, so that the new name outlives a power cut."""
     os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    _sync(target.parent)
+
+
+def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
+    """Renames the folder `source` to `target`, on the same file system, when all that is in it is synced. A folder
+    that stands there already is replaced if `replace`; if not, this is an OSError, unless it is empty.
+
+    No folder can be renamed onto one that is not empty, so replacing takes two renames: of the old one to TARGET.old,
+    and of the new one. If the process dies, or the power fails,
+
+        before the first     the old folder is at `target`, whole, and the new one at `source`
+        between the two      nothing is at `target`; the old folder is at TARGET.old, whole, and the new one at `source`
+        after the second     the new folder is at `target`, whole, and what is left of the old one at TARGET.old
+
+    Nothing at `target` is mended by the next call with the same two names. It leaves TARGET.old alone: nothing says
+    that this function has made it. Only the call that replaces a folder removes what has that name."""
+    for path in (source, *source.rglob("*")):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    replaces = replace and target.exists()
+    old = target.with_name(f"{target.name}.old")
+    if replaces:
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    rename_durably(source, target)
+    if replaces:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def digest_of(path: Path) -> dict[str, object]:

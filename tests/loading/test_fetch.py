@@ -20,7 +20,8 @@ from deit_batch.errors import RowError
 from deit_batch.io import Base64, Failure, LocalFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading import safe_network
-from deit_batch.loading.fetch import Fetcher, _retry_after, decode_base64
+from deit_batch.loading.fetch import Fetcher, decode_base64
+from deit_batch.loading.url import _retry_after
 
 LIMITS = Limits(image_bytes=5000, fetch_seconds=1.0, retries=0, allow_private_hosts=True)
 

@@ -15,10 +15,11 @@ from helpers import read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
 from deit_batch.output.parts import Block, Folder, Part, cut, in_order, part_name, read_manifest, write_part
+from deit_batch.system import atomic
 
 SETTINGS = {"input": "imgs/", "part_size": 2}
 
@@ -112,6 +113,26 @@ def test_fresh_replaces_what_stands_there_only_at_the_end(died: Path) -> None:
     finish(died, fresh=True)
     assert (died / "run.json").stat().st_ino != before
     assert sorted(os.listdir(died.parent)) == ["out"]
+
+
+def test_what_dies_while_it_replaces_a_folder_is_mended_by_the_next_run(
+    died: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(died)
+    rename = atomic.rename_durably
+
+    def dies(source: Path, target: Path) -> None:
+        if target == died:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(atomic, "rename_durably", dies)
+    with pytest.raises(OutputError):
+        finish(died, fresh=True)
+    monkeypatch.undo()
+    assert not died.exists()
+    finish(died)
+    assert len(read_manifest(died)) == 5
 
 
 def test_other_settings_and_foreign_folders_are_refused(died: Path, tmp_path: Path) -> None:

@@ -262,11 +262,14 @@ def test_nothing_of_it_is_imported_where_no_store_is_named(tmp_path: Path) -> No
     (tmp_path / "list.txt").write_text("a.jpg\n")
     program = """
 import sys
-from deit_batch import fetch, limits, outbox, sources
+from deit_batch.input.open import open_source
+from deit_batch.limits import Limits
+from deit_batch.loading.fetch import Fetcher
+from deit_batch.output import staging
 for input in sys.argv[1:]:
-    for reference in sources.open_source(input).references:
-        assert isinstance(fetch.Fetcher(limits.Limits()).fetch(reference.location), bytes)
-with outbox.at_hand("preds.jsonl", fresh=False):
+    for reference in open_source(input).references:
+        assert isinstance(Fetcher(Limits()).fetch(reference.location), bytes)
+with staging.at_hand("preds.jsonl", fresh=False):
     print(*sorted({"fsspec", "s3fs", "aiohttp", "asyncio"} & set(sys.modules)))
 """
     done = subprocess.run(

@@ -1,0 +1,37 @@
+"""The bytes of a local file: a regular one, in the folder of --root if that is set."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from deit_batch.errors import FetchError
+from deit_batch.limits import Limits
+from deit_batch.system import object_store
+
+
+def read_file(path: str, limits: Limits) -> bytes:
+    """Its bytes, one more than the limit at the most. Raises FetchError."""
+    try:
+        path = _confined(path, limits.root)
+        # A pipe or a device would be read for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FetchError("not a regular file")
+        with open(path, "rb") as file:
+            return file.read(limits.image_bytes + 1)
+    except OSError as error:
+        raise FetchError(error.strerror or str(error)) from error
+    except ValueError as error:  # a NUL byte, or half a surrogate pair, in the name
+        raise FetchError(f"not a file name: {error}") from error
+
+
+def _confined(path: str, root: str | None) -> str:
+    """The path with every link resolved, if a root is set: what is opened is what was checked."""
+    if root is None:
+        return path
+    if object_store.is_stored(root):
+        raise FetchError("outside of --root")
+    root, real = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath([root, real]) != root:
+        raise FetchError("outside of --root")
+    return real
