@@ -43,7 +43,8 @@ class UrlReader:
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise PassingError(str(error) or type(error).__name__) from error
         except (httpx2.InvalidURL, httpcore2.UnsupportedProtocol, UnicodeError) as error:
-            raise FetchError(str(error) or type(error).__name__) from error
+            # Their own words quote a part of it: of a password with a slash, for one.
+            raise FetchError("not a valid URL: look at its host and port; in a password, / is written %2F") from error
 
     def _follow(self, here: httpx2.URL, gone: threading.Event) -> bytes:
         """A request, and those to which it redirects. Credentials in the URL go to its own host only."""

@@ -88,7 +88,7 @@ class when_there_are:  # noqa: N801 - reads as a sentence
         self.acted = False
 
     def _watch(self) -> None:
-        while len(list(self._partial.glob("part-*"))) < self._parts:
+        while len(list(self._partial.glob("part-*.jsonl"))) < self._parts:
             if self._over:
                 return
             time.sleep(0.01)

@@ -516,9 +516,9 @@ def test_a_missing_extra_is_named() -> None:
 
 def test_weights_that_do_not_load_end_the_server(vit: Path, tmp_path: Path) -> None:
     program = (
-        "from deit_batch import pytorch, errors\n"
+        "from deit_batch import errors\nfrom deit_batch.model import transformer\n"
         "def fails(*args, **more): raise errors.CheckpointError('half of it is missing')\n"
-        "pytorch.load_weights = fails\n"
+        "transformer.load_weights = fails\n"
         "from deit_batch.cli import main; main()"
     )
     status, lines = ended("--port", "0", "--model", str(vit), program=program)

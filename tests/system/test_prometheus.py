@@ -24,17 +24,17 @@ def metrics(path: Path) -> dict[str, float]:
 def test_a_success_then_failures_of_each_kind(tmp_path: Path) -> None:
     picture = EXAMPLES / "bag" / "00018.png"
     (tmp_path / "t.txt").write_text(f"{picture}\nmissing.png\n")
-    command = ["score", "--input", "t.txt", "--model", "demo", "--metrics-file", "deit.prom", "--out"]
+    command = ["score", "--input", "t.txt", "--metrics-file", "deit.prom"]
     before = time.time()
-    done = deit_batch(*command, "a.jsonl", "--error-threshold", "1", cwd=tmp_path)
+    done = deit_batch(*command, "--model", "demo", "--out", "a.jsonl", "--error-threshold", "1", cwd=tmp_path)
     assert done.returncode == 0
     first = metrics(tmp_path / "deit.prom")
     assert before < first["deit_batch_last_success_timestamp_seconds"] < time.time()
     assert first["deit_batch_images_scored"] == 1
     assert first['deit_batch_images_failed{type="FetchError"}'] == 1
     assert 0 < first["deit_batch_run_seconds"] < time.time() - before
-    for words, status, scored in [(["b.jsonl"], 3, 1), (["c.jsonl", "--model", "/nowhere"], 1, 0)]:
-        assert deit_batch(*command, *words, cwd=tmp_path).returncode == status
+    for out, model, status, scored in [("b.jsonl", "demo", 3, 1), ("c.jsonl", "/nowhere", 1, 0)]:
+        assert deit_batch(*command, "--model", model, "--out", out, cwd=tmp_path).returncode == status
         later = metrics(tmp_path / "deit.prom")
         assert later["deit_batch_exit_status"] == status
         assert later["deit_batch_images_scored"] == scored
