@@ -28,7 +28,7 @@ from report import describe_machine
 from deit_batch.input.open import Shard, open_source
 from deit_batch.io import Prediction, Record, Reference
 from deit_batch.output.file import Output, open_output
-from deit_batch.output.formats import Columns
+from deit_batch.output.formats import FORMATS, Columns
 from deit_batch.output.merge import merge
 from deit_batch.output.parts import Block, Folder, Part, cut, in_order, write_part
 
@@ -48,7 +48,9 @@ def batches(folder: Path, shard: Shard | None = None) -> Iterator[list[Reference
 
 def output(path: Path, shard: Shard | None = None) -> Output:
     settings: dict[str, object] = {"made up": True, "shard": shard, "keep": []}
-    return open_output(str(path), "jsonl", settings=settings, columns=Columns(()), mode="continue", name=str(path))
+    return open_output(
+        str(path), FORMATS["jsonl"], settings=settings, columns=Columns(()), mode="continue", name=str(path)
+    )
 
 
 def scored(folder: Path, name: str, shard: Shard | None = None, most: int | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -22,6 +21,7 @@ from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import Known
 from deit_batch.output.resume import Mode
+from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import at_hand
 from deit_batch.output.threshold import ErrorThreshold, counts
 from deit_batch.plan import Options, Plan
@@ -240,8 +240,8 @@ def run(
     call continues it.
     """
     stopwatch = Stopwatch()
-    format = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
-    beside = [*(["known"] if incremental else ["stamps"]), *(["rows.jsonl"] if format == "npy" else [])]
+    chosen = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
+    beside = ["known" if incremental else "stamps", *(["rows.jsonl"] if chosen.has_rows else [])]
     with at_hand(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         if any(_is_same(out, path) for input in options.inputs for path in paths_of(input)):
@@ -252,7 +252,7 @@ def run(
         settings = {**plan.settings(options), "incremental": incremental}
         columns = Columns(options.keep, options.features or (), plan.checkpoint.geometry.hidden_size)
         output = stack.enter_context(
-            closing(open_output(path, format, settings=settings, columns=columns, mode=mode, name=out))
+            closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
         known = stack.enter_context(closing(_known(path, plan, options, mode))) if incremental else None
         references = known.recall(source.references) if known else output.recall(source.references)
@@ -321,16 +321,7 @@ def _report(
     stopwatch: Stopwatch,
     progress: Progress,
 ) -> dict[str, object]:
-    tally = output.tally
-    return {
-        "counts": {
-            "inputs": tally.inputs,
-            "scored": tally.scored,
-            **({"kept": known.kept} if known else {}),
-            "failed": tally.failed,
-            "failures": dict(tally.failures),
-            "passed_over": dict(source.passed_over),
-        },
+    about = {
         **({"input_sha256": source.whole()} if options.shard else {}),
         "images_per_second": round(progress.images_per_second, 2),
         "seconds": stopwatch.report(),
@@ -339,6 +330,6 @@ def _report(
         "workers": plan.workers,
         "batch_size": plan.batch_size,
         "options": asdict(options),
-        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": plan.versions(),
     }
+    return run_report(output.tally, source.passed_over, about, kept=known.kept if known else None)

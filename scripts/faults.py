@@ -250,7 +250,7 @@ def worker_killed(night: Night, row: Row) -> None:
 
 DECODER = """
 import os, signal, time
-from deit_batch import loader
+from deit_batch.loading import loader
 original = loader.decode
 
 def decode(data, *args):
@@ -278,7 +278,7 @@ def decoder(harm: str) -> Callable[[Night, Row], None]:
 
 OUT_OF_MEMORY = """
 import torch
-from deit_batch import engines
+from deit_batch.model import engines
 original = engines._filled
 
 def filled(pixels, count):

@@ -18,7 +18,7 @@ from deit_batch.commands._options import (
     section,
 )
 from deit_batch.commands._types import PLACE
-from deit_batch.output.formats import FORMATS
+from deit_batch.output.formats import names
 from deit_batch.output.threshold import ErrorThreshold
 
 
@@ -36,7 +36,7 @@ from deit_batch.output.threshold import ErrorThreshold
         metavar="FILE",
         help="Where the records go, as of score. Appears when it is whole.",
     ),
-    option("--format", type=click.Choice(FORMATS), help="Instead of the format that FILE's ending says."),
+    option("--format", type=click.Choice(names("predictions")), help="Instead of the format that FILE's ending says."),
     FRESH,
     ERROR_THRESHOLD,
 )

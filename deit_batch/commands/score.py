@@ -35,7 +35,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
-from deit_batch.output.formats import FORMATS, choose_format
+from deit_batch.output.formats import choose_format, names, suffixes
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.redaction import redact
 from deit_batch.system.prometheus import recorded
@@ -65,12 +65,12 @@ FIRST_SHOWN = 5
         "--out",
         type=PLACE,
         metavar="FILE",
-        help="Where the predictions go: .jsonl, .json, .csv or .parquet, also on a store (s3://…); - streams JSONL to "
-        "stdout. Appears when it is whole.",
+        help=f"Where the predictions go: {', '.join(suffixes('predictions'))}; also on a store (s3://…); - streams "
+        "JSONL to stdout. Appears when it is whole.",
     ),
     option(
         "--format",
-        type=click.Choice(FORMATS),
+        type=click.Choice(names("predictions")),
         help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.",
     ),
     *PREDICTIONS,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -25,6 +24,7 @@ from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, con
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.io import Tally
 from deit_batch.output.parts import Folder, Part, cut, in_order, part_name, tally_of
+from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.runner import Outcome
@@ -227,21 +227,13 @@ def _converted(grown: Path, parts: Sequence[Part], format: str, keep: Sequence[s
 
 def _report(job: Job, layout: Layout, found: Found, stopwatch: Stopwatch, progress: Progress) -> dict[str, object]:
     """As runner's; the seconds of a stage are the sum of all machines'."""
-    tally = found.tally
-    return {
-        "counts": {
-            "inputs": tally.inputs,
-            "scored": tally.scored,
-            "failed": tally.failed,
-            "failures": dict(tally.failures),
-            "passed_over": dict(found.end.passed_over),
-        },
+    about = {
         "images_per_second": round(progress.images_per_second, 2),
         "seconds": {**{name: round(value, 3) for name, value in found.seconds.items()}, **stopwatch.report()},
         "architecture": job.plan.architecture,
         "machine": sorted(found.machines),
         "actors": asdict(layout),
         "options": asdict(job.options),
-        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": job.plan.versions,
     }
+    return run_report(found.tally, found.end.passed_over, about)

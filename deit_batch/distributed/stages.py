@@ -193,4 +193,6 @@ class Scorer:
 
 
 def convert(source: Path, target: Path, format: str, keep: Sequence[str]) -> None:
-    formats.convert(source, target, format, formats.Columns(keep))
+    write = formats.FORMATS[format].write
+    if write:
+        formats.convert(source, target, write, formats.Columns(keep))

@@ -31,7 +31,7 @@ from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input import stamps
 from deit_batch.io import Earlier, Record, Reference, Tally, json_line, pretty
 from deit_batch.output import formats
-from deit_batch.output.formats import Columns
+from deit_batch.output.formats import Columns, Format
 from deit_batch.output.resume import (
     Changed,
     Left,
@@ -74,7 +74,7 @@ class Output(Protocol):
 
 
 def open_output(
-    out: str, format: str, *, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+    out: str, format: Format, *, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
 ) -> Output:
     """`name` is what messages call it.
 
@@ -82,9 +82,11 @@ def open_output(
     nothing can be written there."""
     if out == "-":
         return _Stream(sys.stdout.buffer, format)
-    if mode == "retry-failed" and format != "jsonl":
-        raise UsageError(f"--retry-failed can't read {format} files back, only jsonl; --incremental works with all")
-    files = Files(Path(os.path.realpath(out)), has_rows=format == "npy")  # a link stays a link: its target is replaced
+    if mode == "retry-failed" and format.write:
+        raise UsageError(
+            f"--retry-failed can't read {format.name} files back, only jsonl; --incremental works with all"
+        )
+    files = Files(Path(os.path.realpath(out)), has_rows=format.has_rows)  # a link stays a link: its target is replaced
     if not files.result.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
     for path in files.results:
@@ -93,7 +95,7 @@ def open_output(
     with writing(files.result):
         lock = Lock(files.beside("lock"), name)
         try:
-            return _File(files, lock, format, {**settings, "format": format}, columns, mode, name)
+            return _File(files, lock, format, {**settings, "format": format.name}, columns, mode, name)
         except DeitBatchError:
             lock.release()
             raise
@@ -104,7 +106,7 @@ class _Stream:
 
     complete = False
 
-    def __init__(self, stream: BinaryIO, format: str) -> None:
+    def __init__(self, stream: BinaryIO, format: Format) -> None:
         self.tally = Tally()
         self._stream = stream
         self._format = format
@@ -229,7 +231,7 @@ class _File:
         self,
         files: Files,
         lock: Lock,
-        format: str,
+        format: Format,
         settings: Mapping[str, object],
         columns: Columns,
         mode: Mode,
@@ -381,14 +383,15 @@ class _File:
         with writing(files.result):
             self._growing.sync()
             self._growing.close()
-            result = files.partial if self._format == "jsonl" else self._converted(self._format, files.beside("tmp"))
+            write = self._format.write
+            result = self._converted(write, files.beside("tmp")) if write else files.partial
             digests: dict[str, object] = {
                 "output": digest_of(result),
                 "references_sha256": self._digest.hexdigest(),
                 "stamps": digest_of(files.partial_stamps) if read_files else None,
             }
             if files.has_rows:
-                rows = self._converted("rows", files.beside("rows.tmp"))
+                rows = self._converted(formats.write_rows, files.beside("rows.tmp"))
                 digests["rows"] = digest_of(rows)
                 rename_durably(rows, files.rows)
             self._write_report("finished", {**report, **digests})
@@ -401,8 +404,8 @@ class _File:
                 files.partial_stamps.unlink()
                 files.stamps.unlink(missing_ok=True)
 
-    def _converted(self, format: str, target: Path) -> Path:
-        formats.convert(self._files.partial, target, format, self._columns)
+    def _converted(self, write: formats.Write, target: Path) -> Path:
+        formats.convert(self._files.partial, target, write, self._columns)
         return target
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:

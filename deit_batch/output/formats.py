@@ -1,7 +1,7 @@
-"""Records to the file that the user asked for. Every run grows JSONL; at its end that becomes the wanted format.
+"""The forms that results have: each with its name, the endings of its files, and how it is written and read back.
 
-predictions  jsonl, json, csv, parquet, sample
-features     parquet, or npy beside the records without their features (rows)
+Every run grows JSONL; at its end that becomes the wanted format. A new one is a function here, or two, and an entry in
+FORMATS.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from deit_batch.errors import UsageError
+from deit_batch.input.tables import MAX_ROW_CHARS
 from deit_batch.io import NAME_FIELDS, FeatureName, json_line, unpack
 
-# A new one belongs into schemas/run-report.schema.json, too.
-FORMATS = ("jsonl", "json", "csv", "parquet", "sample")
 _CSV_COLUMNS = "index image label score predictions error_type error_message".split()
 _CSV_COLUMNS += NAME_FIELDS[1:]
-_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_FEATURES_BY_SUFFIX = {".parquet": "parquet", ".npy": "npy"}
+_CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
+_OPTIONAL = frozenset(("error", *NAME_FIELDS)) - {"image"}
+_ROWS = 1000  # of Parquet at a time
+
+Records = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,64 +38,97 @@ class Columns:
     width: int = 0
 
 
-def choose_format(out: str, named: str | None, keep: Sequence[str]) -> str:
-    """The format asked for, or the one that the file's ending says. Raises UsageError if neither tells, or the format
-    can't take what it is to hold."""
-    format = named or ("jsonl" if out == "-" else _BY_SUFFIX.get(Path(out).suffix.lower()))
+Write: TypeAlias = Callable[[Records, Path, Columns], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A form of results. `suffixes`: the endings that choose it; `write`: converts the records of a run, which grow as
+    JSONL, to a file (None: they are left as they are); `read`: the records of a file (None: they do not say which image
+    they are of); `of`: what it can hold; `takes_any_column`: whether a kept column may be called like one of its own;
+    `streams`: whether it can go to stdout, a line an image; `has_rows`: whether the records, without their features,
+    stand beside it in a file of their own."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    write: Write | None
+    read: Callable[[Path], Iterator[Any]] | None
+    of: tuple[Literal["predictions", "features"], ...] = ("predictions",)
+    takes_any_column: bool = True
+    streams: bool = False
+    has_rows: bool = False
+
+
+def suffixes(of: Literal["predictions", "features"]) -> list[str]:
+    """The endings of the files that can hold them."""
+    return [suffix for format in FORMATS.values() if of in format.of for suffix in format.suffixes]
+
+
+def names(of: Literal["predictions", "features"]) -> list[str]:
+    """Of the formats that can hold them."""
+    return [format.name for format in FORMATS.values() if of in format.of]
+
+
+def format_by_suffix(path: str | Path, of: Literal["predictions", "features"]) -> Format | None:
+    """The format that a file's ending says."""
+    suffix = Path(path).suffix.lower()
+    return next((format for format in FORMATS.values() if of in format.of and suffix in format.suffixes), None)
+
+
+def choose_format(out: str, named: str | None, keep: Sequence[str]) -> Format:
+    """The format of predictions that is asked for, or that the file's ending says. Raises UsageError if neither tells,
+    or the format can't take what it is to hold."""
+    default = FORMATS["jsonl"] if out == "-" else format_by_suffix(out, "predictions")
+    format = FORMATS[named] if named else default
     if format is None:
-        raise UsageError(f"--out {out}: end it in {', '.join(_BY_SUFFIX)}, or say --format")
-    if out == "-" and format not in ("jsonl", "sample"):
-        raise UsageError(f"--format {format} can't go to stdout; jsonl and sample can")
+        raise UsageError(f"--out {out}: end it in {', '.join(suffixes('predictions'))}, or say --format")
+    if out == "-" and not format.streams:
+        raise UsageError(f"--format {format.name} can't go to stdout; jsonl and sample can")
     clash = [name for name in keep if name in _CSV_COLUMNS]
-    if format == "csv" and clash:
+    if clash and not format.takes_any_column:
         raise UsageError(f"--keep {clash[0]}: the CSV file has a column of that name already")
     return format
 
 
-def choose_features_format(out: str) -> str:
+def choose_features_format(out: str) -> Format:
     """What the file's ending says. Raises UsageError if features can't go there."""
-    format = _FEATURES_BY_SUFFIX.get(Path(out).suffix.lower())
+    format = format_by_suffix(out, "features")
     if format is None:
-        raise UsageError(f"--out {out}: features go to a file that ends in {' or '.join(_FEATURES_BY_SUFFIX)}")
+        raise UsageError(f"--out {out}: features go to a file that ends in {' or '.join(suffixes('features'))}")
     return format
 
 
-def line(record: dict[str, object], format: str) -> bytes:
-    """One record as one line of "jsonl" or "sample"."""
-    return json_line(record["predictions"] if format == "sample" else record)
+def line(record: dict[str, object], format: Format) -> bytes:
+    """One record as one line, for a format that streams."""
+    return json_line(record["predictions"] if format.name == "sample" else record)
 
 
-def convert(source: Path, target: Path, format: str, columns: Columns) -> None:
+def convert(source: Path, target: Path, write: Write, columns: Columns) -> None:
     """Writes the JSONL file of records `source` as `target` in another format, synced to the disk."""
-    writers: dict[str, Callable[[Iterator[dict[str, Any]], Path, Columns], None]] = {
-        "json": _write_json,
-        "sample": _write_sample,
-        "csv": _write_csv,
-        "parquet": _write_parquet,
-        "npy": _write_npy,
-        "rows": _write_rows,
-    }
     with open(source, "rb") as lines:
-        writers[format]((json.loads(text) for text in lines), target, columns)
+        write((json.loads(text) for text in lines), target, columns)
     with open(target, "rb") as written:
         os.fsync(written.fileno())
 
 
-def _write_json(records: Iterator[dict[str, Any]], target: Path, columns: Columns) -> None:
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write_json(records: Records, target: Path, columns: Columns) -> None:
     """The card's sample output: a list with one list of {"label", "score"} an image."""
     with open(target, "wb") as file:
         file.write(b"[")
         for place, record in enumerate(records):
-            file.write((b",\n" if place else b"\n") + line(record, "sample").rstrip())
+            file.write((b",\n" if place else b"\n") + json_line(record["predictions"]).rstrip())
         file.write(b"\n]\n")
 
 
-def _write_sample(records: Iterator[dict[str, Any]], target: Path, columns: Columns) -> None:
+def _write_sample(records: Records, target: Path, columns: Columns) -> None:
     with open(target, "wb") as file:
-        file.writelines(line(record, "sample") for record in records)
+        file.writelines(json_line(record["predictions"]) for record in records)
 
 
-def _write_csv(records: Iterator[dict[str, Any]], target: Path, columns: Columns) -> None:
+def _write_csv(records: Records, target: Path, columns: Columns) -> None:
     """One row an image: the best label and its score for people, all predictions as JSON for programs."""
     with open(target, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -116,7 +151,7 @@ def _write_csv(records: Iterator[dict[str, Any]], target: Path, columns: Columns
             )
 
 
-def _write_parquet(records: Iterator[dict[str, Any]], target: Path, columns: Columns) -> None:
+def _write_parquet(records: Records, target: Path, columns: Columns) -> None:
     """The record's own fields, but a column for each of its features, null where it failed; kept columns as strings,
     for their type may change from row to row."""
     import numpy as np
@@ -144,7 +179,7 @@ def _write_parquet(records: Iterator[dict[str, Any]], target: Path, columns: Col
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _write_npy(records: Iterator[dict[str, Any]], target: Path, columns: Columns) -> None:
+def _write_npy(records: Records, target: Path, columns: Columns) -> None:
     """float32 [n, width], or of several features [n, features, width]; NaN where it failed."""
     import numpy as np
 
@@ -168,7 +203,7 @@ def _write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
 
-def _write_rows(records: Iterator[dict[str, Any]], target: Path, columns: Columns) -> None:
+def write_rows(records: Records, target: Path, columns: Columns) -> None:
     """Of which input each row of an array is: the records as JSONL, without their features."""
     with open(target, "wb") as file:
         for record in records:
@@ -178,3 +213,53 @@ def _write_rows(records: Iterator[dict[str, Any]], target: Path, columns: Column
 
 def _as_text(value: object) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    with open(path, "rb") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(MAX_ROW_CHARS)  # all the scores of a thousand classes are one field
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, strict=True):
+            if None in row or None in row.values():
+                raise ValueError("not as many fields as the header has; is the file cut off?")
+            record: dict[str, Any] = {name: value or None for name, value in row.items() if name not in _CSV_OWN}
+            record |= {"index": int(row["index"]), "predictions": json.loads(row["predictions"])}
+            if row["error_type"]:
+                record["error"] = {"type": row["error_type"], "message": row["error_message"]}
+            yield _without_empty(record)
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS):
+            yield from map(_without_empty, batch.to_pylist())
+
+
+def _without_empty(record: dict[str, Any]) -> dict[str, Any]:
+    """A column is there for all rows; these fields are in a record only if they say something."""
+    return {name: value for name, value in record.items() if name not in _OPTIONAL or value is not None}
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("jsonl", (".jsonl", ".ndjson"), None, read_jsonl, streams=True),
+        Format("json", (".json",), _write_json, None),
+        Format("csv", (".csv",), _write_csv, _read_csv, takes_any_column=False),
+        Format("parquet", (".parquet",), _write_parquet, _read_parquet, of=("predictions", "features")),
+        Format("sample", (), _write_sample, None, streams=True),
+        Format("npy", (".npy",), _write_npy, None, of=("features",), has_rows=True),
+    )
+}

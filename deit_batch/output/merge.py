@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -24,6 +23,7 @@ from deit_batch.output.file import open_output
 from deit_batch.output.formats import Columns, choose_format
 from deit_batch.output.parts import MANIFEST, REPORT, part_name, read_manifest
 from deit_batch.output.resume import Mode
+from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import at_hand
 from deit_batch.system.atomic import digest_of
 from deit_batch.system.object_store import is_stored
@@ -105,13 +105,13 @@ def _write(
     report: Callable[[Tally], dict[str, object]],
 ) -> Tally:
     keep = list(settings["keep"])
-    format = choose_format(out, format, keep)
+    chosen = choose_format(out, format, keep)
     settings = {name: value for name, value in settings.items() if name != "format"}
     columns = Columns(keep)
     with ExitStack() as stack:
         path = stack.enter_context(at_hand(out, fresh=mode == "fresh"))
         output = stack.enter_context(
-            closing(open_output(path, format, settings=settings, columns=columns, mode=mode, name=out))
+            closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
         for batch in output.remaining(iter(lambda: list(islice(references, BATCH)), [])):
             output.write([_record(reference) for reference in batch])
@@ -215,18 +215,11 @@ def _report(parts: Sequence[Part], tally: Tally) -> dict[str, object]:
     seconds: Counter[str] = Counter()
     for part in parts:
         seconds.update(part.report["seconds"])
-    return {
-        "counts": {
-            "inputs": tally.inputs,
-            "scored": tally.scored,
-            "failed": tally.failed,
-            "failures": dict(tally.failures),
-            "passed_over": first["counts"]["passed_over"],
-        },
+    about = {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "architecture": first["architecture"],
         "machine": sorted({part.report["machine"] for part in parts}),
         "shards": [str(part.path) for part in parts],
-        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": first["versions"],
     }
+    return run_report(tally, first["counts"]["passed_over"], about)

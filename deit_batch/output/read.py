@@ -6,31 +6,27 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import UsageError
-from deit_batch.input.tables import MAX_ROW_CHARS
 from deit_batch.io import NAME_FIELDS
+from deit_batch.output.formats import FORMATS, format_by_suffix
 
 logger = logging.getLogger("deit_batch")
-
-_CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
-_OPTIONAL = frozenset(("error", *NAME_FIELDS)) - {"image"}
-_ROWS = 1000  # of Parquet at a time
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a .jsonl, .csv or .parquet file of predictions, in their form as JSON. Raises UsageError if it is
     none."""
-    suffix = path.suffix.lower()
-    if suffix == ".json":
+    # What has another ending is taken for JSONL: a shard may be called preds.0, and a partial file is one, too.
+    read = (format_by_suffix(path, "predictions") or FORMATS["jsonl"]).read
+    if read is None:
         raise UsageError(f"{path}: says of no prediction which image it is of; give a .jsonl, .csv or .parquet file")
-    readers: dict[str, Callable[[Path], Iterator[Any]]] = {".csv": _read_csv, ".parquet": _read_parquet}
-    number = 0  # what has another ending is taken for JSONL: a shard may be called preds.0, a partial file is one, too
+    number = 0
     try:
-        for number, record in enumerate(readers.get(suffix, _read_jsonl)(path), 1):
+        for number, record in enumerate(read(path), 1):
             if not _is_record(record):
                 raise UsageError(f"{path}, record {number}: no record of predictions, as score writes them")
             yield record
@@ -47,7 +43,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         raise UsageError(f"{path}: {error.strerror or error}") from error
 
 
-def run_report(path: Path) -> dict[str, Any] | None:
+def read_run_report(path: Path) -> dict[str, Any] | None:
     """What lies beside a file of predictions as its `.run.json`; None if there is none, or it is of another file."""
     try:
         report = json.loads(Path(os.path.realpath(path) + ".run.json").read_bytes())
@@ -110,35 +106,3 @@ def _is_prediction(value: Any) -> bool:
         and not isinstance(value["score"], bool)
         and 0 <= value["score"] <= 1  # and so no NaN
     )
-
-
-def _read_jsonl(path: Path) -> Iterator[Any]:
-    with open(path, "rb") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(MAX_ROW_CHARS)  # all the scores of a thousand classes are one field
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, strict=True):
-            if None in row or None in row.values():
-                raise ValueError("not as many fields as the header has; is the file cut off?")
-            record: dict[str, Any] = {name: value or None for name, value in row.items() if name not in _CSV_OWN}
-            record |= {"index": int(row["index"]), "predictions": json.loads(row["predictions"])}
-            if row["error_type"]:
-                record["error"] = {"type": row["error_type"], "message": row["error_message"]}
-            yield _without_empty(record)
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS):
-            yield from map(_without_empty, batch.to_pylist())
-
-
-def _without_empty(record: dict[str, Any]) -> dict[str, Any]:
-    """A column is there for all rows; these fields are in a record only if they say something."""
-    return {name: value for name, value in record.items() if name not in _OPTIONAL or value is not None}

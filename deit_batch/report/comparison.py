@@ -16,7 +16,7 @@ from deit_batch import __version__
 from deit_batch.errors import InputError
 from deit_batch.input.identity import identity_of
 from deit_batch.io import NAME_FIELDS, Tally
-from deit_batch.output.read import read_records, run_report
+from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.chosen import Best, Sample
 
 State: TypeAlias = Literal[
@@ -171,7 +171,7 @@ def _as_dict(change: Change) -> Json:
 
 def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Comparison:
     """Raises InputError if no image is in both, UsageError if one is no file of predictions."""
-    runs = [run_report(path) for path in (old, new)]
+    runs = [read_run_report(path) for path in (old, new)]
     comparison = Comparison(Side(old), Side(new), _different(runs), run=runs[1])
     largest, sample = Best[Change](most_shown), Sample[Change](most_rows)
     for change in _changes(comparison):

@@ -11,7 +11,7 @@ from typing import Any
 
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
-from deit_batch.output.read import read_records, run_report
+from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
@@ -62,7 +62,7 @@ def report(request: Request) -> Summary:
     )
     if labelling:
         _say_how_many(summary, labelling)
-    run = run_report(request.predictions)
+    run = read_run_report(request.predictions)
     pictures = pictures_of(
         {seen.place: seen.record for seen in summary.standing_out},
         run and run["settings"],

@@ -27,7 +27,7 @@ from deit_batch.loading import decode as decoding
 from deit_batch.loading import loader
 from deit_batch.loading.decode import decode
 from deit_batch.model.recipe import Recipe
-from deit_batch.output.read import read_records, run_report
+from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.chosen import Best, Sample
 from deit_batch.report.report import as_page
 from deit_batch.report.summary import MOST_REASONS, Reason, summarise
@@ -58,7 +58,7 @@ def test_the_page_of_a_run(photos: Path, vit: Path, tmp_path: Path) -> None:
     ):
         assert fact in page.text
     found = Counter(r["predictions"][0]["label"] for r in records if r["predictions"])
-    assert all(f"{label} {decode}" in page.text for label, images in found.items())
+    assert all(f"{label} {images}" in page.text for label, images in found.items())
     assert f"DecodeError {records[7]['error']['message']}" in page.text
     by_score = sorted((r for r in records if r["predictions"]), key=lambda r: r["predictions"][0]["score"])
     least, most = (page.text.split(title)[1] for title in ("Least sure", "Most sure"))
@@ -295,9 +295,9 @@ def test_a_run_report_of_another_file_is_not_believed(
     photos: Path, vit: Path, tmp_path: Path, messages: list[str]
 ) -> None:
     predictions = scored(photos, vit, tmp_path, limit=4)
-    assert run_report(predictions)
+    assert read_run_report(predictions)
     predictions.write_bytes(predictions.read_bytes() * 2)
-    assert run_report(predictions) is None
+    assert read_run_report(predictions) is None
     assert "is of another file" in messages[-1]
 
 
@@ -321,9 +321,9 @@ def test_a_run_report_of_odd_types_ends_nothing(odd: Json, tmp_path: Path, messa
     predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
     run = {"output": {"bytes": predictions.stat().st_size}, "settings": {}}
     (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run))
-    assert run_report(predictions) == run
+    assert read_run_report(predictions) == run
     (tmp_path / "p.jsonl.run.json").write_text(json.dumps(run | odd))
-    assert run_report(predictions) is None
+    assert read_run_report(predictions) is None
     assert "can't be read" in messages[-1]
 
 

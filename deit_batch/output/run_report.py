@@ -1,0 +1,24 @@
+"""What a run leaves beside its result: how it went, as schemas/run-report.schema.json describes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from deit_batch.io import Tally
+
+
+def run_report(
+    tally: Tally, passed_over: Mapping[str, int], about: Mapping[str, object], *, kept: int | None = None
+) -> dict[str, object]:
+    """The counts first, then `about`: whatever else this kind of run has to say. `kept`: of an incremental run, how
+    many images needed no scoring."""
+    counts = {
+        "inputs": tally.inputs,
+        "scored": tally.scored,
+        **({} if kept is None else {"kept": kept}),
+        "failed": tally.failed,
+        "failures": dict(tally.failures),
+        "passed_over": dict(passed_over),
+    }
+    return {"counts": counts, **about, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
