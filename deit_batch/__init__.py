@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deit_batch.errors import DeitBatchError
+from deit_batch.io import Prediction, Record
+from deit_batch.limits import Limits
 
 __version__ = "0.1.0"
-__all__ = ["DeitBatchError", "__version__", "embed", "score"]
+__all__ = ["DeitBatchError", "Limits", "Prediction", "Record", "__version__", "embed", "score"]
 
 if TYPE_CHECKING:
     from deit_batch.runner import embed, score

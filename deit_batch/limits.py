@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from deit_batch.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -24,6 +26,32 @@ class Limits:
     allow_private_hosts: bool = False
     allow_truncated: bool = False
     root: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what the command line would refuse."""
+        for name in ("image_bytes", "image_pixels", "connections"):
+            require_whole_number(name, getattr(self, name), 1)
+        for name in ("redirects", "retries"):
+            require_whole_number(name, getattr(self, name), 0)
+        for name in ("fetch_seconds", "decode_seconds"):
+            require_number(name, getattr(self, name), 0, LONGEST_SECONDS)
+            if getattr(self, name) == 0:
+                raise UsageError(f"{name} is 0; no image could be had in no time")
+
+
+LONGEST_SECONDS = 86_400.0
+
+
+def require_whole_number(name: str, value: object, least: int) -> None:
+    """Raises UsageError, by the option's name, unless it is one from `least` up."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} up")
+
+
+def require_number(name: str, value: object, least: float, most: float) -> None:
+    """Raises UsageError, by the option's name, unless it is one in this range; NaN is in none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise UsageError(f"{name} is {value!r}; it must be a number in {least:g}..{most:g}")
 
 
 DEFAULT_LIMITS = Limits()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from importlib.metadata import version
-from typing import TYPE_CHECKING, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias, TypedDict
 
 from deit_batch.errors import UsageError
 from deit_batch.input.open import Shard, open_source
 from deit_batch.io import FeatureName, Reference, Source
-from deit_batch.limits import DEFAULT_LIMITS, Limits
+from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
 from deit_batch.model.architecture import FEATURES
 from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.recipe import Recipe
@@ -57,18 +59,27 @@ class Options:
         """Raises UsageError for what the command line would refuse."""
         if not self.inputs:
             raise UsageError("no input is given")
-        if isinstance(self.keep, str):
-            raise UsageError("keep takes a sequence of names, not one")
+        for name in ("column", "id", "model", "revision", "image_processor", "device", "dtype"):
+            self._require(name, str)
+        for name in ("recursive", "allow_pickle", "compile"):
+            self._require(name, bool)
+        self._require("limits", Limits)
+        for name, least in (("limit", 1), ("top_k", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) is not None:
+                require_whole_number(name, getattr(self, name), least)
+        require_number("threshold", self.threshold, 0, 1)
+        self._require("keep", tuple)
         if self.decode not in ("exact", "fast"):
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}; it must be a number from 1 up, or None for all")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise UsageError(f"shard is {self.shard[0]} of {self.shard[1]}; they are counted from 0")
-        if not 0 <= self.threshold <= 1:
-            raise UsageError(f"threshold is {self.threshold}; it must be in 0..1")
         if self.features is not None:
             self._check_features(self.features)
+
+    def _require(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind) and not (value is None and _DEFAULTS[name] is None):
+            raise UsageError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
 
     def _check_features(self, names: tuple[FeatureName, ...]) -> None:
         if not names or not set(names) <= set(FEATURES) or len(set(names)) < len(names):
@@ -93,6 +104,63 @@ class Options:
             shard=self.shard,
             stdin=stdin,
         )
+
+
+_KINDS: dict[type, str] = {str: "text", bool: "True or False", tuple: "a sequence of names", Limits: "a Limits"}
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The options that both `score` and `embed` take from Python. (The one second list of `Options`: a test holds its
+    names and types to that.)"""
+
+    column: str | None
+    keep: Sequence[str]
+    id: str | None
+    recursive: bool
+    limit: int | None
+    shard: Shard | None
+    model: str | os.PathLike[str]
+    revision: str | None
+    image_processor: str | os.PathLike[str] | None
+    decode: Literal["exact", "fast"]
+    allow_pickle: bool
+    device: str
+    dtype: str
+    compile: bool
+    batch_size: int | None
+    workers: int | None
+    limits: Limits
+
+
+class ScoreOptions(EmbedOptions, total=False):
+    """Those that `score` takes."""
+
+    top_k: int | None
+    threshold: float
+
+
+Input: TypeAlias = str | os.PathLike[str]
+
+
+def options_of(
+    function: str, input: Input | Sequence[Input], given: Mapping[str, Any], known: Iterable[str], **more: Any
+) -> Options:
+    """From what Python's `function` was called with. `known`: the options that it has. Raises UsageError, by name, for
+    one that there is not and for a value that the command line would refuse."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"; do you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
+            raise UsageError(f"{function}() has no option {name}{hint}")
+    inputs = [input] if isinstance(input, str | os.PathLike) else input
+    try:
+        specs = tuple(os.fspath(each) for each in inputs)
+    except TypeError:
+        raise UsageError(f"input is {input!r:.80}; it must be a path, or a sequence of paths") from None
+    paths = {name: os.fspath(value) for name, value in given.items() if isinstance(value, os.PathLike)}
+    keep = {"keep": tuple(given["keep"])} if isinstance(given.get("keep"), list) else {}
+    return Options(input=specs[0] if len(specs) == 1 else specs, **{**given, **paths, **keep, **more})
 
 
 @dataclass(frozen=True, slots=True)

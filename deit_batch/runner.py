@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Unpack
 
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.input.webdataset import paths_of
 from deit_batch.io import Failure, FeatureName, Features, LocalFile, Prediction, Record, Reference, Source, Tally
-from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import Known
@@ -24,7 +23,7 @@ from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import at_hand
 from deit_batch.output.threshold import ErrorThreshold, counts
-from deit_batch.plan import Options, Plan
+from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
 from deit_batch.system import machine
 from deit_batch.system.progress import Progress, Stopwatch
 from deit_batch.system.signals import stop_on_signals
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("deit_batch")
 
 SCORED_AHEAD = 1  # batches
-
-Input: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,44 +65,71 @@ class Outcome:
         return tally.failed > 0 and not (threshold and threshold.allows(tally.failed, tally.inputs))
 
 
-def score(input: Input | Sequence[Input], *, model: str = DEFAULT_MODEL, **options: object) -> Iterator[Record]:
-    """For Python: scores images and yields one Record per input, in input order, as they are ready. (The command line
-    calls `run`.)
+def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> Iterator[Record]:
+    """Scores images: yields one Record per input, in input order, as they are ready. Nothing is written.
 
-    `input` (one, or a sequence of them) and the options are those of `deit-batch score`, under the same names:
-    `column`, `keep`, `id`, `recursive`, `limit`, `revision`, `image_processor`, `decode`, `allow_pickle`, `device`,
-    `dtype`, `top_k` (None for all), `threshold`, `batch_size`, `workers`, and `limits`, a `deit_batch.limits.Limits`.
-    Nothing is written. An image that can't be scored yields a Record with an `error`; raises DeitBatchError where there
-    is nothing to score, or nothing to score with.
+    All is checked when it is called, the model's weights when the first record is asked for. An image that can't be
+    scored is a Record with an `error`.
 
-        for record in score("imgs/", model="demo"):
-            print(record.image, record.predictions[:1])
+    Args:
+        input: What `deit-batch score --input` takes: a folder, image, glob, table, list, tar, `hf://…` or store
+        address; or a sequence of them, which are taken one after another. column: The column of a table that holds the
+        image. Default: by its usual names. keep: Columns that are carried into `Record.keep`. Default: none. id: The
+        column that says which image a row is of. Default: its name or address. recursive: Whether folders in a folder
+        are looked into. Default: True. limit: How many inputs are taken, from the first on. Default: all. shard: (i, n)
+        takes every n-th input, from the i-th on, counted from 0. Default: all. model: The checkpoint: a name on the
+        Hub, a folder, or "demo". Default: "facebook/deit-base-patch16-224". revision: A branch, tag or commit of a
+        model on the Hub. Default: its main branch. image_processor: Preprocessing other than the checkpoint's own: a
+        folder, Hub name, JSON file, or "card". decode: "exact", or "fast": short cuts with large images, whose scores
+        change a little. Default: "exact". allow_pickle: Whether weights that are not safetensors are loaded. Default:
+        False. device: "auto", "cpu", "cuda", "cuda:N" or "mps". Default: "auto", the GPU if there is one. dtype:
+        "auto", "float32", "float16", "bfloat16" or "int8". Default: "auto", float16 on a GPU and float32 on a CPU.
+        compile: Whether the model is compiled first, on a GPU. Default: False. top_k: How many labels an image, from 1
+        up, or None for all. Default: 5. threshold: Labels with a lower score are left out, in 0..1. Default: 0.
+        batch_size: Images that are scored together, from 1 up. Default: from the cores, the model and the GPU. workers:
+        Processes that fetch and decode, from 0 up. Default: from the cores. limits: What one image may cost, a
+        `deit_batch.Limits`. Default: `Limits()`.
+
+    Raises:
+        UsageError: An option that there is not, a value that the command line would refuse, no such input.
+        CheckpointError: No such model, or one that must not be scored with.
+        InputError: While it yields: the input can't be read to its end.
+
+    Example:
+        for record in score("imgs/", model="demo", top_k=1):
+            print(record.image, record.predictions, record.error)
     """
-    inputs = [input] if isinstance(input, str | os.PathLike) else input
-    specs = tuple(os.fspath(each) for each in inputs)
-    chosen = Options(input=specs[0] if len(specs) == 1 else specs, model=model, **options)  # type: ignore[arg-type]
-    source = chosen.open_source()
-    plan = Plan.of(chosen)
-
-    for records in scored(plan.batches(source.references), plan, chosen, Stopwatch()):
-        yield from records
+    return _records(options_of("score", input, options, ScoreOptions.__optional_keys__))
 
 
 def embed(
-    input: Input | Sequence[Input],
-    *,
-    model: str = DEFAULT_MODEL,
-    features: Sequence[FeatureName] = ("cls",),
-    **options: object,
+    input: Input | Sequence[Input], *, features: Sequence[FeatureName] = ("cls",), **options: Unpack[EmbedOptions]
 ) -> Iterator[Record]:
-    """Like `score`, but each Record has `features` of its image in the place of predictions: of each name, a float32
-    array [width] of the encoder's last layer, after its norm. The names are "cls", "distillation" and "mean" (of the
-    patches).
+    """Features instead of predictions: yields one Record per input, as `score` does, with `features` of the image.
 
+    Args:
+        input: As of `score`.
+        features: Which: "cls", "distillation" (of checkpoints that have that token) and "mean" (of the patches).
+            `Record.features` has of each name a float32 array [width] of the encoder's last layer, after its norm.
+            Default: ("cls",).
+        **options: Those of `score`, but `top_k` and `threshold`.
+
+    Raises:
+        As `score`; UsageError, too, if the checkpoint has no such feature.
+
+    Example:
         for record in embed("imgs/", model="demo"):
             print(record.image, record.features and record.features["cls"])
     """
-    return score(input, model=model, features=features, **options)
+    names = (features,) if isinstance(features, str) else tuple(features)
+    return _records(options_of("embed", input, options, EmbedOptions.__optional_keys__, features=names))
+
+
+def _records(options: Options) -> Iterator[Record]:
+    source = options.open_source()
+    plan = Plan.of(options)
+    batches = scored(plan.batches(source.references), plan, options, Stopwatch())
+    return (record for batch in batches for record in batch)
 
 
 def scored(

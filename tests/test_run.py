@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
+import inspect
 import io
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,15 +24,17 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import LABELS, interrupted_after, jpeg, read_json, read_jsonl, scored, valid
 
+from deit_batch import embed, score
 from deit_batch import io as records_io
-from deit_batch import score
+from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, Interrupted, OutputError, TooManyFailures, UsageError
 from deit_batch.io import Tally
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import Loader, batched
+from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
+from deit_batch.plan import Options, ScoreOptions
 from deit_batch.runner import run
 
 
@@ -419,11 +424,83 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
     assert [record.index for record in records] == [0, 1, 2]
     assert records[0].predictions[0]["label"] in LABELS
     assert records[0].error is None
-    with pytest.raises(TypeError):
-        list(score(photos, model=str(vit), colour="red"))
-    for wrong in ({"top_k": -1}, {"dtype": "double"}, {"keep": "label"}):
-        with pytest.raises(UsageError):
-            list(score(photos, model=str(vit), **wrong))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"topk": 3}, r"score\(\) has no option topk; do you mean top_k\?"),
+        ({"hue": "red"}, r"score\(\) has no option hue; there are allow_pickle, batch_size"),
+        ({"top_k": "5"}, "top_k is '5'; it must be a whole number from 1 up"),
+        ({"top_k": True}, "top_k is True; it must be a whole number"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"limit": -1}, "limit is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1; it must be a whole number from 0 up"),
+        ({"workers": 1.5}, "workers is 1.5"),
+        ({"threshold": float("nan")}, "threshold is nan; it must be a number in 0..1"),
+        ({"threshold": "0.5"}, "threshold is '0.5'"),
+        ({"keep": "label"}, "keep is 'label'; it must be a sequence of names"),
+        ({"column": 3}, "column is 3; it must be text"),
+        ({"recursive": "no"}, "recursive is 'no'; it must be True or False"),
+        ({"decode": "slow"}, "decode is 'slow'; it must be exact or fast"),
+        ({"dtype": "double"}, "dtype 'double' is none of auto"),
+        ({"device": "gpu"}, "--device gpu can't be used on this machine"),
+        ({"limits": {"retries": 1}}, "limits is {'retries': 1}; it must be a Limits"),
+        ({"shard": (3, 2)}, "shard is 3 of 2"),
+        ({"model": None}, "model is None; it must be text"),
+    ],
+    ids=str,
+)
+def test_python_refuses_what_the_command_would_when_it_is_called(
+    photos: Path, vit: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        score(photos, **{"model": vit, **wrong})
+
+
+def test_python_refuses_limits_and_inputs_that_the_command_would(photos: Path, vit: Path) -> None:
+    wrong: list[dict[str, Any]] = [{"retries": -1}, {"image_bytes": 0}, {"fetch_seconds": 0}, {"decode_seconds": "9"}]
+    for limits in wrong:
+        with pytest.raises(UsageError, match=next(iter(limits))):
+            Limits(**limits)
+    nothing: Any = 5
+    with pytest.raises(UsageError, match="input is 5; it must be a path, or a sequence of paths"):
+        score(nothing, model=vit)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        score(photos / "none", model=vit)
+    with pytest.raises(CheckpointError, match=r"is no checkpoint|no folder|there is no"):
+        score(photos, model=photos)
+    more: dict[str, Any] = {"top_k": 1}
+    with pytest.raises(UsageError, match=r"embed\(\) has no option top_k"):
+        embed(photos, model=vit, **more)
+
+
+def test_what_python_may_give_is_what_the_options_are() -> None:
+    """The names and types of the one second list."""
+    fields = {field.name: field.type for field in dataclasses.fields(Options)} | {"keep": "Sequence[str]"}
+    paths = {"model": "str | os.PathLike[str]", "image_processor": "str | os.PathLike[str] | None"}
+    given = {name: str(kind.__forward_arg__) for name, kind in ScoreOptions.__annotations__.items()}
+    assert given == {name: kind for name, kind in {**fields, **paths}.items() if name not in ("input", "features")}
+    arguments = str(inspect.getdoc(score)).split("Args:\n")[1].split("\n\n")[0]
+    entries = [" ".join(entry.split()) for entry in re.split(r"^ {4}(?=\w)", arguments, flags=re.MULTILINE)]
+    told = dict(re.findall(r"^(\w+): .*Default: (.*)\.$", "\n".join(entries), re.MULTILINE))
+    assert told.keys() == given.keys()
+    for name, default in (("top_k", "5"), ("threshold", "0"), ("decode", '"exact"'), ("recursive", "True")):
+        assert told[name] == default
+    assert DEFAULT_MODEL in told["model"]
+
+
+def test_each_default_of_a_command_is_that_of_its_options() -> None:
+    for command in ("score", "embed", "plot", "serve"):
+        context = main.commands[command].make_context(command, NEEDED[command], resilient_parsing=True)
+        for kind in (Options, Limits):
+            for field in dataclasses.fields(kind):
+                if field.name in context.params and field.name not in ("input", "keep", "features"):
+                    assert context.params[field.name] == field.default, (command, field.name)
+
+
+NEEDED = {"score": ["a"], "embed": ["a", "--out", "b.npy"], "plot": ["a", "--out", "b.png"], "serve": []}
 
 
 def test_a_run_in_a_thread(photos: Path, vit: Path, tmp_path: Path) -> None:

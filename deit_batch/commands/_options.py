@@ -7,8 +7,8 @@ import os
 import textwrap
 import tomllib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,8 +17,7 @@ import click
 from deit_batch.commands._exit import exit_on_error
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
 from deit_batch.errors import UsageError
-from deit_batch.limits import DEFAULT_LIMITS, Limits
-from deit_batch.model.checkpoint import DEFAULT_MODEL
+from deit_batch.limits import Limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -28,6 +27,10 @@ class Option(click.Option):
     """One that knows under which heading of the help it stands."""
 
     section = "Options"
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.has_own_default = "default" in settings
 
 
 def option(*names: str, **settings: Any) -> Decorator[Any]:
@@ -52,9 +55,16 @@ class ExampleCommand(click.Command):
     option, and for none that there is, is wrong usage. Messages go where --quiet, --verbose and --log-format say, and
     an error ends the program with its line and exit status: a command's function knows of neither."""
 
-    def __init__(self, *args: Any, example: str, **more: Any) -> None:
+    def __init__(self, *args: Any, example: str, defaults: Sequence[type] = (), **more: Any) -> None:
+        """`defaults`: dataclasses; an option that is called like a field of one has its default."""
         super().__init__(*args, **more)
         self._example = example
+        values = {field.name: field.default for kind in defaults for field in fields(kind)}
+        for param in self.params:
+            value = values.get(str(param.name))
+            nothing_to_show = value is None or value is False or value is MISSING or value == ()
+            if isinstance(param, Option) and not param.has_own_default and not nothing_to_show:
+                param.default, param.show_default = value, True
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write(f"Example:\n\n{textwrap.indent(self._example, '  ')}\n\n")
@@ -181,7 +191,7 @@ TABLE_INPUT = (
         help="The column that holds the image (path, URL, data: URI or base64). [default: by its usual names: image, "
         "url, path, …]",
     ),
-    option("--recursive/--no-recursive", default=True, show_default=True, help="Look into folders in the folder."),
+    option("--recursive/--no-recursive", help="Look into folders in the folder."),
     option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs."),
 )
 ID = option(
@@ -204,9 +214,7 @@ LABEL_MAP = option(
 )
 MODEL_NAME = option(
     "--model",
-    default=DEFAULT_MODEL,
     type=PLACE,
-    show_default=True,
     metavar="CHECKPOINT",
     help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
 )
@@ -224,8 +232,6 @@ IMAGE_PROCESSOR = option(
 )
 DEVICE = option(
     "--device",
-    default="auto",
-    show_default=True,
     metavar="auto|cpu|cuda|cuda:N|mps",
     help="Where the model runs; auto is the GPU if there is one.",
 )
@@ -235,8 +241,6 @@ MODEL = (
     IMAGE_PROCESSOR,
     option(
         "--decode",
-        default="exact",
-        show_default=True,
         type=click.Choice(["exact", "fast"]),
         help="fast: short cuts with large images; scores change a little.",
     ),
@@ -244,8 +248,6 @@ MODEL = (
     DEVICE,
     option(
         "--dtype",
-        default="auto",
-        show_default=True,
         type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
         help="auto: float16 on a GPU, float32 on a CPU. int8: on a CPU, faster and less exact; needs the extra onnx.",
     ),
@@ -253,11 +255,9 @@ MODEL = (
 
 # evaluate has its own --top-k and --threshold, for they mean something else there.
 PREDICTIONS = (
-    option("--top-k", default=5, show_default=True, type=TopK(), help="How many labels an image."),
+    option("--top-k", type=TopK(), help="How many labels an image."),
     option(
         "--threshold",
-        default=0.0,
-        show_default=True,
         type=SHARE,
         help="Leave out labels with a lower score.",
     ),
@@ -293,48 +293,34 @@ SPEED = (
 )
 
 IMAGE_LIMITS = (
-    option(
-        "--image-bytes", default=DEFAULT_LIMITS.image_bytes, show_default=True, type=AT_LEAST_ONE, help="Encoded size."
-    ),
+    option("--image-bytes", type=AT_LEAST_ONE, help="Encoded size."),
     option(
         "--image-pixels",
-        default=DEFAULT_LIMITS.image_pixels,
-        show_default=True,
         type=AT_LEAST_ONE,
         help="Width times height; checked before decoding.",
     ),
     option(
         "--fetch-seconds",
-        default=DEFAULT_LIMITS.fetch_seconds,
-        show_default=True,
         type=SECONDS,
         help="For one try to fetch a URL or object.",
     ),
     option(
         "--decode-seconds",
-        default=DEFAULT_LIMITS.decode_seconds,
-        show_default=True,
         type=SECONDS,
         help="For decoding. Not with --workers 0.",
     ),
     option(
         "--redirects",
-        default=DEFAULT_LIMITS.redirects,
-        show_default=True,
         type=click.IntRange(min=0),
         help="Of one URL.",
     ),
     option(
         "--retries",
-        default=DEFAULT_LIMITS.retries,
-        show_default=True,
         type=click.IntRange(min=0),
         help="Further tries of a URL or object after a passing fault.",
     ),
     option(
         "--connections",
-        default=DEFAULT_LIMITS.connections,
-        show_default=True,
         type=AT_LEAST_ONE,
         help="To one host or bucket, a worker.",
     ),

@@ -27,6 +27,8 @@ from deit_batch.commands._options import (
     section,
 )
 from deit_batch.commands._types import SHARE
+from deit_batch.limits import Limits
+from deit_batch.plan import Options
 from deit_batch.system.extras import needing
 from deit_batch.system.junit import Case, reported
 
@@ -38,6 +40,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.command(
     cls=ExampleCommand,
     example="deit-batch compare old.jsonl new.jsonl --out changes.html --out changes.json --fail-under 0.99",
+    defaults=(Options, Limits),
 )
 @click.argument("old", type=_FILE)
 @click.argument("new", type=_FILE)

@@ -29,11 +29,17 @@ from deit_batch.commands._options import (
     section,
 )
 from deit_batch.commands._types import PLACE
+from deit_batch.limits import Limits
 from deit_batch.model.architecture import FEATURES
 from deit_batch.output.threshold import ErrorThreshold
+from deit_batch.plan import Options
 
 
-@click.command(cls=ExampleCommand, example="deit-batch embed --input imgs/ --out features.parquet")
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch embed --input imgs/ --out features.parquet",
+    defaults=(Options, Limits),
+)
 @INPUTS
 @section("Input", SEVERAL_INPUTS, *TABLE_INPUT, KEEP, ID)
 @section("Model", *MODEL)
@@ -75,7 +81,6 @@ def embed(
     no features.
     """
     chosen["limits"] = limits_from(chosen)
-    from deit_batch.plan import Options
     from deit_batch.runner import run
 
     chosen["input"] = input_from(chosen)

@@ -32,7 +32,9 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import SHARE, Threshold, TopK
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.limits import Limits
 from deit_batch.output.threshold import ErrorThreshold
+from deit_batch.plan import Options
 from deit_batch.system.extras import needing
 from deit_batch.system.junit import Case, reported
 
@@ -62,6 +64,7 @@ class Gate(click.ParamType[tuple[str, float]]):
 @click.command(
     cls=ExampleCommand,
     example="deit-batch evaluate --input val/ --model ./fridge-deit --out evaluation --fail-under accuracy=0.9",
+    defaults=(Options, Limits),
 )
 @section(
     "Input",
@@ -152,7 +155,6 @@ def evaluate(
     with reported(junit, "deit-batch evaluate") as cases, needing("eval"):
         from deit_batch.evaluation.evaluate import Request
         from deit_batch.evaluation.evaluate import evaluate as run
-        from deit_batch.plan import Options
 
         evaluation = run(
             Request(

@@ -9,7 +9,9 @@ import click
 
 from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
 from deit_batch.commands._types import PLACE
+from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint
+from deit_batch.plan import Options
 
 logger = logging.getLogger("deit_batch")
 
@@ -18,6 +20,7 @@ logger = logging.getLogger("deit_batch")
     cls=ExampleCommand,
     example="deit-batch export facebook/deit-base-patch16-224 --dtype int8 --out deit-int8\n"
     "deit-batch score --model deit-int8 --input imgs/ --out preds.jsonl",
+    defaults=(Options, Limits),
 )
 @click.argument("model", type=PLACE, metavar="CHECKPOINT")
 @option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")

@@ -29,6 +29,8 @@ from deit_batch.commands._options import (
     section,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
+from deit_batch.finetune.settings import Settings
+from deit_batch.limits import Limits
 from deit_batch.system.extras import needing
 
 POSITIVE = Number(min=0, min_open=True)
@@ -41,6 +43,7 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
     cls=ExampleCommand,
     example="deit-batch finetune --input fridge/ --out fridge-deit\n"
     "deit-batch score --model fridge-deit --input imgs/ --out preds.jsonl",
+    defaults=(Settings, Limits),
 )
 @section(
     "Input",
@@ -55,8 +58,6 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
     ),
     option(
         "--validation-share",
-        default=0.2,
-        show_default=True,
         type=Number(0, 1, min_open=True, max_open=True),
         help="Taken of every class, if --validation is not given.",
     ),
@@ -96,12 +97,12 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
         metavar="X",
         help="At its peak. [default: 5e-5; 5e-4 with LoRA, 1e-3 for the head alone]",
     ),
-    option("--lr-scheduler-type", default="cosine", show_default=True, type=click.Choice(SCHEDULES), help="After it."),
-    option("--warmup-steps", default=0.05, show_default=True, type=NOT_NEGATIVE, help="Before it; a share below 1."),
-    option("--weight-decay", default=0.05, show_default=True, type=NOT_NEGATIVE, help="AdamW's."),
-    option("--label-smoothing-factor", default=0.1, show_default=True, type=SHARE, help="For one label an image."),
-    option("--gradient-accumulation-steps", default=1, show_default=True, type=AT_LEAST_ONE, help="Batches a step."),
-    option("--max-grad-norm", default=1.0, show_default=True, type=NOT_NEGATIVE, help="Gradients are clipped there."),
+    option("--lr-scheduler-type", type=click.Choice(SCHEDULES), help="After it."),
+    option("--warmup-steps", type=NOT_NEGATIVE, help="Before it; a share below 1."),
+    option("--weight-decay", type=NOT_NEGATIVE, help="AdamW's."),
+    option("--label-smoothing-factor", type=SHARE, help="For one label an image."),
+    option("--gradient-accumulation-steps", type=AT_LEAST_ONE, help="Batches a step."),
+    option("--max-grad-norm", type=NOT_NEGATIVE, help="Gradients are clipped there."),
     option("--fp16", is_flag=True, help="Mixed precision, float16: for GPUs."),
     option("--bf16", is_flag=True, help="Mixed precision, bfloat16."),
     option(
@@ -112,24 +113,22 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
         type=click.Choice(METRICS),
         help="Which epoch is kept. [default: accuracy; average_precision with several labels an image]",
     ),
-    option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of everything that is drawn."),
+    option("--seed", type=click.IntRange(min=0), help="Of everything that is drawn."),
     WORKERS,
 )
 @section(
     "Augmentation",
-    option("--crop", default=0.6, show_default=True, type=SHARE, help="Least share of the area kept; 1: whole."),
-    option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images."),
+    option("--crop", type=SHARE, help="Least share of the area kept; 1: whole."),
+    option("--flip/--no-flip", help="Mirror half of the images."),
     option(
         "--randaugment",
-        default=0,
-        show_default=True,
         type=click.IntRange(0, 29),
         help="Magnitude of kornia's RandAugment, which is no strength: it changes brightness, contrast, colour and "
         "sharpness not at all at 15, and most at 1 and 29. 0: none.",
     ),
-    option("--random-erasing", default=0.25, show_default=True, type=SHARE, help="Share of images with a part erased."),
-    option("--mixup", default=0.0, show_default=True, type=SHARE, help="Lay others over images, by up to this share."),
-    option("--cutmix", default=0.0, show_default=True, type=NOT_NEGATIVE, help="Put parts of others in; its beta."),
+    option("--random-erasing", type=SHARE, help="Share of images with a part erased."),
+    option("--mixup", type=SHARE, help="Lay others over images, by up to this share."),
+    option("--cutmix", type=NOT_NEGATIVE, help="Put parts of others in; its beta."),
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
@@ -143,7 +142,6 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
     chosen["limits"] = limits_from(chosen)
     with needing("train"):
         from deit_batch.finetune.run import finetune as run
-        from deit_batch.finetune.settings import Settings
 
         outcome = run(Settings(**chosen), out, fresh=fresh, quiet=is_quiet())
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))

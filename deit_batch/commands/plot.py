@@ -20,12 +20,18 @@ from deit_batch.commands._options import (
     section,
 )
 from deit_batch.commands._types import PLACE
+from deit_batch.limits import Limits
+from deit_batch.plan import Options
 from deit_batch.system.extras import needing
 
 logger = logging.getLogger("deit_batch")
 
 
-@click.command(cls=ExampleCommand, example="deit-batch plot cat.jpg --out cat-scores.png")
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch plot cat.jpg --out cat-scores.png",
+    defaults=(Options, Limits),
+)
 @click.argument("image", type=PLACE)
 @section("Model", *MODEL)
 @section(
@@ -43,7 +49,6 @@ def plot(*, image: str, out: Path, **chosen: Any) -> None:
     """
     limits = limits_from(chosen)
     with needing("report"):
-        from deit_batch.plan import Options
         from deit_batch.report.files import write_file
         from deit_batch.report.plot import plot as draw
 

@@ -9,6 +9,8 @@ import click
 
 from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
 from deit_batch.commands._types import PLACE
+from deit_batch.limits import Limits
+from deit_batch.plan import Options
 
 logger = logging.getLogger("deit_batch")
 
@@ -17,6 +19,7 @@ logger = logging.getLogger("deit_batch")
     cls=ExampleCommand,
     example="deit-batch pull facebook/deit-base-patch16-224 --out deit-base\n"
     "deit-batch score --model deit-base --input imgs/ --out preds.jsonl   # on a machine without a network",
+    defaults=(Options, Limits),
 )
 @click.argument("model", type=PLACE, metavar="CHECKPOINT")
 @option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy it into this new folder, too.")
@@ -29,7 +32,7 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool)
     For an image that is built once, or a machine that has no network: copy DIR there.
     """
     from deit_batch.model.checkpoint import copy_checkpoint
-    from deit_batch.plan import Options, Plan
+    from deit_batch.plan import Plan
 
     plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))
     plan.load().close()  # the weights, too: of a pickle, only they say what is in it

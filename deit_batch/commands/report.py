@@ -29,12 +29,18 @@ from deit_batch.commands._options import (
     section,
 )
 from deit_batch.commands._types import PLACE
+from deit_batch.limits import Limits
+from deit_batch.plan import Options
 from deit_batch.system.extras import needing
 
 logger = logging.getLogger("deit_batch")
 
 
-@click.command(cls=ExampleCommand, example="deit-batch report preds.jsonl --out report.html")
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch report preds.jsonl --out report.html",
+    defaults=(Options, Limits),
+)
 @click.argument("predictions", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @section(
     "Labels",

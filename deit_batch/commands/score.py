@@ -35,20 +35,26 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
+from deit_batch.limits import Limits
 from deit_batch.output.formats import choose_format, names, suffixes
+from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
+from deit_batch.plan import Options
 from deit_batch.redaction import redact
 from deit_batch.system.prometheus import recorded
 
 if TYPE_CHECKING:
     from deit_batch.output.resume import Mode
-    from deit_batch.plan import Options
     from deit_batch.runner import Outcome
 
 FIRST_SHOWN = 5
 
 
-@click.command(cls=ExampleCommand, example="deit-batch score --input imgs/ --out preds.jsonl")
+@click.command(
+    cls=ExampleCommand,
+    example="deit-batch score --input imgs/ --out preds.jsonl",
+    defaults=(Options, Limits),
+)
 @INPUTS
 @section(
     "Input",
@@ -106,7 +112,7 @@ FIRST_SHOWN = 5
         metavar="N",
         help="Cores of each, on CPUs. [default: those of the smallest machine, 8 at most]",
     ),
-    option("--part-size", type=AT_LEAST_ONE, metavar="N", help="Images in each part. [default: 256]"),
+    option("--part-size", type=AT_LEAST_ONE, metavar="N", help=f"Images in each part. [default: {PART_SIZE}]"),
 )
 @section("Limits of one image", *LIMITS)
 @section(
@@ -149,8 +155,6 @@ def score(
         chosen["input"] = input_from(chosen)
         sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
     with recorded(metrics_file, good=DONE) as ending, exit_on_error():
-        from deit_batch.plan import Options
-
         chosen["input"] = input_from(chosen)
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         where: dict[str, Any] = {
@@ -209,7 +213,6 @@ def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, increm
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
     from deit_batch.io import Failure
     from deit_batch.output.threshold import counts
-    from deit_batch.plan import Options
 
     options = Options(**chosen)
     if out is not None:

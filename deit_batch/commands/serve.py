@@ -23,6 +23,8 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import AT_LEAST_ONE, Number
 from deit_batch.errors import UsageError
+from deit_batch.limits import Limits
+from deit_batch.plan import Options
 from deit_batch.system.extras import needing
 
 
@@ -31,6 +33,7 @@ from deit_batch.system.extras import needing
     example="deit-batch serve --model demo --port 8000\n"
     "curl -H 'Content-Type: application/json' -d '{\"input_data\": [\"https://example.org/a.jpg\"]}' "
     "localhost:8000/score",
+    defaults=(Options, Limits),
 )
 @section(
     "Server",
@@ -90,7 +93,6 @@ def serve(
     chosen["limits"] = limits_from(chosen)
     if chosen["workers"] == 0:
         raise UsageError("--workers 0: a server decodes in processes of its own, or a bad image could end it")
-    from deit_batch.plan import Options
 
     with needing("serve"):
         from deit_batch.serving.server import serve as run

@@ -23,7 +23,7 @@ from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, 
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.io import Tally
-from deit_batch.output.parts import Folder, Part, cut, in_order, part_name, tally_of
+from deit_batch.output.parts import PART_SIZE, Folder, Part, cut, in_order, part_name, tally_of
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
@@ -35,7 +35,6 @@ from deit_batch.system.signals import stop_on_signals
 logger = logging.getLogger("deit_batch")
 
 FORMATS = ("jsonl", "parquet")
-PART_SIZE = 256
 IN_AN_ACTOR = 2  # blocks at a time, see Scorer
 
 

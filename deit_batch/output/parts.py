@@ -44,6 +44,8 @@ from deit_batch.system.lock import Lock
 logger = logging.getLogger("deit_batch")
 
 MANIFEST, REPORT, STAMPS = "manifest.json", "run.json", "stamps"
+PART_SIZE = 256
+"""Images in each part, unless it is told."""
 NOTHING_YET = hashlib.sha256().hexdigest()
 """The digest of no reference: where an input begins."""
 

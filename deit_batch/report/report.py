@@ -39,8 +39,8 @@ class Request:
     label_map: str | None = None
     images: str | None = None
     fetch: bool = False
-    thumbnails: int = 12
-    rows: int = 100_000
+    thumbnails: int
+    rows: int
     limits: Limits
 
 
