@@ -72,23 +72,27 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
     scored is a Record with an `error`.
 
     Args:
-        input: What `deit-batch score --input` takes: a folder, image, glob, table, list, tar, `hf://…` or store
-        address; or a sequence of them, which are taken one after another. column: The column of a table that holds the
-        image. Default: by its usual names. keep: Columns that are carried into `Record.keep`. Default: none. id: The
-        column that says which image a row is of. Default: its name or address. recursive: Whether folders in a folder
-        are looked into. Default: True. limit: How many inputs are taken, from the first on. Default: all. shard: (i, n)
-        takes every n-th input, from the i-th on, counted from 0. Default: all. model: The checkpoint: a name on the
-        Hub, a folder, or "demo". Default: "facebook/deit-base-patch16-224". revision: A branch, tag or commit of a
-        model on the Hub. Default: its main branch. image_processor: Preprocessing other than the checkpoint's own: a
-        folder, Hub name, JSON file, or "card". decode: "exact", or "fast": short cuts with large images, whose scores
-        change a little. Default: "exact". allow_pickle: Whether weights that are not safetensors are loaded. Default:
-        False. device: "auto", "cpu", "cuda", "cuda:N" or "mps". Default: "auto", the GPU if there is one. dtype:
-        "auto", "float32", "float16", "bfloat16" or "int8". Default: "auto", float16 on a GPU and float32 on a CPU.
-        compile: Whether the model is compiled first, on a GPU. Default: False. top_k: How many labels an image, from 1
-        up, or None for all. Default: 5. threshold: Labels with a lower score are left out, in 0..1. Default: 0.
-        batch_size: Images that are scored together, from 1 up. Default: from the cores, the model and the GPU. workers:
-        Processes that fetch and decode, from 0 up. Default: from the cores. limits: What one image may cost, a
-        `deit_batch.Limits`. Default: `Limits()`.
+        input: What `deit-batch score --input` takes: a folder, image, glob, table, list, tar, `hf://…` or address on a
+            store; or a sequence of them, which are taken one after another.
+        column: The column of a table that holds the image. Default: found by its usual names.
+        keep: Columns that are carried into `Record.keep`. Default: none.
+        id: The column that says which image a row is of. Default: its name or address says it.
+        recursive: Whether folders in a folder are looked into. Default: True.
+        limit: How many inputs are taken, from the first on. Default: all.
+        shard: (i, n) takes every n-th input, from number i on, counted from 0. Default: all.
+        model: The checkpoint: a name on the Hub, a folder, or "demo". Default: "facebook/deit-base-patch16-224".
+        revision: A branch, tag or commit of a model on the Hub. Default: its main branch.
+        image_processor: Preprocessing: a folder, Hub name, JSON file, or "card". Default: the checkpoint's own.
+        decode: "exact", or "fast": short cuts with large images, whose scores change a little. Default: "exact".
+        allow_pickle: Whether weights that are not safetensors are loaded. Default: False.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps". Default: "auto".
+        dtype: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16", "bfloat16", "int8". Default: "auto".
+        compile: Whether the model is compiled first, on a GPU. Default: False.
+        top_k: How many labels an image, from 1 up, or None for all. Default: 5.
+        threshold: Labels with a lower score are left out, in 0..1. Default: 0.
+        batch_size: Images that are scored together, from 1 up. Default: from the cores, the model and the GPU.
+        workers: Processes that fetch and decode, from 0 up. Default: from the cores.
+        limits: What one image may cost, a `deit_batch.Limits`. Default: Limits().
 
     Raises:
         UsageError: An option that there is not, a value that the command line would refuse, no such input.
@@ -115,7 +119,7 @@ def embed(
         **options: Those of `score`, but `top_k` and `threshold`.
 
     Raises:
-        As `score`; UsageError, too, if the checkpoint has no such feature.
+        UsageError, CheckpointError, InputError: As `score`; the first, too, if the checkpoint has no such feature.
 
     Example:
         for record in embed("imgs/", model="demo"):
