@@ -16,7 +16,6 @@ import click
 
 from deit_batch.commands._exit import exit_on_error
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
-from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -172,15 +171,15 @@ INPUTS = click.argument("inputs", nargs=-1, type=PLACE)
 
 
 def input_from(chosen: dict[str, Any]) -> str | tuple[str, ...]:
-    """Takes the values of SEVERAL_INPUTS and INPUTS out of a command's. Raises UsageError if there are none, or some of
+    """Takes the values of SEVERAL_INPUTS and INPUTS out of a command's. Raises click.UsageError if there are none, or some of
     both: nothing would tell their order."""
     named, plain = chosen.pop("input"), chosen.pop("inputs")
     source = click.get_current_context().get_parameter_source("input")
     if named and plain and source is click.core.ParameterSource.COMMANDLINE:
-        raise UsageError("inputs are given by --input and as arguments; give all in one way, in their order")
+        raise click.UsageError("Inputs are given by --input and as arguments; give all in one way, in their order.")
     found: tuple[str, ...] = plain or named  # arguments outrank a variable and the file of options
     if not found:
-        raise UsageError("Missing option '--input'. Inputs may also be given as arguments.")
+        raise click.UsageError("Missing option '--input'. Inputs may also be given as arguments.")
     return found[0] if len(found) == 1 else found
 
 

@@ -151,11 +151,10 @@ def score(
     """
     chosen["limits"] = limits_from(chosen)
     cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
+    chosen["input"] = input_from(chosen)
     if dry_run:
-        chosen["input"] = input_from(chosen)
         sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
     with recorded(metrics_file, good=DONE) as ending, exit_on_error():
-        chosen["input"] = input_from(chosen)
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         where: dict[str, Any] = {
             "out": _given(out),

@@ -136,7 +136,10 @@ def load_classifier(
     else:
         from deit_batch.model.transformer import load_weights
 
-        transformer = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
+        try:
+            transformer = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
+        except torch.OutOfMemoryError as error:
+            raise DeitBatchError("the model's weights do not fit into the memory of the device") from error
         forward = partial(transformer.features, names=features) if features else transformer
     values_dtype = DTYPES.get(dtype, torch.float32)
     if features:

@@ -21,7 +21,8 @@ from deit_batch.cli import main
 from deit_batch.output import merge
 from deit_batch.system.logs import set_up_logging
 
-DEMO = ["score", "--model", "demo", "--workers", "0", "--out", "p.jsonl"]
+SCORE = ["score", "--workers", "0"]
+DEMO = [*SCORE, "--model", "demo", "--out", "p.jsonl"]
 
 
 def told(stderr: str) -> list[dict[str, Any]]:
@@ -74,10 +75,11 @@ def test_every_line_of_a_run_is_json_however_it_ends(tmp_path: Path, monkeypatch
     status, lines = invoke(*command, "--fresh", "--error-threshold", "0")
     assert (status, lines[-1]["level"]) == (1, "error")
     assert lines[-1]["message"].startswith("given up: 1 of 2 inputs failed")
-    status, lines = invoke(*command, "--fresh", "--model", str(tmp_path))
+    how = ["--input", "t.txt", "--log-format", "json", "--verbose"]
+    status, lines = invoke(*SCORE, *how, "--out", "p.jsonl", "--fresh", "--model", str(tmp_path))
     assert status == 1
     assert "Traceback" in lines[-1]["traceback"]
-    assert invoke(*command, "--fresh", "--out", "none/p.jsonl")[0] == 2
+    assert invoke(*SCORE, *how, "--model", "demo", "--out", "none/p.jsonl")[0] == 2
 
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("of\nall things")
@@ -106,7 +108,19 @@ def test_nothing_else_comes_to_stderr_of_a_real_process(tmp_path: Path) -> None:
     (tmp_path / "imgs" / "good.png").write_bytes((EXAMPLES / "bag" / "00018.png").read_bytes())
     (tmp_path / "imgs" / "broken.tiff").write_bytes(b"II*\0\x08\0\0\0\xff\xff" + b"\1" * 400)
     env = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm-256color"}
-    command = [*DEMO, "--input", "imgs", "--workers", "1", "--log-format", "json"]
+    command = [
+        "score",
+        "--model",
+        "demo",
+        "--out",
+        "p.jsonl",
+        "--input",
+        "imgs",
+        "--workers",
+        "1",
+        "--log-format",
+        "json",
+    ]
     done = deit_batch(*command, cwd=tmp_path, env=env)
     assert done.returncode == 3
     assert told(done.stderr)
