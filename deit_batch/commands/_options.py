@@ -171,8 +171,8 @@ INPUTS = click.argument("inputs", nargs=-1, type=PLACE)
 
 
 def input_from(chosen: dict[str, Any]) -> str | tuple[str, ...]:
-    """Takes the values of SEVERAL_INPUTS and INPUTS out of a command's. Raises click.UsageError if there are none, or some of
-    both: nothing would tell their order."""
+    """Takes the values of SEVERAL_INPUTS and INPUTS out of a command's. Raises click.UsageError if there are none, or
+    some of both: nothing would tell their order."""
     named, plain = chosen.pop("input"), chosen.pop("inputs")
     source = click.get_current_context().get_parameter_source("input")
     if named and plain and source is click.core.ParameterSource.COMMANDLINE:
