@@ -57,7 +57,8 @@ class ExampleCommand(click.Command):
     def __init__(self, *args: Any, example: str, defaults: Sequence[type] = (), **more: Any) -> None:
         """`defaults`: dataclasses; an option that is called like a field of one has its default."""
         # Here, too, and not of the group alone: whoever makes a command's context first would settle it for all.
-        super().__init__(*args, context_settings={"help_option_names": ["-h", "--help"]}, **more)
+        more["context_settings"] = {"help_option_names": ["-h", "--help"]}
+        super().__init__(*args, **more)
         self._example = example
         values = {field.name: field.default for kind in defaults for field in fields(kind)}
         for param in self.params:
