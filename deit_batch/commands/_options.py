@@ -179,8 +179,8 @@ TABLE_INPUT = (
     option(
         "--column",
         metavar="NAME",
-        help="Column of a table that holds the image: a path, URL, data: URI or base64. [default: the first usual "
-        "name that is there: image, url, path, …]",
+        help="Table column that holds the image: a path, URL, data: URI or base64. [default: the first usual name that "
+        "is there: image, url, path, …]",
     ),
     option("--recursive/--no-recursive", default=True, show_default=True, help="Read the subfolders of a folder, too."),
     option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N inputs."),
@@ -188,17 +188,15 @@ TABLE_INPUT = (
 ID = option(
     "--id",
     metavar="NAME",
-    help="Column of a table that identifies the image of each row. Its value is used to continue a run and to match "
-    "images with earlier results and with labels. [default: the image's name or address identifies it]",
+    help="Table column that identifies the image of each row. Its value is used to continue a run and to match images "
+    "with earlier results and with labels. [default: the image's name or address]",
 )
-KEEP = option(
-    "--keep", multiple=True, metavar="NAME", help="Copy this column of the table into the records. Repeatable."
-)
+KEEP = option("--keep", multiple=True, metavar="NAME", help="Copy this table column into the records. Repeatable.")
 
 LABEL_COLUMN = option(
     "--label-column",
     metavar="NAME",
-    help="Column of a table that holds the label. [default: the first usual name that is there: label, …]",
+    help="Table column that holds the label. [default: the first usual name that is there: label, …]",
 )
 LABEL_MAP = option(
     "--label-map",
@@ -270,7 +268,7 @@ PREDICTIONS = (
         show_default=True,
         type=TopK(),
         metavar="N|all",
-        help="Labels in the predictions of each image, best first.",
+        help="Number of labels in the predictions of each image, best first.",
     ),
     option(
         "--threshold",
@@ -309,7 +307,7 @@ SPEED = (
         "--batch-size",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Images that are scored and written in one batch. [default: chosen by the cores, the model and the GPU]",
+        help="Images that are scored in one batch. [default: chosen by the cores, the model and the GPU]",
     ),
     WORKERS,
 )

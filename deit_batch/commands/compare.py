@@ -90,8 +90,8 @@ def compare(
 
     OLD and NEW are .jsonl, .csv or .parquet files of score. Needs the extra report.
 
-    Exit status: 0 if the files were compared, 1 if that failed (for example, if no image is in both), 2 for wrong
-    usage, 4 if the agreement is below --fail-under.
+    Exit status: 0 if the files were compared, 1 if that failed (for example, if they have no image in common), 2 for
+    wrong usage, 4 if the agreement is below --fail-under.
     """
     limits = limits_from(chosen)
     with reported(junit, "deit-batch compare") as cases, needing("report"):

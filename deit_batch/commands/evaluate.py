@@ -87,8 +87,8 @@ class Gate(click.ParamType[tuple[str, float]]):
         show_default=True,
         type=TopK(),
         metavar="N|all",
-        help="Labels kept in the predictions of each image. With a number, files are smaller, but there is no log "
-        "loss, ROC AUC or average precision.",
+        help="Number of labels kept in the predictions of each image. With a number, files are smaller, but there is "
+        "no log loss, ROC AUC or average precision.",
     ),
     option(
         "--threshold",

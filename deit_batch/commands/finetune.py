@@ -131,7 +131,7 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
         "--learning-rate",
         type=POSITIVE,
         metavar="X",
-        help="Peak learning rate. [default: 5e-5; 5e-4 with --lora-rank; 1e-3 with --freeze-backbone]",
+        help="Peak learning rate. [default: 5e-5; 5e-4 for LoRA; 1e-3 for the head alone]",
     ),
     option(
         "--lr-scheduler-type",

@@ -47,8 +47,8 @@ from deit_batch.system.extras import needing
         "--api-key-file",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
-        help="File of API keys, one per line. Requests must then have one of them in the header Authorization: Bearer "
-        "KEY.",
+        help="File of API keys, one per line. Requests to /score and /metrics must then have one of them in the header "
+        "Authorization: Bearer KEY.",
     ),
     option(
         "--queue",
