@@ -21,9 +21,18 @@ from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
 
+COMMANDS: dict[str, tuple[click.Command, ...]] = {
+    "Score and embed": (score, embed, merge),
+    "Look at results": (report, compare, plot, evaluate),
+    "Models": (finetune, export, pull),
+    "Serve": (serve,),
+    "Help": (doctor,),
+}
+"""By the headings under which the help lists them."""
+
 
 class Program(click.Group):
-    """Remembers its arguments, by which it is known how wrong usage is to be told."""
+    """Remembers its arguments, by which it is known how wrong usage is to be told. Lists its commands by headings."""
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
         arguments = list(args)  # Click takes them off the list as it reads them
@@ -36,16 +45,26 @@ class Program(click.Group):
         with wrong_usage_told(ctx.obj):
             return super().invoke(ctx)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))  # of the names: all headings have their summaries in one column
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                room = formatter.width - formatter.current_indent - width - 2
+                formatter.write_dl(
+                    [(str(command.name).ljust(width), command.get_short_help_str(room)) for command in commands]
+                )
+
 
 @click.group(cls=Program, context_settings={"auto_envvar_prefix": "DEIT_BATCH", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="deit-batch")
 def main() -> None:
-    """Scores piles of images with DeiT classifiers.
+    """Batch scoring of images with DeiT classifiers.
 
     \b
     deit-batch score --input imgs/ --out preds.jsonl
     """
 
 
-for command in (score, merge, report, compare, plot, embed, evaluate, finetune, serve, export, pull, doctor):
-    main.add_command(command)
+for commands in COMMANDS.values():
+    for command in commands:
+        main.add_command(command)

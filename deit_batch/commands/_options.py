@@ -158,8 +158,9 @@ def _fits(option: click.Parameter, setting: object) -> bool:
 
 
 _KINDS_OF_INPUT = (
-    "A folder, image, 'glob*', .txt, .csv, .tsv, .jsonl, .parquet (text also .gz), request .json, .tar; also on a "
-    "store (s3://…, gs://…, abfs://…); hf://DATASET?split=…, or - for stdin."
+    "Images to read: a folder, an image, a quoted glob ('imgs/*.jpg'), a list (.txt), a table (.csv, .tsv, .jsonl, "
+    ".parquet), a request document (.json), a WebDataset (.tar), a data set (hf://NAME?split=…), or - for stdin. Paths "
+    "may also be addresses on an object store (s3://…, gs://…, abfs://…), and lists and text tables may end in .gz."
 )
 ONE_INPUT = option("--input", required=True, type=PLACE, metavar="WHAT", help=_KINDS_OF_INPUT)
 SEVERAL_INPUTS = option(
@@ -167,7 +168,7 @@ SEVERAL_INPUTS = option(
     multiple=True,
     type=PLACE,
     metavar="WHAT",
-    help=f"{_KINDS_OF_INPUT} Repeatable: all are taken, in order. Plain arguments are the same.",
+    help=f"{_KINDS_OF_INPUT} Repeatable; inputs are read in the order given. Plain arguments are inputs, too.",
 )
 INPUTS = click.argument("inputs", nargs=-1, type=PLACE)
 
@@ -189,52 +190,58 @@ TABLE_INPUT = (
     option(
         "--column",
         metavar="NAME",
-        help="The column that holds the image (path, URL, data: URI or base64). [default: by its usual names: image, "
-        "url, path, …]",
+        help="Table column that holds the image: a path, URL, data: URI or base64. [default: the first usual name that "
+        "is there: image, url, path, …]",
     ),
-    option("--recursive/--no-recursive", help="Look into folders in the folder."),
-    option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N inputs."),
+    option("--recursive/--no-recursive", help="Read the subfolders of a folder, too."),
+    option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N inputs."),
 )
 ID = option(
     "--id",
     metavar="NAME",
-    help="The column that says which image a row is of, whatever its address: by it a run is continued, and results "
-    "are compared and joined. [default: the image's name or address]",
+    help="Table column that identifies the image of each row. Its value is used to continue a run and to match images "
+    "with earlier results and with labels. [default: the image's name or address]",
 )
-KEEP = option("--keep", multiple=True, metavar="NAME", help="Carry this column into the records. Repeatable.")
+KEEP = option("--keep", multiple=True, metavar="NAME", help="Copy this table column into the records. Repeatable.")
 
 LABEL_COLUMN = option(
-    "--label-column", metavar="NAME", help="The column that holds the label. [default: by its usual names: label, …]"
+    "--label-column",
+    metavar="NAME",
+    help="Table column that holds the label. [default: the first usual name that is there: label, …]",
 )
 LABEL_MAP = option(
     "--label-map",
     type=PLACE,
     metavar="FILE|imagenet",
-    help="The data set's names to the model's: .json, or .csv of two columns; imagenet: n01440764, … to the names of "
-    "DeiT.",
+    help="Translate the names of labels in the data set to those of the model: a .json file, a .csv file of two "
+    "columns, or 'imagenet' for WordNet ids (n01440764, …) to DeiT's names.",
 )
 MODEL_NAME = option(
     "--model",
     type=PLACE,
     metavar="CHECKPOINT",
-    help="A DeiT checkpoint: a name on the Hub, a folder, or 'demo' (built in; knows ten kinds of clothing).",
+    help="DeiT checkpoint: a name on the Hub, a folder, or 'demo' (a small built-in model of ten kinds of clothing).",
 )
-REVISION = option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+REVISION = option(
+    "--revision", metavar="REV", help="Branch, tag or commit of the checkpoint on the Hub. [default: the main branch]"
+)
 ALLOW_PICKLE = option(
-    "--allow-pickle", is_flag=True, help="Load weights that are not safetensors. Only if you trust them."
+    "--allow-pickle",
+    is_flag=True,
+    help="Also load weights that are not safetensors. They can run code: use this only for weights that you trust.",
 )
 
 IMAGE_PROCESSOR = option(
     "--image-processor",
     type=PLACE,
     metavar="WHICH",
-    help="Preprocessing other than the checkpoint's own: a folder, Hub name, JSON file, or 'card' for the recipe in"
-    " the model card's text.",
+    help="Image processor to use: a folder, a name on the Hub, a JSON file, or 'card' for the preprocessing in the "
+    "text of the model card. [default: the checkpoint's own]",
 )
 DEVICE = option(
     "--device",
     metavar="auto|cpu|cuda|cuda:N|mps",
-    help="Where the model runs; auto is the GPU if there is one.",
+    help="Device that the model runs on. With auto, a GPU is used if there is one.",
 )
 MODEL = (
     MODEL_NAME,
@@ -243,97 +250,122 @@ MODEL = (
     option(
         "--decode",
         type=click.Choice(["exact", "fast"]),
-        help="fast: short cuts with large images; scores change a little.",
+        help="How images are decoded. With fast, large images are first reduced by a quicker method, which changes "
+        "their scores a little.",
     ),
     ALLOW_PICKLE,
     DEVICE,
     option(
         "--dtype",
         type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
-        help="auto: float16 on a GPU, float32 on a CPU. int8: on a CPU, faster and less exact; needs the extra onnx.",
+        help="Data type that the model computes in. With auto, float16 on a GPU and float32 on a CPU. int8, for CPUs "
+        "only, is faster and less exact, and needs the extra onnx.",
     ),
 )
 
 # evaluate has its own --top-k and --threshold, for they mean something else there.
 PREDICTIONS = (
-    option("--top-k", type=TopK(), help="How many labels an image."),
+    option(
+        "--top-k",
+        type=TopK(),
+        metavar="N|all",
+        help="Number of labels in the predictions of each image, best first.",
+    ),
     option(
         "--threshold",
         type=SHARE,
-        help="Leave out labels with a lower score.",
+        metavar="X",
+        help="Leave out labels whose score is below this.",
     ),
 )
 
-FRESH = option("--fresh", is_flag=True, help="Start over, and replace what is at FILE when done.")
+FRESH = option("--fresh", is_flag=True, help="Start over, and replace the existing FILE when the run is complete.")
 ERROR_THRESHOLD = option(
     "--error-threshold",
     type=Threshold(),
-    help="Exit with 0 if no more inputs than this failed; give up, resumable, as soon as more have. "
-    "[default: never give up; exit with 3 if any failed]",
+    help="Failed inputs that are accepted, as a number or a percentage: with no more than these, the exit status is "
+    "0. A run stops as soon as there are more, and can be continued. [default: a run never stops early, and the exit "
+    "status is 3 if any input failed]",
 )
 
 WORKERS = option(
     "--workers",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Processes that fetch and decode; 0: none beside the main one. [default: from the cores]",
+    help="Processes that fetch and decode images. With 0, the main process does it (not possible for serve). [default: "
+    "chosen by the number of cores]",
 )
 SPEED = (
     option(
         "--compile",
         is_flag=True,
-        help="On a GPU: fuse the model's kernels first, by torch.compile. Takes a minute, so for long runs.",
+        help="Compile the model for the GPU with torch.compile. Compiling takes about a minute, so this is for long "
+        "runs.",
     ),
     option(
         "--batch-size",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Images that are scored and written together. [default: from the cores, the model and the GPU]",
+        help="Images that are scored in one batch. [default: chosen by the cores, the model and the GPU]",
     ),
     WORKERS,
 )
 
 IMAGE_LIMITS = (
-    option("--image-bytes", type=AT_LEAST_ONE, help="Encoded size."),
+    option(
+        "--image-bytes",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Largest encoded size of one image, in bytes.",
+    ),
     option(
         "--image-pixels",
         type=AT_LEAST_ONE,
-        help="Width times height; checked before decoding.",
+        metavar="N",
+        help="Largest size of one image in pixels, width times height. It is checked before the image is decoded.",
     ),
     option(
         "--fetch-seconds",
         type=SECONDS,
-        help="For one try to fetch a URL or object.",
+        metavar="S",
+        help="Longest time of one attempt to fetch a URL or an object, in seconds.",
     ),
     option(
         "--decode-seconds",
         type=SECONDS,
-        help="For decoding. Not with --workers 0.",
+        metavar="S",
+        help="Longest time to decode one image, in seconds. Not enforced with --workers 0.",
     ),
     option(
         "--redirects",
         type=click.IntRange(min=0),
-        help="Of one URL.",
+        metavar="N",
+        help="Redirects followed for one URL.",
     ),
     option(
         "--retries",
         type=click.IntRange(min=0),
-        help="Further tries of a URL or object after a passing fault.",
+        metavar="N",
+        help="Further attempts to fetch a URL or an object after a temporary failure.",
     ),
     option(
         "--connections",
         type=AT_LEAST_ONE,
-        help="To one host or bucket, a worker.",
+        metavar="N",
+        help="Open connections to one host or bucket, for each worker process.",
     ),
+    option("--allow-private-hosts", is_flag=True, help="Also fetch URLs whose address is not on the public internet."),
     option(
-        "--allow-private-hosts", is_flag=True, help="Fetch from addresses that are not of the public internet, too."
+        "--allow-truncated",
+        is_flag=True,
+        help="Accept image files that are cut off at the end. The missing part is filled with grey.",
     ),
-    option("--allow-truncated", is_flag=True, help="Score files that end early; what is missing is grey."),
 )
 ROOT = option(
     "--root",
     type=Root(),
-    help="Local files must be in this folder, links resolved; objects on a store under it, if it is on one.",
+    help="Read images only from this local folder (links are resolved) or, with an address such as s3://…, only from "
+    "objects under it. URLs are not restricted.",
 )
 LIMITS = (*IMAGE_LIMITS, ROOT)
 
@@ -349,22 +381,27 @@ ROWS = option(
     show_default=True,
     type=AT_LEAST_ONE,
     metavar="N",
-    help="Images that the page's table holds at most; of more, a random sample.",
+    help="Largest number of images in the table of the page. If there are more, it shows a random sample.",
 )
 IMAGES = option(
     "--images",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="Where the images' relative names start from. [default: they are found as the run found them]",
+    help="Folder that relative image names start from, if the images have been moved. [default: images are read from "
+    "where the run read them]",
 )
-FETCH = option("--fetch", is_flag=True, help="Fetch images that are URLs for their pictures.")
+FETCH = option(
+    "--fetch",
+    is_flag=True,
+    help="Fetch images that are not local (URLs, data sets on the Hub) to show them on the page.",
+)
 THUMBNAILS = option(
     "--thumbnails",
     default=12,
     show_default=True,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Pictures of each kind of images that stand out.",
+    help="Largest number of images in each list of notable images (such as the least sure), which have pictures.",
 )
 
 CONFIG = option(
@@ -374,20 +411,21 @@ CONFIG = option(
     expose_value=False,
     callback=read_config,
     metavar="TOML",
-    help="A file of these options; DEIT_BATCH_… variables and the command line outrank it.",
+    help="TOML file with values for the options of this command. Environment variables (DEIT_BATCH_…) and the command "
+    "line take precedence over it.",
 )
-QUIET = option("--quiet", is_flag=True, help="No progress; only errors.")
-VERBOSE = option("--verbose", is_flag=True, help="Say more, and show tracebacks.")
+QUIET = option("--quiet", is_flag=True, help="Show errors only, and no progress.")
+VERBOSE = option("--verbose", is_flag=True, help="Show more messages, and tracebacks of errors.")
 LOG_FORMAT = option(
     "--log-format",
     default="text",
     show_default=True,
     type=click.Choice(["text", "json", "github"]),
-    help="How messages on stderr are written; github: warnings and errors as its annotations.",
+    help="Format of the messages on stderr. With github, warnings and errors are annotations of GitHub Actions.",
 )
 JUNIT = option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="XML",
-    help="Write the gates and what they found as JUnit XML, which GitLab, Jenkins and others show.",
+    help="Write the results of the checks, such as --fail-under, as JUnit XML for CI systems (GitLab, Jenkins, …).",
 )

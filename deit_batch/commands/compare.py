@@ -50,7 +50,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         "--fail-under",
         type=SHARE,
         metavar="AGREEMENT",
-        help="Exit with 4 if a smaller share of the images in both has the same best label.",
+        help="Exit with 4 if the share of images with the same best label in both files is below this.",
     ),
 )
 @section(
@@ -60,14 +60,14 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         multiple=True,
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
-        help="A page (.html) or everything in JSON (.json). Repeatable.",
+        help="File to write: an HTML page (.html), or the whole comparison as JSON (.json). Repeatable.",
     ),
     option(
         "--format",
         default="text",
         show_default=True,
         type=click.Choice(["text", "json"]),
-        help="What goes to stdout.",
+        help="Format of the comparison on stdout.",
     ),
     JUNIT,
     ROWS,
@@ -89,11 +89,12 @@ def compare(
     thumbnails: int,
     **chosen: Any,
 ) -> None:
-    """Say what has changed between two files of predictions of the same images: .jsonl, .csv or .parquet of score.
-    Needs the extra report.
+    """Compare two files of predictions of the same images.
 
-    Exit status: 0 done, 1 failed (no image is in both, for one), 2 wrong usage, 4 done but the agreement is lower than
-    --fail-under.
+    OLD and NEW are .jsonl, .csv or .parquet files of score. Needs the extra report.
+
+    Exit status: 0 if the files were compared, 1 if that failed (for example, if they have no image in common), 2 for
+    wrong usage, 4 if the agreement is below --fail-under.
     """
     limits = limits_from(chosen)
     with reported(junit, "deit-batch compare") as cases, needing("report"):

@@ -10,10 +10,12 @@ from deit_batch.commands._options import VERBOSE, ExampleCommand
 @click.command(cls=ExampleCommand, example="deit-batch doctor")
 @VERBOSE
 def doctor() -> None:
-    """Say what is here, and score one image: what to paste into an issue.
+    """Check the installation by scoring one image.
 
-    Versions, extras, processor, memory, GPU, whether the Hub can be reached, the models that are cached. Exit status 1
-    if the image can't be scored.
+    Prints what an issue report should contain: versions, installed extras, processor, memory, GPU, whether the Hub can
+    be reached, and which models are cached.
+
+    Exit status: 0 if the image was scored, 1 if it can't be scored.
     """
     from deit_batch.doctor import examined, score_one
 

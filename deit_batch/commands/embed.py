@@ -50,8 +50,8 @@ from deit_batch.plan import Options
         required=True,
         type=PLACE,
         metavar="FILE",
-        help="Where the features go: .parquet; or .npy, with the inputs' names in FILE.rows.jsonl. Appears when it is "
-        "whole.",
+        help="File for the features: .parquet, or .npy with the names of the inputs in FILE.rows.jsonl. It appears "
+        "when the run is complete.",
     ),
     option(
         "--features",
@@ -59,7 +59,8 @@ from deit_batch.plan import Options
         show_default=True,
         multiple=True,
         type=click.Choice(FEATURES),
-        help="Of the [CLS] token, of the distillation token, or the mean of the patches. Repeatable.",
+        help="Features to write: those of the [CLS] token, those of the distillation token, or the mean over the "
+        "patches. Repeatable.",
     ),
     FRESH,
     ERROR_THRESHOLD,
@@ -74,11 +75,12 @@ def embed(
     error_threshold: ErrorThreshold | None,
     **chosen: Any,
 ) -> None:
-    """Write the features that the encoder finds in each image, one row for each input, in input order. Inputs are those
-    of --input, or INPUTS.
+    """Compute features (embeddings) of images with the encoder.
 
-    Run the same command again to continue a run that died. Exit status as of score: 3 if some inputs failed, which have
-    no features.
+    Inputs are given by --input or as INPUTS. The result has one row for each input, in input order. Run the same
+    command again to continue a run that was stopped.
+
+    The exit statuses are those of score: 3 if some inputs failed; these have no features.
     """
     chosen["limits"] = limits_from(chosen)
     from deit_batch.runner import run

@@ -77,8 +77,8 @@ class Gate(click.ParamType[tuple[str, float]]):
         "--predictions",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         metavar="FILE",
-        help="Take these (.jsonl, .csv or .parquet of score), joined to the labels by the images' names, instead of "
-        "scoring.",
+        help="Evaluate the predictions in this file (.jsonl, .csv or .parquet of score) instead of scoring the images. "
+        "They are matched with the labels by the images' names.",
     ),
 )
 @section("Model", *MODEL)
@@ -89,32 +89,36 @@ class Gate(click.ParamType[tuple[str, float]]):
         default="all",
         show_default=True,
         type=TopK(),
-        help="How many labels an image are kept. Fewer than all: smaller files, but no log loss, ROC AUC and average "
-        "precision.",
+        metavar="N|all",
+        help="Number of labels kept in the predictions of each image. With a number, files are smaller, but there is "
+        "no log loss, ROC AUC or average precision.",
     ),
     option(
         "--threshold",
         default=0.5,
         show_default=True,
         type=SHARE,
-        help="Where images have several labels: the score from which one counts as predicted.",
+        metavar="X",
+        help="Lowest score at which a label counts as predicted, if images can have several labels.",
     ),
     option(
         "--fail-under",
         multiple=True,
         type=Gate(),
-        help="Exit with 4 if this metric is lower. Repeatable.",
+        help="Exit with 4 if this metric is below this value. Repeatable.",
     ),
     option(
         "--baseline",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="JSON",
-        help="The metrics.json of an earlier evaluation: what has changed, and whether it is more than noise.",
+        help="Compare with an earlier evaluation, by its metrics.json, and test whether the differences are "
+        "significant.",
     ),
     option(
         "--error-threshold",
         type=Threshold(),
-        help="Let no more images than this fail, or have unknown labels. [default: none, or exit with 3]",
+        help="Images that may fail or have an unknown label, as a number or a percentage. With more, the exit status "
+        "is 3; scoring stops with 1 as soon as more have failed. [default: 0, and scoring never stops early]",
     ),
 )
 @section(
@@ -124,10 +128,14 @@ class Gate(click.ParamType[tuple[str, float]]):
         required=True,
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="The folder for metrics.json, report.md, pictures and predictions.jsonl.",
+        help="Folder for the results: metrics.json, report.md, pictures and predictions.jsonl.",
     ),
     JUNIT,
-    option("--fresh", is_flag=True, help="Score again what an earlier evaluation has left in DIR."),
+    option(
+        "--fresh",
+        is_flag=True,
+        help="Score all images again, and replace the predictions of an earlier evaluation in DIR.",
+    ),
 )
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
@@ -146,10 +154,12 @@ def evaluate(
     fresh: bool,
     **chosen: Any,
 ) -> None:
-    """Score images whose labels are known, and say how good the model is. Needs the extra eval.
+    """Score labelled images and measure how good the model is.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but some images have no prediction or an unknown label, 4 done
-    but a metric is lower than --fail-under, 130 interrupted: the same command continues.
+    Needs the extra eval. Run the same command again to continue a run that was stopped.
+
+    Exit status: 0 if the evaluation is complete, 1 if it failed, 2 for wrong usage, 3 if some images have no prediction
+    or an unknown label, 4 if a metric is below --fail-under, 130 if interrupted.
     """
     chosen["limits"] = limits_from(chosen)
     with reported(junit, "deit-batch evaluate") as cases, needing("eval"):

@@ -23,20 +23,29 @@ logger = logging.getLogger("deit_batch")
     defaults=(Options, Limits),
 )
 @click.argument("model", type=PLACE, metavar="CHECKPOINT")
-@option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="New folder for the exported checkpoint.",
+)
 @option(
     "--dtype",
     default="float32",
     show_default=True,
     type=click.Choice(["float32", "int8"]),
-    help="int8: several times faster, a little less exact.",
+    help="Data type of the exported weights. int8 is several times faster and a little less exact.",
 )
 @REVISION
 @ALLOW_PICKLE
 @VERBOSE
 def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool) -> None:
-    """Write a checkpoint as ONNX, a folder for score --model: it starts sooner, and runs on a CPU only. Needs the extra
-    onnx."""
+    """Export a checkpoint to ONNX.
+
+    The result is a folder that score takes as --model. It starts faster than the checkpoint, and runs on CPUs only.
+    Needs the extra onnx.
+    """
     checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
     from deit_batch.model.onnx import export as write
 

@@ -54,12 +54,13 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
         "--validation",
         type=PLACE,
         metavar="WHAT",
-        help="Labelled images to validate with. [default: a share of the input]",
+        help="Labelled images to validate with after each epoch. [default: a share of the input]",
     ),
     option(
         "--validation-share",
         type=Number(0, 1, min_open=True, max_open=True),
-        help="Taken of every class, if --validation is not given.",
+        metavar="X",
+        help="Share of the images of each class that is used for validation, if --validation is not given.",
     ),
 )
 @section(
@@ -69,75 +70,173 @@ METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "lo
     IMAGE_PROCESSOR,
     ALLOW_PICKLE,
     DEVICE,
-    option("--image-size", type=AT_LEAST_ONE, metavar="N", help="Pixels of a side. [default: the checkpoint's own]"),
-    option("--freeze-backbone", is_flag=True, help="Train the head alone (a linear probe)."),
-    option("--lora-rank", type=AT_LEAST_ONE, metavar="N", help="Train by LoRA, of this rank, and the head."),
+    option(
+        "--image-size",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Width and height of the model's input, in pixels. [default: that of the checkpoint]",
+    ),
+    option("--freeze-backbone", is_flag=True, help="Train only the classification head (a linear probe)."),
+    option(
+        "--lora-rank",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Train LoRA adapters of this rank and the classification head, and no other weights.",
+    ),
     option(
         "--teacher",
         type=PLACE,
         metavar="CLASSIFIER",
-        help="Train a distillation token by this classifier's labels: any of transformers', a folder or a Hub name.",
+        help="Train a distillation token on the predictions of this classifier: a folder or a name on the Hub, of any "
+        "image classifier that transformers can load.",
     ),
 )
 @section(
     "Output",
-    option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Appears when it is whole."),
-    option("--mlflow", is_flag=True, help="Add DIR/mlflow, the same as an MLflow model. Needs the extra mlflow."),
-    option("--fresh", is_flag=True, help="Start over, and replace what is at DIR when done."),
+    option(
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder for the new checkpoint. It appears when the training is complete.",
+    ),
+    option(
+        "--mlflow",
+        is_flag=True,
+        help="Also write the checkpoint as an MLflow model, to DIR/mlflow. Needs the extra mlflow.",
+    ),
+    option("--fresh", is_flag=True, help="Start over, and replace the existing DIR when the training is complete."),
 )
 @section(
     "Training",
-    option("--num-train-epochs", type=POSITIVE, metavar="X", help="[default: enough for 2,000 steps, but 3 to 50]"),
-    option("--max-steps", type=AT_LEAST_ONE, metavar="N", help="Stop after so many, whatever the epochs."),
-    option("--per-device-train-batch-size", type=AT_LEAST_ONE, metavar="N", help="[default: 32, fewer for few images]"),
-    option("--auto-find-batch-size", is_flag=True, help="Halve the batch until it fits the memory."),
+    option(
+        "--num-train-epochs",
+        type=POSITIVE,
+        metavar="X",
+        help="Number of training epochs. [default: enough for 2,000 steps, but at least 3 and at most 50]",
+    ),
+    option(
+        "--max-steps",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Stop after this number of training steps, whatever the number of epochs.",
+    ),
+    option(
+        "--per-device-train-batch-size",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Images in a training batch. [default: 32, fewer if there are few images]",
+    ),
+    option("--auto-find-batch-size", is_flag=True, help="Reduce the batch size until a batch fits into memory."),
     option(
         "--learning-rate",
         type=POSITIVE,
         metavar="X",
-        help="At its peak. [default: 5e-5; 5e-4 with LoRA, 1e-3 for the head alone]",
+        help="Peak learning rate. [default: 5e-5; 5e-4 for LoRA; 1e-3 for the head alone]",
     ),
-    option("--lr-scheduler-type", type=click.Choice(SCHEDULES), help="After it."),
-    option("--warmup-steps", type=NOT_NEGATIVE, help="Before it; a share below 1."),
-    option("--weight-decay", type=NOT_NEGATIVE, help="AdamW's."),
-    option("--label-smoothing-factor", type=SHARE, help="For one label an image."),
-    option("--gradient-accumulation-steps", type=AT_LEAST_ONE, help="Batches a step."),
-    option("--max-grad-norm", type=NOT_NEGATIVE, help="Gradients are clipped there."),
-    option("--fp16", is_flag=True, help="Mixed precision, float16: for GPUs."),
-    option("--bf16", is_flag=True, help="Mixed precision, bfloat16."),
     option(
-        "--early-stopping-patience", type=AT_LEAST_ONE, metavar="N", help="Stop after so many epochs without progress."
+        "--lr-scheduler-type",
+        type=click.Choice(SCHEDULES),
+        help="Learning-rate schedule after warm-up.",
+    ),
+    option(
+        "--warmup-steps",
+        type=NOT_NEGATIVE,
+        metavar="X",
+        help="Steps in which the learning rate rises to its peak; a value below 1 is a share of all steps.",
+    ),
+    option(
+        "--weight-decay",
+        type=NOT_NEGATIVE,
+        metavar="X",
+        help="Weight decay of the AdamW optimizer.",
+    ),
+    option(
+        "--label-smoothing-factor",
+        type=SHARE,
+        metavar="X",
+        help="Label smoothing. It has no effect if images can have several labels.",
+    ),
+    option(
+        "--gradient-accumulation-steps",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Batches whose gradients are added up for one training step.",
+    ),
+    option(
+        "--max-grad-norm",
+        type=NOT_NEGATIVE,
+        metavar="X",
+        help="Clip gradients to this norm. With 0, gradients are not clipped.",
+    ),
+    option("--fp16", is_flag=True, help="Train in mixed precision with float16, on a GPU."),
+    option("--bf16", is_flag=True, help="Train in mixed precision with bfloat16."),
+    option(
+        "--early-stopping-patience",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Stop after this number of epochs without a better validation result.",
     ),
     option(
         "--metric-for-best-model",
         type=click.Choice(METRICS),
-        help="Which epoch is kept. [default: accuracy; average_precision with several labels an image]",
+        help="Validation metric by which the best epoch is chosen and kept. [default: accuracy; average_precision if "
+        "images can have several labels]",
     ),
-    option("--seed", type=click.IntRange(min=0), help="Of everything that is drawn."),
+    option(
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Seed of all random numbers.",
+    ),
     WORKERS,
 )
 @section(
     "Augmentation",
-    option("--crop", type=SHARE, help="Least share of the area kept; 1: whole."),
-    option("--flip/--no-flip", help="Mirror half of the images."),
+    option(
+        "--crop",
+        type=SHARE,
+        metavar="X",
+        help="Smallest share of the image area that a random crop keeps. With 1, images are not cropped.",
+    ),
+    option("--flip/--no-flip", help="Mirror a random half of the images, left to right."),
     option(
         "--randaugment",
         type=click.IntRange(0, 29),
-        help="Magnitude of kornia's RandAugment, which is no strength: it changes brightness, contrast, colour and "
-        "sharpness not at all at 15, and most at 1 and 29. 0: none.",
+        metavar="N",
+        help="Magnitude of kornia's RandAugment; 0 turns it off. A larger magnitude is not a stronger augmentation: "
+        "brightness, contrast, colour and sharpness are unchanged at 15, and change most at 1 and at 29.",
     ),
-    option("--random-erasing", type=SHARE, help="Share of images with a part erased."),
-    option("--mixup", type=SHARE, help="Lay others over images, by up to this share."),
-    option("--cutmix", type=NOT_NEGATIVE, help="Put parts of others in; its beta."),
+    option(
+        "--random-erasing",
+        type=SHARE,
+        metavar="X",
+        help="Share of the images in which a random rectangle is erased.",
+    ),
+    option(
+        "--mixup",
+        type=SHARE,
+        metavar="X",
+        help="Mixup: blend images with others, whose weight is at most this. 0 turns it off.",
+    ),
+    option(
+        "--cutmix",
+        type=NOT_NEGATIVE,
+        metavar="X",
+        help="CutMix: replace a rectangle of an image by that of another. This is the parameter of the beta "
+        "distribution from which its size is drawn; 0 turns it off.",
+    ),
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
 def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
-    """Teach a checkpoint new classes, from labelled images: class folders, labels.csv, or a table with a label column.
+    """Train a checkpoint on labelled images of new classes.
 
-    The new checkpoint is a folder for score, evaluate and serve --model, and for transformers. Run the same command
-    again to continue a run that died. Exit status as of score: 3 if some images could not be read. Needs the extra
-    train.
+    The images are in class folders, in a folder with labels.csv, or in a table with a label column. The new checkpoint
+    is a folder that score, evaluate and serve take as --model, and that transformers can load. Needs the extra train.
+
+    Run the same command again to continue a run that was stopped. The exit statuses are those of score: 3 if some
+    images could not be read.
     """
     chosen["limits"] = limits_from(chosen)
     with needing("train"):

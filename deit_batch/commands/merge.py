@@ -34,9 +34,13 @@ from deit_batch.output.threshold import ErrorThreshold
         required=True,
         type=PLACE,
         metavar="FILE",
-        help="Where the records go, as of score. Appears when it is whole.",
+        help="File for the records, in any format that score can write. It appears when it is complete.",
     ),
-    option("--format", type=click.Choice(names("predictions")), help="Instead of the format that FILE's ending says."),
+    option(
+        "--format",
+        type=click.Choice(names("predictions")),
+        help="Format of the records. [default: by the ending of FILE]",
+    ),
     FRESH,
     ERROR_THRESHOLD,
 )
@@ -49,10 +53,13 @@ def merge(
     fresh: bool,
     error_threshold: ErrorThreshold | None,
 ) -> None:
-    """Make one result of all SHARDS of a run, in the order of its input: what one run without --shard would have left.
-    SHARDS may also be the one folder that a run with --engine ray has left.
+    """Merge the results of all shards of a run into one file.
 
-    Nothing is written unless all are there, finished, unchanged, and of one run. Exit status as of score.
+    SHARDS are the files that score --shard has written, or the folder that score --engine ray has written. The records
+    are in input order, as one run without --shard would have written them.
+
+    Nothing is written unless all shards are there, complete, unchanged and of the same run. The exit statuses are those
+    of score.
     """
     from deit_batch.output import merge
     from deit_batch.runner import Outcome

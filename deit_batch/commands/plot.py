@@ -36,16 +36,23 @@ logger = logging.getLogger("deit_batch")
 @section("Model", *MODEL)
 @section(
     "Output",
-    option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="The picture."),
+    option(
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="PNG",
+        help="PNG file to write.",
+    ),
     *PREDICTIONS,
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, VERBOSE)
 def plot(*, image: str, out: Path, **chosen: Any) -> None:
-    """Score one IMAGE (a path, a URL or base64) and draw it beside its labels, as the model card does. Needs the extra
-    report.
+    """Score one image and draw it beside its labels and scores.
 
-    Exit status: 0 done, 1 the image can't be scored, 2 wrong usage.
+    IMAGE is a path, a URL or base64. The picture looks like the one in the model card. Needs the extra report.
+
+    Exit status: 0 if the picture was written, 1 if the image can't be scored, 2 for wrong usage.
     """
     limits = limits_from(chosen)
     with needing("report"):

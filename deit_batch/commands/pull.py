@@ -22,14 +22,20 @@ logger = logging.getLogger("deit_batch")
     defaults=(Options, Limits),
 )
 @click.argument("model", type=PLACE, metavar="CHECKPOINT")
-@option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy it into this new folder, too.")
+@option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="New folder that the checkpoint is copied to. [default: it stays in the cache only]",
+)
 @REVISION
 @ALLOW_PICKLE
 @VERBOSE
 def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool) -> None:
-    """Fetch a checkpoint from the Hub into its cache, and check that it can be scored with; print its folder.
+    """Download a checkpoint from the Hub and check that it works.
 
-    For an image that is built once, or a machine that has no network: copy DIR there.
+    The checkpoint is stored in the Hub's cache, and its folder is printed. For a container image or a machine without a
+    network, copy the folder of --out there.
     """
     from deit_batch.model.checkpoint import copy_checkpoint
     from deit_batch.plan import Plan

@@ -48,8 +48,8 @@ logger = logging.getLogger("deit_batch")
         "--labels",
         type=PLACE,
         metavar="WHAT",
-        help="Labelled images, as the input of evaluate: joined by the images' names. [default: the labels that the "
-        "records carry, if they do]",
+        help="Labelled images, in any form that evaluate takes as --input. They are matched with the records by the "
+        "images' names. [default: labels in the records, if there are any]",
     ),
     LABEL_COLUMN,
     LABEL_MAP,
@@ -58,16 +58,24 @@ logger = logging.getLogger("deit_batch")
 @section("Pictures", IMAGES, FETCH, THUMBNAILS)
 @section(
     "Output",
-    option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="HTML", help="The page."),
+    option(
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="HTML",
+        help="HTML file to write.",
+    ),
     ROWS,
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
 def report(**chosen: Any) -> None:
-    """Write a page of what a run has found: a file of HTML, whole in itself. PREDICTIONS: .jsonl, .csv or .parquet of
-    score. Needs the extra report.
+    """Write an HTML page about the predictions of a run.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage.
+    PREDICTIONS is a .jsonl, .csv or .parquet file of score. The page is a single file that needs no other files. Needs
+    the extra report.
+
+    Exit status: 0 if the page was written, 1 if that failed, 2 for wrong usage.
     """
     limits = limits_from(chosen)
     with needing("report"):

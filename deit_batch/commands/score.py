@@ -37,7 +37,6 @@ from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
 from deit_batch.output.formats import choose_format, names, suffixes
-from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.redaction import redact
@@ -62,7 +61,12 @@ FIRST_SHOWN = 5
     *TABLE_INPUT,
     KEEP,
     ID,
-    option("--shard", type=ShardType(), help="Score only every N-th input, from number I on; see deit-batch merge."),
+    option(
+        "--shard",
+        type=ShardType(),
+        help="Score only every N-th input, starting from input I (0 to N-1). deit-batch merge joins the results of all "
+        "shards.",
+    ),
 )
 @section("Model", *MODEL)
 @section(
@@ -71,23 +75,28 @@ FIRST_SHOWN = 5
         "--out",
         type=PLACE,
         metavar="FILE",
-        help=f"Where the predictions go: {', '.join(suffixes('predictions'))}; also on a store (s3://…); - streams "
-        "JSONL to stdout. Appears when it is whole.",
+        help=f"File for the predictions ({', '.join(suffixes('predictions'))}), which may be on an object store "
+        "(s3://…), or - for JSONL on stdout. The file appears when the run is complete.",
     ),
     option(
         "--format",
         type=click.Choice(names("predictions")),
-        help="Instead of the format that FILE's ending says; 'sample': the model card's lists, one a line.",
+        help="Format of the predictions; sample is one list of labels and scores per line, as in the model card. "
+        "[default: by the ending of FILE]",
     ),
     *PREDICTIONS,
     FRESH,
     option(
         "--incremental",
         is_flag=True,
-        help="For runs over a growing input under one FILE: images that have not changed since they were last scored "
-        "keep their predictions.",
+        help="Score only images that are new, have changed, or failed before. All others keep their predictions from "
+        "the last run with this FILE.",
     ),
-    option("--retry-failed", is_flag=True, help="Of a finished FILE (.jsonl), score again only what failed."),
+    option(
+        "--retry-failed",
+        is_flag=True,
+        help="Score again only the inputs that failed in a finished FILE (.jsonl).",
+    ),
     ERROR_THRESHOLD,
 )
 @section("Speed", *SPEED)
@@ -98,31 +107,44 @@ FIRST_SHOWN = 5
         default="local",
         show_default=True,
         type=click.Choice(["local", "ray"]),
-        help="ray: on the machines of a Ray cluster, into parts in a folder, --out DIR; needs the extra ray.",
+        help="Where the run takes place: on this machine, or on a Ray cluster. With ray, --out is a folder of several "
+        "files; needs the extra ray.",
     ),
     option(
         "--ray-address",
         metavar="HOST:PORT|auto|local",
-        help="The cluster. [default: RAY_ADDRESS, or one on this machine, started if need be]",
+        help="Address of the Ray cluster. [default: that of the variable RAY_ADDRESS, or a cluster on this machine, "
+        "which is started if there is none]",
     ),
-    option("--actors", type=AT_LEAST_ONE, metavar="N", help="How many score. [default: as many as there is room for]"),
+    option(
+        "--actors",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Number of Ray actors that score images. [default: as many as the Ray cluster has room for]",
+    ),
     option(
         "--actor-cores",
         type=AT_LEAST_ONE,
         metavar="N",
-        help="Cores of each, on CPUs. [default: those of the smallest machine, 8 at most]",
+        help="CPU cores of each Ray actor, if the model runs on CPUs. [default: those of the smallest machine, at most "
+        "8]",
     ),
-    option("--part-size", type=AT_LEAST_ONE, metavar="N", help=f"Images in each part. [default: {PART_SIZE}]"),
+    option(
+        "--part-size",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Number of images in each file of a result of --engine ray. [default: 256]",
+    ),
 )
 @section("Limits of one image", *LIMITS)
 @section(
     "Run",
-    option("--dry-run", is_flag=True, help="Say what would be scored, and stop."),
+    option("--dry-run", is_flag=True, help="Show what would be scored and with which options, and score nothing."),
     option(
         "--metrics-file",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="PROM",
-        help="Write how the run ended for Prometheus' node exporter (its textfile collector).",
+        help="Write metrics of the run to this file, for the textfile collector of Prometheus' node exporter.",
     ),
     CONFIG,
     QUIET,
@@ -142,12 +164,14 @@ def score(
     metrics_file: Path | None,
     **chosen: Any,
 ) -> None:
-    """Score images and write one record of predictions for each, in input order. Inputs are those of --input, or
-    INPUTS.
+    """Score images and write one record of predictions for each.
 
-    Run the same command again to continue a run that died. Exit status: 0 all scored, 1 the run failed, 2 wrong usage,
-    3 finished but some inputs failed (their records say why), 130 interrupted. Every option can also be set by a
-    variable: --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
+    Inputs are given by --input or as INPUTS. Records are in input order. Run the same command again to continue a run
+    that was stopped.
+
+    Exit status: 0 if all images were scored, 1 if the run failed, 2 for wrong usage, 3 if the run is complete but some
+    inputs failed (their records say why), 130 if interrupted. Every option can also be set by an environment variable:
+    for example --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
     """
     chosen["limits"] = limits_from(chosen)
     cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}

@@ -37,35 +37,52 @@ from deit_batch.system.extras import needing
 )
 @section(
     "Server",
-    option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="The address to listen at."),
-    option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free."),
+    option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Address or host name to listen on."),
+    option(
+        "--port",
+        default=8000,
+        show_default=True,
+        type=click.IntRange(0, 65535),
+        metavar="N",
+        help="Port to listen on. With 0, any free port is used.",
+    ),
     option(
         "--api-key-file",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
-        help="Ask for one of the keys in this file, one a line, as Authorization: Bearer KEY.",
+        help="File of API keys, one per line. Requests to /score and /metrics must then have one of them in the header "
+        "Authorization: Bearer KEY.",
     ),
     option(
         "--queue",
         type=AT_LEAST_ONE,
         metavar="N",
-        help="Images that may be in the server; more are answered with 429. [default: 64, or four batches]",
+        help="Images that the server holds at a time. Requests beyond that are answered with status 429. [default: 64, "
+        "or four batches if these are more]",
     ),
-    option("--body-bytes", default=16 * 2**20, show_default=True, type=AT_LEAST_ONE, help="Of a request."),
+    option(
+        "--body-bytes",
+        default=16 * 2**20,
+        show_default=True,
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Largest body of a request, in bytes.",
+    ),
     option(
         "--batch-window",
         default=5.0,
         show_default=True,
         type=Number(min=0),
         metavar="MS",
-        help="Milliseconds that an image waits for others, to be scored with them.",
+        help="Longest time that an image waits for others to be scored in the same batch, in milliseconds.",
     ),
     option(
         "--drain-seconds",
         default=30,
         show_default=True,
         type=click.IntRange(min=0),
-        help="After SIGTERM, for the requests that are in to be answered.",
+        metavar="N",
+        help="Longest time to finish open requests after SIGTERM or Ctrl-C, in seconds.",
     ),
 )
 @section("Model", *MODEL)
@@ -84,11 +101,13 @@ def serve(
     drain_seconds: int,
     **chosen: Any,
 ) -> None:
-    """Answer requests over HTTP: POST /score takes {"input_data": ["<base64 or URL>", …]} and answers, for each image,
-    a list of {"label", "score"}, best first. Needs the extra serve.
+    """Serve predictions over HTTP.
 
-    Also /health, /ready, /metrics and /docs. Ends with 0 when it is stopped by Ctrl-C or SIGTERM and has answered what
-    was in, 1 if it could not, 2 for wrong usage.
+    POST /score takes {"input_data": ["<base64 or URL>", …]}, and answers with a list of {"label", "score"} for each
+    image, best first. There are also /health, /ready, /metrics and /docs. Needs the extra serve.
+
+    Exit status: 0 if the server was stopped by Ctrl-C or SIGTERM and has answered all open requests, 1 if it could not,
+    2 for wrong usage.
     """
     chosen["limits"] = limits_from(chosen)
     if chosen["workers"] == 0:

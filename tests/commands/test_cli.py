@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import COMMAND, EXAMPLES, deit_batch, jpeg, read_json, read_jsonl, wait_for, wait_for_growth
 
-from deit_batch.cli import main
+from deit_batch.cli import COMMANDS, main
 
 README = EXAMPLES.parent / "README.md"
 
@@ -326,6 +326,41 @@ def test_every_command_and_option_has_help_that_opens_with_an_example() -> None:
                     assert param.get_help_record(context)
                     assert param.opts[0] in shown
     assert "deit-batch score --input imgs/ --out preds.jsonl" in CliRunner().invoke(main, ["--help"]).stdout
+
+
+def test_each_option_is_explained_in_sentences_that_stand_alone() -> None:
+    for name, command in main.commands.items():
+        with click.Context(command) as context:
+            for param in command.get_params(context):
+                if isinstance(param, click.Option):
+                    said = f"{name} {param.opts[0]}: {param.help}"
+                    assert re.fullmatch(r"([A-Z]|'[^']+').*(\.|\[default: .+\])", param.help or ""), said
+                    assert len((param.help or "").split("[default:")[0].split()) >= 3, said
+
+
+def test_the_list_of_commands_has_each_under_a_heading_with_its_whole_summary() -> None:
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=78).stdout  # Click's width for 80 columns
+    titles = re.findall(r"^([A-Z].+):$", shown, re.MULTILINE)
+    assert titles == ["Options", *COMMANDS]
+    listed = shown.split(f"{titles[1]}:\n", 1)[1]
+    found = re.findall(r"^  (\w+) +(.+)$", listed, re.MULTILINE)
+    assert [name for name, _ in found] == list(main.commands)
+    for name, summary in found:
+        assert re.fullmatch(r"[A-Z].*[^.]\.", summary), f"{name}: {summary}"
+
+
+def test_the_package_is_run_as_the_command() -> None:
+    for arguments in (["--help"], ["--version"], ["merge", "--help"], ["score", "--none"]):
+        command, module = (
+            subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
+            for program in ([COMMAND], [sys.executable, "-m", "deit_batch"])
+        )
+        assert (module.returncode, module.stdout, module.stderr) == (
+            command.returncode,
+            command.stdout,
+            command.stderr,
+        )
+        assert "deit-batch" in module.stdout + module.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
