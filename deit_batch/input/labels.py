@@ -90,7 +90,7 @@ def open_labelled(
     by_name = not table and kind.is_by_name
     if label_column and by_name:
         raise UsageError(f"{spec} has no columns; --label-column is for tables")
-    if spec.lower().endswith((".txt", ".txt.gz")):
+    if kind.what is What.LIST:
         raise UsageError(f"{spec}: a list has no labels; give a table with a label column, or class folders")
     source = open_source(
         table or spec,

@@ -192,7 +192,7 @@ def _of_rows(table: Table, spec: str, kind: Kind, fields: Fields, folder: str | 
     else:
         rows = _check_first_object(rows, fields)
     if folder is None:
-        folder = "" if kind.what is What.STDIN or spec.startswith("hf://") else os.path.dirname(spec)
+        folder = "" if kind.what in (What.STDIN, What.DATA_SET) else os.path.dirname(spec)
     found = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
     references = map(_with_folder, found) if shows_folder else found
     return Source(
