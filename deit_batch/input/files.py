@@ -11,25 +11,21 @@ from itertools import chain, islice
 from pathlib import Path
 
 from deit_batch.errors import InputError, UsageError
-from deit_batch.input import tables, webdataset
+from deit_batch.input.kinds import IMAGES, Kind, What, is_image_name
 from deit_batch.io import LocalFile, Reference, Source, StoredFile
 from deit_batch.system import object_store
 
-# Of the formats that loading.decode.FORMATS names.
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
+
+def open_image(path: str) -> Source:
+    return _files(lambda passed_over: iter([path]), "")
 
 
-def open_files(spec: str, recursive: bool) -> Source | None:
-    """A source of files found by name; None if `spec` is not of that kind."""
-    if object_store.is_stored(spec):
-        return _open_stored(spec, recursive)
-    if os.path.isdir(spec):
-        return _files(lambda passed_over: _walk(spec, recursive, passed_over, set()), f"{spec} holds no image")
-    if is_image_name(spec) and os.path.lexists(spec):
-        return _files(lambda passed_over: iter([spec]), "")
-    if glob.has_magic(spec) and not os.path.lexists(spec) and "://" not in spec and not webdataset.is_tars(spec):
-        return _files(lambda passed_over: _glob(spec, passed_over), f"{spec} matches no image")
-    return None
+def open_folder(folder: str, recursive: bool) -> Source:
+    return _files(lambda passed_over: _walk(folder, recursive, passed_over, set()), f"{folder} holds no image")
+
+
+def open_glob(pattern: str) -> Source:
+    return _files(lambda passed_over: _glob(pattern, passed_over), f"{pattern} matches no image")
 
 
 def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Source:
@@ -46,19 +42,16 @@ def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Sour
 
 def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
     reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
-    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGES))}")
 
 
-def _open_stored(spec: str, recursive: bool) -> Source | None:
+def open_stored(spec: str, kind: Kind, recursive: bool) -> Source:
     """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are. Raises
     UsageError for a pattern, as for an object that is not there."""
-    folder = is_stored_folder(spec)
-    if not (folder or is_image_name(spec)):
-        return None
     store, path = object_store.open_store(spec)
     passed_over: Counter[str] = Counter()
     try:
-        if folder:
+        if kind.what is What.FOLDER:
             path = path.rstrip("/") + "/"
             files = _images(store.list(path, recursive=recursive), len(store.address(path)), passed_over)
         else:
@@ -71,14 +64,6 @@ def _open_stored(spec: str, recursive: bool) -> Source | None:
         raise _no_image(f"{spec} holds no image", passed_over)
     references = (Reference(index, file.address, file) for index, file in enumerate(_until_broken(spec, first, files)))
     return Source(references, passed_over=passed_over)
-
-
-def is_stored_folder(spec: str) -> bool:
-    """On a store, where there are no folders to ask: what is not named like an image, table or tar."""
-    name = spec.lower().removesuffix(".gz")
-    return object_store.is_stored(spec) and not (
-        is_image_name(spec) or webdataset.is_tars(spec) or name.endswith(tables.SUFFIXES)
-    )
 
 
 def _images(found: Iterator[StoredFile | str], start: int, passed_over: Counter[str]) -> Iterator[StoredFile]:
@@ -102,10 +87,6 @@ def _until_broken(spec: str, first: Iterable[StoredFile], files: Iterable[Stored
             last = file.address
     except object_store.StoreError as error:
         raise InputError(f"{spec}: can't be listed past {last}: {error}") from error
-
-
-def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tuple[int, int]]) -> Iterator[str]:

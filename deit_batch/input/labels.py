@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import os
@@ -23,9 +22,8 @@ from itertools import chain
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.files import is_image_name, is_stored_folder
+from deit_batch.input.kinds import Kind, What, kind_of
 from deit_batch.input.open import open_source
-from deit_batch.input.webdataset import is_tars
 from deit_batch.io import Failure, Reference, Source, clean
 from deit_batch.system import object_store
 
@@ -87,11 +85,12 @@ def open_labelled(
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
+    kind = kind_of(spec)
     table = labels_table(spec)
-    by_name = not table and _is_by_name(spec)
+    by_name = not table and kind.is_by_name
     if label_column and by_name:
         raise UsageError(f"{spec} has no columns; --label-column is for tables")
-    if spec.lower().endswith((".txt", ".txt.gz")):
+    if kind.what is What.LIST:
         raise UsageError(f"{spec}: a list has no labels; give a table with a label column, or class folders")
     source = open_source(
         table or spec,
@@ -104,7 +103,9 @@ def open_labelled(
         label=None if by_name else partial(_label_column, named=label_column),
         folder=_images_folder(table) if table else None,
     )
-    labelled = _by_folder(spec, source) if by_name else _by_column(table or spec, source, separated=table is not None)
+    labelled = (
+        _by_folder(spec, kind, source) if by_name else _by_column(table or spec, source, separated=table is not None)
+    )
     if not again:
         logger.info("labels: %s", labelled.layout)
     return labelled
@@ -113,30 +114,21 @@ def open_labelled(
 # --- by folder ------------------------------------------------------------------------------------------------------
 
 
-def _is_by_name(spec: str) -> bool:
-    is_glob = glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec) and not is_tars(spec)
-    return _is_folder(spec) or is_image_name(spec) or is_glob
-
-
-def _is_folder(spec: str) -> bool:
-    return os.path.isdir(spec) or is_stored_folder(spec)
-
-
-def _folders(spec: str) -> list[str]:
+def _folders(spec: str, kind: Kind) -> list[str]:
     """The names of the folders in a folder."""
-    if not object_store.is_stored(spec):
+    if not kind.stored:
         return [entry.name for entry in os.scandir(spec) if entry.is_dir()]
     store, path = object_store.open_store(spec)
     found = store.list(path.rstrip("/") + "/", recursive=False)
     return [os.path.basename(folder.rstrip("/")) for folder in found if isinstance(folder, str)]
 
 
-def _by_folder(spec: str, source: Source) -> LabelledSource:
+def _by_folder(spec: str, kind: Kind, source: Source) -> LabelledSource:
     names, root = None, None
     layout = "the folder that an image lies in"
-    if _is_folder(spec):
+    if kind.what is What.FOLDER:
         root = spec
-        names = sorted(clean(name) for name in _folders(spec) if not name.startswith("."))
+        names = sorted(clean(name) for name in _folders(spec, kind) if not name.startswith("."))
         if not names:
             raise UsageError(f"{spec} has no class folders and no {LABELS_FILE}: nothing says what its images show")
         layout = f"class folders, {_counted(names)}"
@@ -166,7 +158,7 @@ def _counted(names: Sequence[str]) -> str:
 
 def labels_table(spec: str) -> str | None:
     """The path of the labels.csv that `spec` is, or that is in it."""
-    path = os.path.join(spec, LABELS_FILE) if _is_folder(spec) else spec
+    path = os.path.join(spec, LABELS_FILE) if kind_of(spec).what is What.FOLDER else spec
     return (
         path if os.path.basename(path) == LABELS_FILE and (object_store.exists(path) or os.path.isfile(path)) else None
     )

@@ -13,9 +13,9 @@ from itertools import chain, islice
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input import arrow, tables, webdataset
-from deit_batch.input.files import is_image_name, open_files
+from deit_batch.input import arrow, files, tables, webdataset
 from deit_batch.input.identity import given_identity, hidden_identity, identity_of
+from deit_batch.input.kinds import TABLES, Kind, What, kind_of
 from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.tables import Row, Table
 from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
@@ -113,7 +113,11 @@ def open_source(
         raise UsageError("stdin is named twice as input; it can be read once")
 
     def open_one(spec: str) -> Source:
-        return open_files(spec, recursive) or _open_rows(spec, fields, stdin, folder, shows_folder=len(specs) > 1)
+        kind = kind_of(spec)
+        opened = _open(spec, kind, fields.wanted, recursive, stdin)
+        if isinstance(opened, Source):
+            return opened
+        return _of_rows(opened, spec, kind, fields, folder, shows_folder=len(specs) > 1)
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
     if fields.options and not source.has_columns:
@@ -134,7 +138,7 @@ def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> So
     for spec in specs:
         source = open_one(spec)
         has_columns |= source.has_columns
-        stays = not source.is_open_file or spec == "-" or len(opened) < MOST_TABLES_OPEN
+        stays = not source.is_open_file or len(opened) < MOST_TABLES_OPEN
         opened.append(source if stays else None)
     passed_over: Counter[str] = Counter()
     read = [0]  # references of each input so far
@@ -181,54 +185,69 @@ def _part(source: Source, limit: int | None, shard: Shard) -> Source:
     return replace(source, references=references, total=total, whole=digest.hexdigest)
 
 
-def _open_rows(spec: str, fields: Fields, stdin: BinaryIO | None, folder: str | None, *, shows_folder: bool) -> Source:
-    table = _open_table(spec, fields.wanted, stdin)
+def _of_rows(table: Table, spec: str, kind: Kind, fields: Fields, folder: str | None, *, shows_folder: bool) -> Source:
     rows = table.rows
     if table.columns is not None:
         fields = replace(fields, column=fields.wanted(table.columns)[0])
     else:
         rows = _check_first_object(rows, fields)
     if folder is None:
-        folder = "" if spec == "-" or spec.startswith("hf://") else os.path.dirname(spec)
+        folder = "" if kind.what in (What.STDIN, What.DATA_SET) else os.path.dirname(spec)
     found = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
     references = map(_with_folder, found) if shows_folder else found
-    has_columns = not spec.lower().endswith((".txt", ".txt.gz"))
-    return Source(references, table.total, class_names=table.class_names, has_columns=has_columns, is_open_file=True)
+    return Source(
+        references,
+        table.total,
+        class_names=table.class_names,
+        has_columns=kind.what is not What.LIST,
+        is_open_file=kind.what is not What.STDIN,
+    )
 
 
-def _open_table(spec: str, wanted: Callable[[Sequence[str]], list[str]], stdin: BinaryIO | None) -> Table:
-    """Kinds that want a path, or are several files, are told apart first; then those that are one stream, wherever it
-    comes from."""
-    if spec == "-":
-        return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
-    stored = object_store.is_stored(spec)
-    if spec.startswith("hf://") and not stored:
-        return arrow.open_dataset(spec)
-    if webdataset.is_tars(spec):
-        return webdataset.open_tars(spec, is_image_name)
-    name = spec.lower()
-    gzipped = name.endswith(".gz")
-    suffix = os.path.splitext(name.removesuffix(".gz"))[1]
-    if suffix not in tables.SUFFIXES:
-        raise UsageError(
-            f"{spec}: {'no such file or folder' if not os.path.lexists(spec) else 'not a kind of input we know'}; "
-            "give a folder, an image, a glob, a .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .tar, hf://… or -"
-        )
+def _open(
+    spec: str, kind: Kind, wanted: Callable[[Sequence[str]], list[str]], recursive: bool, stdin: BinaryIO | None
+) -> Source | Table:
+    """Image files are a source; all that has rows is a table."""
+    match kind.what:
+        case What.FOLDER | What.IMAGE if kind.stored:
+            return files.open_stored(spec, kind, recursive)
+        case What.FOLDER:
+            return files.open_folder(spec, recursive)
+        case What.IMAGE if kind.exists:
+            return files.open_image(spec)
+        case What.GLOB:
+            return files.open_glob(spec)
+        case What.STDIN:
+            return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
+        case What.DATA_SET:
+            return arrow.open_dataset(spec)
+        case What.TARS:
+            return webdataset.open_tars(spec, kind)
+        case What.PARQUET:
+            return arrow.open_parquet(_stream(spec, kind), spec, wanted)
+        case What.CSV:
+            return tables.open_csv(_stream(spec, kind), gzipped=kind.gzipped, delimiter=",")
+        case What.TSV:
+            return tables.open_csv(_stream(spec, kind), gzipped=kind.gzipped, delimiter="\t")
+        case What.JSON_LINES:
+            return tables.open_jsonl(_stream(spec, kind), gzipped=kind.gzipped)
+        case What.DOCUMENT:
+            return tables.open_document(_stream(spec, kind), gzipped=kind.gzipped)
+        case What.LIST:
+            return tables.open_list(_stream(spec, kind), gzipped=kind.gzipped)
+        case _:
+            raise UsageError(
+                f"{spec}: {'not a kind of input we know' if kind.exists else 'no such file or folder'}; "
+                f"give a folder, an image, a glob, a {', '.join(TABLES)} or .tar, hf://… or -"
+            )
+
+
+def _stream(spec: str, kind: Kind) -> BinaryIO:
+    """Open to the end of the run."""
     try:
-        stream = object_store.open_stream(spec) if stored else open(spec, "rb")  # noqa: SIM115 - to the end of the run
+        return object_store.open_stream(spec) if kind.stored else open(spec, "rb")
     except OSError as error:
         raise UsageError(f"{spec}: {error.strerror or error}") from error
-    if suffix == ".parquet":
-        return arrow.open_parquet(stream, spec, wanted)
-    match suffix:
-        case ".csv" | ".tsv":
-            return tables.open_csv(stream, gzipped=gzipped, delimiter="," if suffix == ".csv" else "\t")
-        case ".jsonl" | ".ndjson":
-            return tables.open_jsonl(stream, gzipped=gzipped)
-        case ".json":
-            return tables.open_document(stream, gzipped=gzipped)
-        case _:
-            return tables.open_list(stream, gzipped=gzipped)
 
 
 def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:

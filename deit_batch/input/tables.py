@@ -14,19 +14,13 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.io import Failure
 
-if TYPE_CHECKING:
-    pass
-
 MAX_ROW_CHARS = 128 * 2**20
 """A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet")
-"""All but .parquet also with .gz. On a store, what has none of them may be a folder (files.is_stored_folder)."""
 
 Value: TypeAlias = Mapping[str, Any] | str | Failure
 

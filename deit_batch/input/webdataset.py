@@ -12,41 +12,36 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, product
 from typing import Any, BinaryIO, cast
 
 from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.input.kinds import Kind, What, is_image_name, kind_of
 from deit_batch.input.tables import MAX_ROW_CHARS, Row, Table
 from deit_batch.io import Failure
 from deit_batch.system import object_store
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
 TEXTS = frozenset(("cls", "txt", "json"))
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
-def is_tars(spec: str) -> bool:
-    return spec.lower().endswith(SUFFIXES)
-
-
-def open_tars(spec: str, is_image: Callable[[str], bool]) -> Table:
-    """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob. `is_image` tells
-    by a member's name.
+def open_tars(spec: str, kind: Kind) -> Table:
+    """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob.
 
     Raises UsageError if one is not there."""
-    paths = _paths(spec)
-    sizes = _sizes_of_stored(paths) if object_store.is_stored(spec) else [os.path.getsize(path) for path in paths]
+    paths = list(expand(spec)) if kind.stored else _paths(spec, kind)
+    sizes = _sizes_of_stored(paths) if kind.stored else [os.path.getsize(path) for path in paths]
     bytes_read = [0] * len(paths)
 
     def rows() -> Iterator[Row]:
         line = 0
         for place, path in enumerate(paths):
-            with _open(path) as stream:
-                for value in _samples(stream, path, is_image):
+            with _open(path, kind) as stream:
+                for value in _samples(stream, path):
                     line += 1
                     bytes_read[place] = stream.tell()
                     yield Row(line, value)
@@ -60,22 +55,21 @@ def open_tars(spec: str, is_image: Callable[[str], bool]) -> Table:
 
 def paths_of(spec: str) -> list[str]:
     """The files that it names: several, if it is of numbered tars."""
-    return list(expand(spec)) if is_tars(spec) else [spec]
+    return list(expand(spec)) if kind_of(spec).what is What.TARS else [spec]
 
 
-def _open(path: str) -> BinaryIO:
+def _open(path: str, kind: Kind) -> BinaryIO:
     """Raises InputError if that can't be had any more."""
     try:
-        return cast(BinaryIO, object_store.open_stream(path)) if object_store.is_stored(path) else open(path, "rb")
+        return cast(BinaryIO, object_store.open_stream(path)) if kind.stored else open(path, "rb")
     except OSError as error:
         raise InputError(f"{path}: can't be read at all: {error.strerror or error}") from error
 
 
-def _paths(spec: str) -> list[str]:
+def _paths(spec: str, kind: Kind) -> list[str]:
+    """On the disk."""
     paths = list(expand(spec))
-    if object_store.is_stored(spec):
-        return paths
-    if paths == [spec] and glob.has_magic(spec) and not os.path.lexists(spec):
+    if paths == [spec] and glob.has_magic(spec) and not kind.exists:
         paths = sorted(glob.glob(spec, recursive=True), key=os.fsencode)
         if not paths:
             raise UsageError(f"{spec} matches no file")
@@ -111,14 +105,14 @@ def expand(spec: str) -> Iterator[str]:
         yield "".join(part for pair in zip(texts, [*numbers, ""], strict=True) for part in pair)
 
 
-def _samples(stream: BinaryIO, path: str, is_image: Callable[[str], bool]) -> Iterator[dict[str, Any] | Failure]:
+def _samples(stream: BinaryIO, path: str) -> Iterator[dict[str, Any] | Failure]:
     """Raises InputError where the tar is damaged: what comes after that is not known."""
     key = None
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as tar:
             for key, members in groupby(_members(tar), lambda named: named[0]):
                 try:
-                    yield _sample(tar, path, key, members, is_image)
+                    yield _sample(tar, path, key, members)
                 except RowError as error:
                     yield Failure.of(error)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
@@ -136,16 +130,12 @@ def _members(tar: Any) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
 
 
 def _sample(
-    tar: tarfile.TarFile,
-    path: str,
-    key: str,
-    members: Iterator[tuple[str, str, tarfile.TarInfo]],
-    is_image: Callable[[str], bool],
+    tar: tarfile.TarFile, path: str, key: str, members: Iterator[tuple[str, str, tarfile.TarInfo]]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {}
     room = MAX_ROW_CHARS
     for _, extension, member in members:
-        if not is_image(member.name) and extension not in TEXTS:
+        if not is_image_name(member.name) and extension not in TEXTS:
             continue
         room -= member.size
         if room < 0:

@@ -66,6 +66,11 @@ def test_of_a_glob_it_is_the_folder_that_the_image_lies_in(tmp_path: Path, monke
     assert labels_of(open_labelled("*.jpg")) == ["it lies in no class folder"]
 
 
+def test_a_folder_of_classes_may_be_called_like_a_list(tmp_path: Path) -> None:
+    touch(tmp_path, "set.txt/can/1.jpg")
+    assert labels_of(open_labelled(str(tmp_path / "set.txt"))) == [("can",)]
+
+
 def test_a_folder_without_classes_is_wrong_usage(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", "2.jpg", "list.txt")
     with pytest.raises(UsageError, match=r"no class folders and no labels\.csv"):

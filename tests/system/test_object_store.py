@@ -333,6 +333,16 @@ def test_tables_and_lists_on_a_store_name_objects_beside_them_and_elsewhere(buck
         assert found == [jpeg(0), jpeg(1), jpeg(1)], name
 
 
+def test_a_table_on_the_hub_names_files_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = io.BufferedReader(io.BytesIO(b"image\n1.jpg\n../2.jpg\n"))
+    monkeypatch.setattr(object_store, "open_stream", lambda address: opened)
+    source = open_source("hf://datasets/someone/beans/data/t.csv")
+    assert [reference.location for reference in source.references] == [
+        StoredFile("hf://datasets/someone/beans/data/1.jpg"),
+        StoredFile("hf://datasets/someone/beans/2.jpg"),
+    ]
+
+
 def test_a_table_is_streamed_through_cut_connections(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_BLOCK", 2**16)
     lines = [f"{number:06}.jpg" for number in range(40_000)]
