@@ -37,6 +37,7 @@ from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
 from deit_batch.output.formats import choose_format, names, suffixes
+from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.redaction import redact
@@ -133,7 +134,7 @@ FIRST_SHOWN = 5
         "--part-size",
         type=AT_LEAST_ONE,
         metavar="N",
-        help="Number of images in each file of a result of --engine ray. [default: 256]",
+        help=f"Number of images in each file of a result of --engine ray. [default: {PART_SIZE}]",
     ),
 )
 @section("Limits of one image", *LIMITS)
