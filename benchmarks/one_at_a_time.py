@@ -19,7 +19,7 @@ from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.model.classifier import Classifier, scores_of
 from deit_batch.model.engines import Threads
 from deit_batch.model.transformer import load_weights
-from deit_batch.runner import best
+from deit_batch.runner import top_predictions
 from deit_batch.system.machine import cores
 
 
@@ -39,7 +39,7 @@ def application(name: str) -> FastAPI:
 
     def predictions(images: list[str]) -> list[object]:
         pixels = [torch.from_numpy(decode(decode_base64(image), recipe, Limits())) for image in images]
-        return list(best(classifier(torch.stack(pixels)), checkpoint.labels, 5, 0.0))
+        return list(top_predictions(classifier(torch.stack(pixels)), checkpoint.labels, 5, 0.0))
 
     @app.post("/score")
     async def score(request: ScoreRequest) -> list[object]:

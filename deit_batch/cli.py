@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from deit_batch import __version__
-from deit_batch.commands._exit import wrong_usage_told
+from deit_batch.commands._exit import show_wrong_usage
 from deit_batch.commands.compare import compare
 from deit_batch.commands.doctor import doctor
 from deit_batch.commands.embed import embed
@@ -36,13 +36,13 @@ class Program(click.Group):
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
         arguments = list(args)  # Click takes them off the list as it reads them
-        with wrong_usage_told(arguments):
+        with show_wrong_usage(arguments):
             context = super().make_context(info_name, args, *more, **extra)
         context.obj = arguments
         return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        with wrong_usage_told(ctx.obj):
+        with show_wrong_usage(ctx.obj):
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -52,8 +52,8 @@ def examined() -> Iterator[tuple[str, str]]:
     for extra, names in EXTRAS.items():
         yield f"extra {extra}", ", ".join(f"{name} {_version(name)}" for name in names)
     for name, look in (("machine", machine.describe), ("memory", _memory), ("GPU", _gpu), ("Hub", _hub)):
-        yield name, _told(look)
-    yield "cached models", _told(_cached)
+        yield name, _result_or_error(look)
+    yield "cached models", _result_or_error(_cached)
 
 
 def score_one() -> str:
@@ -81,7 +81,7 @@ def _record() -> Record:
     return record
 
 
-def _told(look: Callable[[], str]) -> str:
+def _result_or_error(look: Callable[[], str]) -> str:
     try:
         return look()
     except Exception as error:

@@ -21,7 +21,7 @@ from deit_batch.output.formats import Columns, choose_features_format, choose_fo
 from deit_batch.output.incremental import Known
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
-from deit_batch.output.staging import at_hand
+from deit_batch.output.staging import staged
 from deit_batch.output.threshold import ErrorThreshold, counts
 from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
 from deit_batch.system import machine
@@ -40,7 +40,7 @@ SCORED_AHEAD = 1  # batches
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunResult:
     """How a run ended: what came out, and its report as written beside the output (empty if it was finished before)."""
 
     tally: Tally
@@ -192,9 +192,9 @@ def score_batch(
     asked for, which then stand for the predictions."""
     found: Iterator[list[Prediction] | Features | Failure]
     if options.features:
-        found = named(scores, options.features)
+        found = name_features(scores, options.features)
     else:
-        found = best(scores, labels, options.top_k, options.threshold)
+        found = top_predictions(scores, labels, options.top_k, options.threshold)
     places = count()
     embedded = bool(options.features)
 
@@ -216,7 +216,7 @@ def score_batch(
     return [record(reference) for reference in references]
 
 
-def best(
+def top_predictions(
     scores: Tensor, labels: Sequence[str], top_k: int | None, threshold: float
 ) -> Iterator[list[Prediction] | Failure]:
     """Of each image its labels, best first; equal scores in the order of the classes. `scores`: float32 [n, classes].
@@ -233,7 +233,7 @@ def best(
             )
 
 
-def named(features: Tensor, names: Sequence[FeatureName]) -> Iterator[Features | Failure]:
+def name_features(features: Tensor, names: Sequence[FeatureName]) -> Iterator[Features | Failure]:
     """Of each image its features by their names. `features`: float32 [n, len(names), width]. An image of which one is
     not finite is a failure."""
     finite = features.isfinite().flatten(1).all(-1).tolist()
@@ -258,7 +258,7 @@ def run(
     stdin: BinaryIO | None = None,
     source: Source | None = None,
     begun: Callable[[Tally], None] = lambda tally: None,
-) -> Outcome:
+) -> RunResult:
     """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
     leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
     unless its mode is "fresh". `source` is the input, if the caller has opened it already. `begun` is called with the
@@ -270,7 +270,7 @@ def run(
     stopwatch = Stopwatch()
     chosen = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
     beside = ["known" if incremental else "stamps", *(["rows.jsonl"] if chosen.has_rows else [])]
-    with at_hand(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
+    with staged(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         if any(_is_same(out, path) for input in options.inputs for path in paths_of(input)):
             raise UsageError(f"--out {out} is the input")
@@ -290,7 +290,7 @@ def run(
         begun(output.tally)
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
-            return Outcome(output.tally, {}, source.passed_over)
+            return RunResult(output.tally, {}, source.passed_over)
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = stack.enter_context(closing(Progress(source.total, output.tally, stopwatch, quiet=quiet)))
@@ -313,7 +313,7 @@ def run(
         output.finish(final)
         if known:
             known.forget_the_vanished()
-        return Outcome(output.tally, final, source.passed_over, known.kept if known else 0)
+        return RunResult(output.tally, final, source.passed_over, known.kept if known else 0)
 
 
 def _apart_from(out: str, references: Iterable[Reference]) -> Iterator[Reference]:

@@ -13,7 +13,7 @@ from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
 from deit_batch.input.tables import request_values
 from deit_batch.plan import Options, Plan
-from deit_batch.serving.scorer import Scorer, answer, each
+from deit_batch.serving.scorer import RequestScorer, answer, each
 from deit_batch.system.logs import set_up_logging
 
 WINDOW = 0.005
@@ -30,8 +30,8 @@ class _Service:
         started = asyncio.run_coroutine_threadsafe(self._start(options), self._loop)
         self._scorer = started.result()
 
-    async def _start(self, options: Options) -> Scorer:
-        scorer = Scorer(Plan.of(options), options, window=WINDOW, batched=lambda size: None)
+    async def _start(self, options: Options) -> RequestScorer:
+        scorer = RequestScorer(Plan.of(options), options, window=WINDOW, batched=lambda size: None)
         self._work = asyncio.create_task(scorer.run())
         while not scorer.is_ready:
             await asyncio.wait([self._work], timeout=0.05)

@@ -60,7 +60,7 @@ def _fail(error: BaseException, status: int) -> NoReturn:
 
 
 @contextmanager
-def wrong_usage_told(arguments: Sequence[str]) -> Iterator[None]:
+def show_wrong_usage(arguments: Sequence[str]) -> Iterator[None]:
     """Wrong usage that Click finds, it finds before the command has its options, and says in its own way. Where these
     `arguments`, the command's variables or its file of options ask for other messages than text, or the journal wants
     their priority, this is one, too."""

@@ -30,7 +30,7 @@ from deit_batch.commands._types import SHARE
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
 from deit_batch.system.extras import needing
-from deit_batch.system.junit import Case, reported
+from deit_batch.system.junit import Case, write_junit
 
 logger = logging.getLogger("deit_batch")
 
@@ -97,7 +97,7 @@ def compare(
     wrong usage, 4 if the agreement is below --fail-under.
     """
     limits = limits_from(chosen)
-    with reported(junit, "deit-batch compare") as cases, needing("report"):
+    with write_junit(junit, "deit-batch compare") as cases, needing("report"):
         from deit_batch.report import changes, comparison
 
         changes.check_names(out)

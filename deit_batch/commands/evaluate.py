@@ -36,7 +36,7 @@ from deit_batch.limits import Limits
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.system.extras import needing
-from deit_batch.system.junit import Case, reported
+from deit_batch.system.junit import Case, write_junit
 
 logger = logging.getLogger("deit_batch")
 
@@ -162,12 +162,12 @@ def evaluate(
     or an unknown label, 4 if a metric is below --fail-under, 130 if interrupted.
     """
     chosen["limits"] = limits_from(chosen)
-    with reported(junit, "deit-batch evaluate") as cases, needing("eval"):
-        from deit_batch.evaluation.evaluate import Request
+    with write_junit(junit, "deit-batch evaluate") as cases, needing("eval"):
+        from deit_batch.evaluation.evaluate import EvaluationRequest
         from deit_batch.evaluation.evaluate import evaluate as run
 
         evaluation = run(
-            Request(
+            EvaluationRequest(
                 options=Options(**chosen),
                 out=out,
                 label_column=label_column,

@@ -62,8 +62,8 @@ def merge(
     of score.
     """
     from deit_batch.output import merge
-    from deit_batch.runner import Outcome
+    from deit_batch.runner import RunResult
 
     tally = merge.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
-    outcome = Outcome(tally, {}, Counter())
+    outcome = RunResult(tally, {}, Counter())
     finish(f"{outcome.summary('scored')}: {out}", too_many_failed=outcome.has_failures_beyond(error_threshold))

@@ -79,9 +79,9 @@ def report(**chosen: Any) -> None:
     """
     limits = limits_from(chosen)
     with needing("report"):
-        from deit_batch.report.report import Request
+        from deit_batch.report.report import ReportRequest
         from deit_batch.report.report import report as write
 
-        summary = write(Request(limits=limits, **chosen))
+        summary = write(ReportRequest(limits=limits, **chosen))
         logger.info("%s images, %s failed: %s", f"{summary.tally.inputs:,}", f"{summary.tally.failed:,}", chosen["out"])
         sys.exit(DONE)

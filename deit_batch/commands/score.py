@@ -41,11 +41,11 @@ from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.redaction import redact
-from deit_batch.system.prometheus import recorded
+from deit_batch.system.prometheus import write_metrics_file
 
 if TYPE_CHECKING:
     from deit_batch.output.resume import Mode
-    from deit_batch.runner import Outcome
+    from deit_batch.runner import RunResult
 
 FIRST_SHOWN = 5
 
@@ -179,7 +179,7 @@ def score(
     chosen["input"] = input_from(chosen)
     if dry_run:
         sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
-    with recorded(metrics_file, good=DONE) as ending, exit_on_error():
+    with write_metrics_file(metrics_file, good=DONE) as ending, exit_on_error():
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         where: dict[str, Any] = {
             "out": _given(out),
@@ -213,7 +213,7 @@ def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool
     return "fresh" if fresh else "retry-failed" if retry_failed else "continue"
 
 
-def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> Outcome:
+def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> RunResult:
     from deit_batch.runner import run
 
     for name, value in cluster.items():
@@ -222,7 +222,7 @@ def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any
     return run(options, mode=mode, **more)
 
 
-def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, incremental: bool, **more: Any) -> Outcome:
+def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, incremental: bool, **more: Any) -> RunResult:
     local = "--incremental" if incremental else "--retry-failed" if mode == "retry-failed" else None
     if local:
         raise UsageError(

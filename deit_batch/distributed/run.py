@@ -27,7 +27,7 @@ from deit_batch.output.parts import PART_SIZE, Folder, Part, cut, in_order, part
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
-from deit_batch.runner import Outcome
+from deit_batch.runner import RunResult
 from deit_batch.system.object_store import is_stored
 from deit_batch.system.progress import Progress, Stopwatch
 from deit_batch.system.signals import stop_on_signals
@@ -91,7 +91,7 @@ def run(
     quiet: bool = False,
     verbose: bool = False,
     begun: Callable[[Tally], None] = lambda tally: None,
-) -> Outcome:
+) -> RunResult:
     """Scores `options.input` into parts in the folder `out`, which all machines of the cluster must see, as they must
     the images and the checkpoint. `begun` is called with the counts, which then grow.
 
@@ -113,7 +113,7 @@ def run(
             logger.info("%s is finished already: nothing to do", out)
             tally = tally_of(parts)
             begun(tally)
-            return Outcome(tally, {}, source.passed_over)
+            return RunResult(tally, {}, source.passed_over)
         folder.begin()
         found = Found(folder.standing(blocks))
         begun(found.tally)
@@ -142,7 +142,7 @@ def run(
         result = _converted(folder.partial, parts, format, options.keep, layout)
         final = report()
         folder.finish(parts, final, result, format)
-        return Outcome(found.tally, final, found.end.passed_over)
+        return RunResult(found.tally, final, found.end.passed_over)
 
 
 def _check(options: Options, out: str, format: str) -> None:

@@ -16,11 +16,11 @@ from deit_batch.evaluation.joining import Labels
 from deit_batch.evaluation.judged import Judged, Pair, judge, survey
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
-from deit_batch.evaluation.mistakes import most_confident_mistakes, pictures
+from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
 from deit_batch.evaluation.names import CARD_NAMES
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
-from deit_batch.evaluation.pictures import PICTURES, draw
+from deit_batch.evaluation.plots import PLOTS, draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.model.checkpoint import find_checkpoint
@@ -35,7 +35,7 @@ logger = logging.getLogger("deit_batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class EvaluationRequest:
     """What `deit-batch evaluate` is asked for; `options` are those of a run of `score`. `predictions`: made before, to
     be joined to the labels; without it the images are scored. `gates`: metrics and what they must at least be."""
 
@@ -94,7 +94,7 @@ class _Material:
     class_names: list[str] | None
 
 
-def evaluate(request: Request) -> Evaluation:
+def evaluate(request: EvaluationRequest) -> Evaluation:
     """Writes metrics.json, report.md and pictures into `request.out`, and predictions.jsonl unless it was given some.
 
     Raises DeitBatchError if there is nothing to evaluate, or the run of `score` fails; then the same call continues it.
@@ -134,7 +134,7 @@ def evaluate(request: Request) -> Evaluation:
     seen: list[Any] = []
     if mistakes and request.options.input != "-":
         references = (example.reference for example in request.open_input(again=True).examples)
-        seen = pictures(mistakes, references, request.options.limits)
+        seen = thumbnails_of(mistakes, references, request.options.limits)
     drawn = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
     _write(request.out, document, drawn)
     return Evaluation(document, cases, material.inputs, material.inputs - len(judged.images))
@@ -143,7 +143,7 @@ def evaluate(request: Request) -> Evaluation:
 # --- predictions and labels -----------------------------------------------------------------------------------------
 
 
-def _scored(request: Request, label_map: Mapping[str, str]) -> _Material:
+def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Material:
     """Scores the images, as `score` does, into predictions.jsonl, which keeps the labels."""
     options, path = request.options, request.out / "predictions.jsonl"
     source = request.open_input()
@@ -188,7 +188,7 @@ def _kept_labels(record: Mapping[str, Any]) -> list[str] | None:
     return label if label is None or isinstance(label, list) else [label]
 
 
-def _joined(request: Request, path: Path, label_map: Mapping[str, str]) -> _Material:
+def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]) -> _Material:
     """Predictions that were made before, joined to the labels by the images' names."""
     source = request.open_input()
     told = survey(read_records(path), multi_label=source.multi_label)
@@ -270,7 +270,7 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
 def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
     """The document last: where it is, the rest is of the same evaluation."""
     try:
-        for name in PICTURES:
+        for name in PLOTS:
             if name not in pictures:
                 (out / name).unlink(missing_ok=True)  # of an evaluation before this one
         for name, data in pictures.items():

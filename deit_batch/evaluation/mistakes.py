@@ -55,7 +55,7 @@ def most_confident_mistakes(judged: Judged) -> list[Mistake]:
     ]
 
 
-def pictures(
+def thumbnails_of(
     mistakes: Sequence[Mistake], references: Iterable[Reference], limits: Limits
 ) -> list[NDArray[np.uint8] | None]:
     """Of each its thumbnail, looked up in the input once more; None for one that can't be had."""

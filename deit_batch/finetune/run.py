@@ -26,8 +26,8 @@ from deit_batch.finetune.training import (
     HIGHER_IS_BETTER,
     EarlyStopping,
     Learner,
-    Progress,
     StopAndSave,
+    TrainingProgress,
     last_checkpoint,
     loss_for,
     metrics_for,
@@ -46,7 +46,7 @@ SECONDS_TO_FINISH = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingResult:
     """`metrics` are those of the best epoch, on the validation images; `skipped` is how many images could not be
     used."""
 
@@ -54,7 +54,7 @@ class Outcome:
     skipped: int
 
 
-def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool = False) -> Outcome:
+def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool = False) -> TrainingResult:
     """Trains into the folder `out`: a checkpoint with its image processor, a model card and training.json, the report.
 
     Raises DeitBatchError if it can't go on, Interrupted after a signal; then the same call continues it.
@@ -80,7 +80,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
             if flavour:
                 mlflow_model.save(flavour, result, result / "mlflow")
             folders.publish(result, out)
-    return Outcome(report["metrics"], len(report["data"]["skipped"]))
+    return TrainingResult(report["metrics"], len(report["data"]["skipped"]))
 
 
 def _recipe(checkpoint: Checkpoint, settings: Settings) -> Recipe:
@@ -151,7 +151,7 @@ def _callbacks(
 ) -> list[transformers.TrainerCallback]:
     """`last`: the Trainer's checkpoint that is gone on from. If that run died after its last step, there is no further
     one in `arguments`."""
-    callbacks = [StopAndSave(stop), Progress()]
+    callbacks = [StopAndSave(stop), TrainingProgress()]
     if settings.early_stopping_patience:
         early = EarlyStopping(settings.early_stopping_patience, str(arguments.metric_for_best_model))
         callbacks.append(early)

@@ -168,7 +168,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-class Progress(TrainerCallback):
+class TrainingProgress(TrainerCallback):
     """A line an epoch."""
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:

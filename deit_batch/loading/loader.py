@@ -128,7 +128,7 @@ class Decoder(Dataset[_Sent]):
     """The data set: its "indices" are locations, fetched and decoded where the worker runs."""
 
     def __init__(self, recipe: Recipe, limits: Limits, *, workers: int, digests: bool = False) -> None:
-        self.marks = multiprocessing.RawArray("q", [_NOTHING] * workers)
+        self.decoding = multiprocessing.RawArray("q", [_NOTHING] * workers)
         """The index of the image that each worker is decoding: if it dies, that one may be why."""
         self._digests = digests
         self._recipe = recipe
@@ -155,21 +155,21 @@ class Decoder(Dataset[_Sent]):
                     settled[place] = "same"
                     continue
             try:
-                with self._marked(batch[place].number):
+                with self._noted(batch[place].number):
                     rows[place - len(settled)][:] = self._decode(data)
             except DecodeError as error:
                 settled[place] = Failure.of(error)
         return _Sent(way_out[: len(batch) - len(settled)], settled, digests, stamps)
 
     @contextmanager
-    def _marked(self, number: int) -> Iterator[None]:
+    def _noted(self, number: int) -> Iterator[None]:
         worker = get_worker_info()
         if worker is None:
             yield
             return
-        self.marks[worker.id] = number
+        self.decoding[worker.id] = number
         yield
-        self.marks[worker.id] = _NOTHING
+        self.decoding[worker.id] = _NOTHING
 
     def _decode(self, data: bytes) -> NDArray[np.uint8]:
         if not self._alone and get_worker_info() is None:
@@ -319,9 +319,9 @@ class Loader:
         """Starts anew with what was under way. Raises DeitBatchError if that goes on for ever."""
         logger.warning("a decode worker died; what was under way is decoded again")
         dead = [not worker.is_alive() for worker in self._workers]
-        suspects = set(itertools.compress(self._decoder.marks, dead))
+        suspects = set(itertools.compress(self._decoder.decoding, dead))
         self.close()
-        self._decoder.marks[:] = [_NOTHING] * self._worker_count
+        self._decoder.decoding[:] = [_NOTHING] * self._worker_count
         self._deaths += 1
         for reference in itertools.chain(*self._in_flight):
             if reference.index in suspects:

@@ -20,7 +20,7 @@ from deit_batch.system.machine import cores
 
 logger = logging.getLogger("deit_batch")
 
-Outcome = TypeVar("Outcome")
+Value = TypeVar("Value")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -86,14 +86,14 @@ def choose_sizes(
 ) -> tuple[int, int]:
     """How many images a batch, if that is not given, and how many a forward pass: on a GPU they are the same."""
     if device.type != "cpu":
-        batch_size = batch_size or fitting(checkpoint.geometry, DTYPES[dtype].itemsize, _memory(device))
+        batch_size = batch_size or max_batch_size(checkpoint.geometry, DTYPES[dtype].itemsize, _memory(device))
         return batch_size, batch_size
     best = 1 if checkpoint.exported_dtype == "int8" else TOKENS_A_PASS // checkpoint.geometry.tokens
     pass_size = max(1, min(best, MOST_A_PASS, batch_size or MOST_A_PASS))
     return batch_size or max(SMALLEST_BATCH, PASSES_A_BATCH * passes_at_once(device) * pass_size), pass_size
 
 
-def fitting(geometry: Geometry, itemsize: int, memory: int) -> int:
+def max_batch_size(geometry: Geometry, itemsize: int, memory: int) -> int:
     """The largest power of two, up to GPU_BATCH, of images whose pass takes less than GPU_SHARE of `memory` bytes, by a
     generous count of what is alive at a time. It depends on the card alone, not on what else runs on it, so that a run
     can be continued; where it is too many after all, the classifier halves it."""
@@ -241,7 +241,7 @@ class Classifier:
         there = [scores for scores in found if scores is not None]
         return torch.cat(there) if len(there) == len(found) else None
 
-    def _if_it_fits(self, size: int, work: Callable[[], Outcome]) -> Outcome | None:
+    def _if_it_fits(self, size: int, work: Callable[[], Value]) -> Value | None:
         """What `work` returns; None if the memory is full, and then later passes are smaller. Trying again is left to
         the caller: as long as an error is being handled, its traceback keeps the tensors of the pass that failed."""
         try:

@@ -34,8 +34,8 @@ from deit_batch.output import formats
 from deit_batch.output.formats import Columns, Format
 from deit_batch.output.resume import (
     Changed,
+    FileVersion,
     Left,
-    Mark,
     Mode,
     choose_action,
     has_failed,
@@ -177,7 +177,7 @@ class Files:
 
     def left(self) -> Left:
         has_records = self.partial.exists() and self.partial.stat().st_size > 0
-        return Left(_read_report(self.report), has_records, _mark(self.result))
+        return Left(_read_report(self.report), has_records, _version_of(self.result))
 
 
 class _Growing:
@@ -444,7 +444,7 @@ def _read_report(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _mark(path: Path) -> Mark:
+def _version_of(path: Path) -> FileVersion:
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -97,16 +97,16 @@ class Known:
         """The references, with what is known of each. Inline data are known by their digest; a file whose stamp is the
         same is not read again; anything else is read and compared."""
         for reference in references:
-            yield replace(reference, earlier=self._earlier(reference, _mark(reference)))
+            yield replace(reference, earlier=self._earlier(reference, _stamp_text(reference)))
 
-    def _earlier(self, reference: Reference, mark: str | None) -> Earlier | None:
+    def _earlier(self, reference: Reference, stamp_text: str | None) -> Earlier | None:
         with self._using():
             row = self._database.execute(
                 "SELECT stamp, sha256, predictions FROM known WHERE image = ?", (_key(reference),)
             ).fetchone()
-        if row and mark is not None and mark == row[0]:
+        if row and stamp_text is not None and stamp_text == row[0]:
             return Earlier(json.loads(row[2]))
-        self._stamps[reference.index] = mark
+        self._stamps[reference.index] = stamp_text
         return Earlier(json.loads(row[2]), row[1]) if row else None
 
     def remember(self, references: Sequence[Reference], digests: Mapping[int, str], records: Sequence[Record]) -> None:
@@ -123,10 +123,10 @@ class Known:
             self._database.commit()
 
     def _add(self, reference: Reference, sha256: str | None, record: Record) -> None:
-        mark = self._stamps.pop(reference.index)
+        stamp_text = self._stamps.pop(reference.index)
         if record.error is None:
             self.kept += reference.earlier is not None and reference.earlier.sha256 == sha256
-            row = (_key(reference), mark, sha256, json.dumps(record.predictions), self._run)
+            row = (_key(reference), stamp_text, sha256, json.dumps(record.predictions), self._run)
             self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row)
 
     def forget_the_vanished(self) -> None:
@@ -153,8 +153,8 @@ def _key(reference: Reference) -> str | None:
     return identity_of(name_fields(reference))
 
 
-def _mark(reference: Reference) -> str | None:
+def _stamp_text(reference: Reference) -> str | None:
     if reference.sha256 is not None:
         return reference.sha256
-    mark = stamp(reference.location)
-    return None if mark is None or time.time_ns() - max(mark[1:3]) < _YOUNG_NS else str(mark)
+    stamp_text = stamp(reference.location)
+    return None if stamp_text is None or time.time_ns() - max(stamp_text[1:3]) < _YOUNG_NS else str(stamp_text)

@@ -24,7 +24,7 @@ from deit_batch.output.formats import Columns, choose_format
 from deit_batch.output.parts import MANIFEST, REPORT, part_name, read_manifest
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
-from deit_batch.output.staging import at_hand
+from deit_batch.output.staging import staged
 from deit_batch.system.atomic import digest_of
 from deit_batch.system.object_store import is_stored
 
@@ -33,7 +33,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ShardResult:
     """A shard's finished result. `report` is the one beside it."""
 
     path: Path
@@ -66,7 +66,7 @@ def merge(shards: Sequence[str | Path], out: str, *, format: str | None = None, 
         return _merge_folder(paths, out, format, mode)
     if (paths[0].parent / MANIFEST).exists():
         raise UsageError(f"{paths[0]} is a part of {paths[0].parent}; give that folder")
-    parts = all_of_one_run([open_part(path) for path in paths])
+    parts = all_of_one_run([open_shard_result(path) for path in paths])
     if out != "-" and os.path.exists(out) and any(os.path.samefile(out, part.path) for part in parts):
         raise UsageError(f"--out {out} is one of the shards")
     settings = parts[0].settings
@@ -109,7 +109,7 @@ def _write(
     settings = {name: value for name, value in settings.items() if name != "format"}
     columns = Columns(keep)
     with ExitStack() as stack:
-        path = stack.enter_context(at_hand(out, fresh=mode == "fresh"))
+        path = stack.enter_context(staged(out, fresh=mode == "fresh"))
         output = stack.enter_context(
             closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
@@ -120,7 +120,7 @@ def _write(
     return output.tally
 
 
-def open_part(path: Path) -> Part:
+def open_shard_result(path: Path) -> ShardResult:
     """Raises UsageError unless it is a shard's finished result, as its run has left it."""
     report_path = path.with_name(f"{path.name}.run.json")
     try:
@@ -140,10 +140,10 @@ def open_part(path: Path) -> Part:
         raise UsageError(f"{path} is {settings['format']}; shards are merged from .jsonl")
     if not path.exists() or report["output"] != digest_of(path):
         raise UsageError(f"{path} is not what its run has left there; score this shard again, with --fresh")
-    return Part(path, report)
+    return ShardResult(path, report)
 
 
-def all_of_one_run(parts: Sequence[Part]) -> list[Part]:
+def all_of_one_run(parts: Sequence[ShardResult]) -> list[ShardResult]:
     """In the order of their numbers. Raises UsageError if they differ in anything but that, or are not all."""
     first = parts[0]
     for part in parts[1:]:
@@ -171,7 +171,7 @@ def all_of_one_run(parts: Sequence[Part]) -> list[Part]:
     return sorted(parts, key=lambda part: part.number)
 
 
-def _in_order(files: Sequence[BinaryIO], parts: Sequence[Part], keep: Sequence[str]) -> Iterator[Reference]:
+def _in_order(files: Sequence[BinaryIO], parts: Sequence[ShardResult], keep: Sequence[str]) -> Iterator[Reference]:
     """Record by record in turn, as the input was dealt out. Raises InputError if the shards' inputs were not the same:
     then one has ended too early."""
     place = 0
@@ -209,7 +209,7 @@ def _record(reference: Reference) -> Record:
     return Record.of(reference, reference.earlier.predictions if reference.earlier else [])
 
 
-def _report(parts: Sequence[Part], tally: Tally) -> dict[str, object]:
+def _report(parts: Sequence[ShardResult], tally: Tally) -> dict[str, object]:
     """What a run's report says, as far as it is true of all its shards; seconds are the sum of theirs."""
     first = parts[0].report
     seconds: Counter[str] = Counter()

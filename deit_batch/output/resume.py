@@ -22,7 +22,7 @@ Mode: TypeAlias = Literal["continue", "fresh", "retry-failed"]
 """What to do about what an earlier run has left: continue it, or leave it be if it is finished; throw it away; or score
 again only what failed in it."""
 
-Mark: TypeAlias = "list[int] | None"
+FileVersion: TypeAlias = "list[int] | None"
 """What tells a file from another under its name: size and time of change (ns); None if there is none."""
 
 
@@ -33,7 +33,7 @@ class Left:
 
     report: Mapping[str, Any]
     has_records: bool
-    result: Mark
+    result: FileVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Action:
     other records kept. `must_be_own`: whether the result must be what its run has left there."""
 
     kind: Literal["continue", "begin", "nothing"]
-    replaces: Mark
+    replaces: FileVersion
     retries: bool = False
     must_be_own: bool = False
 

@@ -39,7 +39,7 @@ _CHUNK = 2**20
 
 
 @contextmanager
-def at_hand(out: str, *, fresh: bool, beside: Sequence[str] = ()) -> Iterator[str]:
+def staged(out: str, *, fresh: bool, beside: Sequence[str] = ()) -> Iterator[str]:
     """Where to write `out`: that path itself; for an address on a store, one whose files are sent when the block ends
     without an exception. `beside`: the endings of the files that go with it, but for the report, which always does.
 
@@ -48,20 +48,20 @@ def at_hand(out: str, *, fresh: bool, beside: Sequence[str] = ()) -> Iterator[st
     if not object_store.is_stored(out):
         yield out
         return
-    outbox = Outbox(out, beside)
-    with outbox.told("can't be written"):
-        outbox.lock.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(outbox.lock, out)
+    staged_output = StagedOutput(out, beside)
+    with staged_output.as_output_error("can't be written"):
+        staged_output.lock.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(staged_output.lock, out)
     try:
-        outbox.fill(fresh=fresh)
-        yield str(outbox.path)
-        outbox.send()
+        staged_output.fill(fresh=fresh)
+        yield str(staged_output.path)
+        staged_output.send()
     finally:
-        outbox.tidy()
+        staged_output.tidy()
         lock.release()
 
 
-class Outbox:
+class StagedOutput:
     def __init__(self, address: str, beside: Sequence[str]) -> None:
         self._store, self._target = object_store.open_store(address)
         self._address = self._store.address(self._target)
@@ -78,23 +78,23 @@ class Outbox:
     # --- before the run ---------------------------------------------------------------------------------------------
 
     def fill(self, *, fresh: bool) -> None:
-        with self.told("can't be read"):
+        with self.as_output_error("can't be read"):
             if self._holds_work() and not fresh:
                 self._require_unchanged()
                 return
             shutil.rmtree(self._folder, ignore_errors=True)
-            there = self._store.mark(self._target)
+            there = self._store.version(self._target)
             self._copy(there, [] if fresh or there is None else self._endings)
-        with self.told("can't be written"):
+        with self.as_output_error("can't be written"):
             self._store.require_writable(self._target)
 
-    def _copy(self, there: object_store.Mark | None, endings: Sequence[str]) -> None:
+    def _copy(self, there: object_store.ObjectVersion | None, endings: Sequence[str]) -> None:
         """The folder appears whole: half a copy would look like work."""
         new = self._folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         for ending in endings:
-            if self._store.mark(self._target + ending):
+            if self._store.version(self._target + ending):
                 with (
                     self._store.open(self._target + ending) as source,
                     open(f"{new / self.path.name}{ending}", "wb") as to,
@@ -103,7 +103,7 @@ class Outbox:
         copy = new / self.path.name
         if there and copy.exists() and isinstance(there[1], int):
             os.utime(copy, ns=(there[1], there[1]))
-        origin = {"address": self._address, "there": there, "copied": _mark(copy)}
+        origin = {"address": self._address, "there": there, "copied": _version_of(copy)}
         write_atomically(new / "origin.json", json_line(origin))
         os.replace(new, self._folder)
 
@@ -112,7 +112,7 @@ class Outbox:
         partial = Path(f"{self.path}.partial")
         if partial.exists() and partial.stat().st_size:
             return True
-        return self.path.exists() and _mark(self.path) != self._origin()["copied"]
+        return self.path.exists() and _version_of(self.path) != self._origin()["copied"]
 
     def _origin(self) -> dict[str, Any]:
         origin: dict[str, Any] = {"there": None, "copied": None}
@@ -121,7 +121,7 @@ class Outbox:
         return origin
 
     def _require_unchanged(self) -> None:
-        if self._store.mark(self._target) == self._origin()["there"] or self._is_sent():
+        if self._store.version(self._target) == self._origin()["there"] or self._is_sent():
             return
         raise OutputError(
             f"{self._address} has changed since this run began, and is left as it is; what the run has made is in "
@@ -133,7 +133,9 @@ class Outbox:
     def send(self) -> None:
         if not self._holds_work():
             return
-        with self.told(f"can't be written, but the result is whole, in {self._folder}; the same command sends it"):
+        with self.as_output_error(
+            f"can't be written, but the result is whole, in {self._folder}; the same command sends it"
+        ):
             self._require_unchanged()
             logger.info("sending the result to %s", self._address)
             with stop_on_signals():
@@ -161,7 +163,7 @@ class Outbox:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextmanager
-    def told(self, what: str) -> Iterator[None]:
+    def as_output_error(self, what: str) -> Iterator[None]:
         try:
             yield
         except StoreError as error:
@@ -170,7 +172,7 @@ class Outbox:
             raise OutputError(f"{self._folder}: {error.strerror or error}; make room, or set XDG_CACHE_HOME") from error
 
 
-def _mark(path: Path) -> list[int] | None:
+def _version_of(path: Path) -> list[int] | None:
     """What tells a file from another under its name."""
     try:
         status = path.stat()

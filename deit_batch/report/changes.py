@@ -15,7 +15,7 @@ from deit_batch.report.comparison import Answer, Change, Comparison
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.table import Bar, Column, Row, Table
+from deit_batch.report.table import Bar, Column, PageRow, PageTable
 
 MOST_LINES = 10  # of one kind in the text
 MOST_FLIPS = 50  # pairs of labels on the page
@@ -126,7 +126,7 @@ def _as_page(comparison: Comparison, document: Mapping[str, Any], pictures: Mapp
     )
 
 
-def _table(comparison: Comparison) -> Table:
+def _table(comparison: Comparison) -> PageTable:
     columns = [
         Column("before", "Before", "label"),
         Column("score_before", "Score", "score", optional=True),
@@ -136,7 +136,7 @@ def _table(comparison: Comparison) -> Table:
         Column("state", "State", "state"),
     ]
     rows = [
-        Row(
+        PageRow(
             change.place,
             change.record,
             [*_answer(change.before), *_answer(change.now), change.change, change.state],
@@ -145,7 +145,7 @@ def _table(comparison: Comparison) -> Table:
         )
         for change in comparison.changed
     ]
-    return Table(columns, ["Before", "Now"], rows)
+    return PageTable(columns, ["Before", "Now"], rows)
 
 
 def _answer(answer: Answer | None) -> tuple[str | None, float | None]:

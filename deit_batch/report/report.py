@@ -16,7 +16,7 @@ from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
 from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, summarise
-from deit_batch.report.table import SCALE, Column, Row, Table
+from deit_batch.report.table import SCALE, Column, PageRow, PageTable
 from deit_batch.report.truth import Labelling, find_labels
 
 logger = logging.getLogger("deit_batch")
@@ -26,7 +26,7 @@ MOST_PAIRS = 50  # of a label and what it was taken for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ReportRequest:
     """What `deit-batch report` is asked for. `labels`: where the true labels are, if not in the records themselves;
     `images`: the folder that relative names start from; `fetch`: whether URLs may be asked for pictures; `thumbnails`:
     how many images of each kind stand out; `rows`: of the table, at most."""
@@ -44,7 +44,7 @@ class Request:
     limits: Limits
 
 
-def report(request: Request) -> Summary:
+def report(request: ReportRequest) -> Summary:
     """Writes the page. Raises UsageError if the predictions or labels can't be read as such."""
     labelling = find_labels(
         request.predictions,
@@ -148,7 +148,7 @@ def _listed(input: object) -> object:
     return ", ".join(map(str, input)) if isinstance(input, list) else input
 
 
-def _table(summary: Summary, labelling: Labelling | None) -> Table:
+def _table(summary: Summary, labelling: Labelling | None) -> PageTable:
     columns = [
         Column("label", "Label", "label"),
         Column("score", "Score", "score"),
@@ -156,16 +156,16 @@ def _table(summary: Summary, labelling: Labelling | None) -> Table:
     ]
     if labelling:
         columns.insert(2, Column("truth", "True label", "label", optional=True))
-    return Table(columns, ["Predictions"], list(_rows(summary, labelling)))
+    return PageTable(columns, ["Predictions"], list(_rows(summary, labelling)))
 
 
-def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[Row]:
+def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[PageRow]:
     for seen in summary.rows:
         label, score = seen.bars[0] if seen.bars else (None, None)
         values = [label, score, seen.state]
         if labelling:
             values.insert(2, None if seen.truth is None else _joined(seen.truth))
-        yield Row(seen.place, seen.record, values, [seen.bars], _note(seen))
+        yield PageRow(seen.place, seen.record, values, [seen.bars], _note(seen))
 
 
 def _note(seen: Seen) -> str:
@@ -173,7 +173,7 @@ def _note(seen: Seen) -> str:
     return f"{error['type']}: {error['message']}" if error else ""
 
 
-def _reasons(summary: Summary, table: Table) -> list[tuple[Reason, int, list[int]]]:
+def _reasons(summary: Summary, table: PageTable) -> list[tuple[Reason, int, list[int]]]:
     """Each with how many images it has, and the numbers of its notes in the table."""
     notes: dict[Reason, dict[int, None]] = {reason: {} for reason in summary.reasons}
     for seen in summary.rows:
@@ -219,7 +219,7 @@ def _card(seen: Seen, pictures: Mapping[int, str | Failure]) -> dict[str, Any]:
     }
 
 
-def _confusions(summary: Summary, table: Table) -> dict[str, Any] | None:
+def _confusions(summary: Summary, table: PageTable) -> dict[str, Any] | None:
     confusions = summary.confusions
     if not confusions:
         return None
@@ -244,5 +244,5 @@ def _confusions(summary: Summary, table: Table) -> dict[str, Any] | None:
     }
 
 
-def _filter(table: Table, truth: str, label: str) -> dict[str, int]:
+def _filter(table: PageTable, truth: str, label: str) -> dict[str, int]:
     return {"truth": table.label(truth), "label": table.label(label)}

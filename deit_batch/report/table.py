@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
 
 @dataclass(slots=True)
-class Row:
+class PageRow:
     """`place` is the row's own number, by which the page's cards name it; `values`: a label or state by its name, a
     score or change as it is, None where there is nothing to say; `bars`: lists of predictions, one for each of the
     table's `bars`; `note`: a message, if the image failed."""
@@ -54,12 +54,12 @@ class _Names:
 
 
 @dataclass(slots=True)
-class Table:
+class PageTable:
     """`bars`: the titles of the lists of predictions that a row has."""
 
     columns: Sequence[Column]
     bars: Sequence[str]
-    rows: Iterable[Row]
+    rows: Iterable[PageRow]
     _names: dict[str, _Names] = field(default_factory=lambda: {kind: _Names() for kind in ("label", "state", "note")})
 
     def label(self, name: str) -> int:

@@ -16,8 +16,8 @@ from starlette.types import Lifespan
 from deit_batch import __version__
 from deit_batch.plan import Options, Plan
 from deit_batch.serving.endpoint import RETRY_AFTER, Endpoint, ScoreRequest, Service
-from deit_batch.serving.metrics import CONTENT_TYPE, Metrics
-from deit_batch.serving.scorer import Scorer
+from deit_batch.serving.metrics import CONTENT_TYPE, ServerMetrics
+from deit_batch.serving.scorer import RequestScorer
 
 Failed: TypeAlias = Callable[[BaseException], None]
 """Told if the model can't be loaded, or if the work ends otherwise."""
@@ -57,12 +57,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 BEARER = HTTPBearer(auto_error=False, description="One of the keys of --api-key-file.")
 
 
-def application(plan: Plan, options: Options, service: Service, metrics: Metrics, failed: Failed) -> FastAPI:
+def application(plan: Plan, options: Options, service: Service, metrics: ServerMetrics, failed: Failed) -> FastAPI:
     endpoint = Endpoint(service, metrics)
 
-    def start() -> Scorer:
+    def start() -> RequestScorer:
         metrics.ready.set_function(lambda: endpoint.is_ready)
-        endpoint.scorer = Scorer(plan, options, window=service.window, batched=metrics.batches.observe)
+        endpoint.scorer = RequestScorer(plan, options, window=service.window, batched=metrics.batches.observe)
         return endpoint.scorer
 
     app = FastAPIOffline(
@@ -87,7 +87,7 @@ def application(plan: Plan, options: Options, service: Service, metrics: Metrics
     return app
 
 
-def _scoring(start: Callable[[], Scorer], failed: Failed) -> Lifespan[FastAPI]:
+def _scoring(start: Callable[[], RequestScorer], failed: Failed) -> Lifespan[FastAPI]:
     """The scorer's work, from the start of the event loop to its end."""
 
     def ended(work: asyncio.Task[Any]) -> None:

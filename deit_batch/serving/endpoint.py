@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from deit_batch.io import Failure, clean
-from deit_batch.serving.metrics import Metrics
-from deit_batch.serving.scorer import Scorer, answer, each
+from deit_batch.serving.metrics import ServerMetrics
+from deit_batch.serving.scorer import RequestScorer, answer, each
 
 T = TypeVar("T")
 
@@ -60,8 +60,8 @@ class ScoreRequest(BaseModel):
 class Endpoint:
     """One server's requests to score. The scorer comes when the event loop runs."""
 
-    def __init__(self, service: Service, metrics: Metrics) -> None:
-        self.scorer: Scorer | None = None
+    def __init__(self, service: Service, metrics: ServerMetrics) -> None:
+        self.scorer: RequestScorer | None = None
         self._service = service
         self._metrics = metrics
         self._images = self._bytes = 0

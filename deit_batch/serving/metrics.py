@@ -29,7 +29,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Metrics:
+class ServerMetrics:
     """Of one server."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Watched:
     """An application whose requests are counted and logged; one that raises is logged in a line. `unanswered` counts
     those that were cut off when the server had to end."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, counted: str) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, counted: str) -> None:
         """`counted` is the path whose requests go into the metrics."""
         self.unanswered = 0
         self._app, self._metrics, self._counted = app, metrics, counted

@@ -21,7 +21,7 @@ from deit_batch.input.locate import locate
 from deit_batch.io import Base64, Failure, Prediction, Url, clean
 from deit_batch.loading.fetch import MOST_AT_ONCE, Fetcher
 from deit_batch.plan import Options, Plan
-from deit_batch.runner import best
+from deit_batch.runner import top_predictions
 from deit_batch.serving.batcher import Batcher
 from deit_batch.serving.decoders import Decoders, Pixels
 
@@ -33,7 +33,7 @@ BATCHES_AT_ONCE = 2
 Result: TypeAlias = list[Prediction] | Failure
 
 
-class Scorer:
+class RequestScorer:
     """`await scorer(image)`; `run` must be running in the same event loop. `batched(n)` is told the size of each batch.
 
     The event loop waits for nothing here: URLs are fetched in threads, images decoded in processes, and the model has a
@@ -101,7 +101,7 @@ class Scorer:
             return classifier.submit(torch.from_numpy(np.stack(images)))
 
         def finish(scores: Callable[[], Tensor]) -> Sequence[Result]:
-            return list(best(scores(), labels, options.top_k, options.threshold))
+            return list(top_predictions(scores(), labels, options.top_k, options.threshold))
 
         if self.is_ready:
             self._batched(len(images))
@@ -124,7 +124,7 @@ def answer(result: Result) -> object:
     return [{"label": clean(one["label"]), "score": one["score"]} for one in result]
 
 
-async def each(scorer: Scorer, images: Sequence[object]) -> list[Result]:
+async def each(scorer: RequestScorer, images: Sequence[object]) -> list[Result]:
     """The results of all at a time. Cancelled, or where one raises, it cancels the others."""
     async with asyncio.TaskGroup() as tasks:
         under_way = [tasks.create_task(scorer(image)) for image in images]

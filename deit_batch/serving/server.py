@@ -19,7 +19,7 @@ from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.plan import Options, Plan
 from deit_batch.serving.application import application
 from deit_batch.serving.endpoint import Service
-from deit_batch.serving.metrics import Metrics, Watched
+from deit_batch.serving.metrics import ServerMetrics, Watched
 
 logger = logging.getLogger("deit_batch")
 
@@ -56,7 +56,7 @@ def serve(
     keys = read_keys(key_file) if key_file else ()
     with listening(host, port) as listener:
         plan = Plan.of(options)
-        metrics = Metrics()
+        metrics = ServerMetrics()
         service = Service(keys=keys, queue=queue or queue_size(plan), body_bytes=body_bytes, window=window)
         problems: list[BaseException] = []
 

@@ -31,7 +31,7 @@ class Case:
 
 
 @contextmanager
-def reported(path: Path | None, suite: str) -> Iterator[list[Case]]:
+def write_junit(path: Path | None, suite: str) -> Iterator[list[Case]]:
     """Writes the cases that are put into the list, when the command in it ends; and the error, if it ends by one, so
     that no file of an earlier run is taken for its. Raises UsageError if there is no room for it, OutputError if it
     can't be written."""

@@ -51,7 +51,7 @@ _NO_ANSWER = frozenset(
 )
 """The names of exceptions (the libraries may be missing): the connection broke, or the answer was cut short."""
 
-Mark: TypeAlias = list[object]
+ObjectVersion: TypeAlias = list[object]
 """What tells an object from another that stands under its name later: size, time of change (ns), ETag."""
 
 
@@ -122,7 +122,7 @@ class Store:
         """Its size and time of change. Raises StoreError, as all here do."""
         return self._stored(self._info(path, seconds))
 
-    def mark(self, path: str) -> Mark | None:
+    def version(self, path: str) -> ObjectVersion | None:
         """None if there is no such object."""
         try:
             info = self._info(path, None)
@@ -314,7 +314,7 @@ def exists(address: str) -> bool:
         return False
     store, path = open_store(address)
     try:
-        there = store.mark(path) or next(store.list(path.rstrip("/") + "/", recursive=True), None)
+        there = store.version(path) or next(store.list(path.rstrip("/") + "/", recursive=True), None)
     except StoreError as error:
         raise UsageError(f"{address}: can't be read: {error}") from error
     return there is not None

@@ -32,7 +32,7 @@ class Ending:
 
 
 @contextmanager
-def recorded(path: Path | None, *, good: int) -> Iterator[Ending]:
+def write_metrics_file(path: Path | None, *, good: int) -> Iterator[Ending]:
     """Writes the file when the run in it ends, however it does. `good` is the exit status of a success. Raises
     UsageError if the collector would not read a file of that name, or there is no room for it, and OutputError if the
     run went well and the file can't be written; if the run did not, that is only said, and the run's status stays."""

@@ -69,7 +69,7 @@ def chosen(table: Path, **more: Any) -> Options:
     return Options(**{"input": str(table), "model": "demo", "keep": ("number",), **more})
 
 
-def on_ray(table: Path, out: Path, *, options: dict[str, Any] | None = None, **more: Any) -> runner.Outcome:
+def on_ray(table: Path, out: Path, *, options: dict[str, Any] | None = None, **more: Any) -> runner.RunResult:
     return run(chosen(table, **(options or {})), Where(part_size=PART_SIZE), out=str(out), quiet=True, **more)
 
 

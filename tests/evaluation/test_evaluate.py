@@ -34,7 +34,7 @@ from deit_batch.evaluation.mistakes import Mistake
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
-from deit_batch.evaluation.pictures import PICTURES, draw
+from deit_batch.evaluation.plots import PLOTS, draw
 from deit_batch.input.labels import open_labelled
 
 CLASSES = ["can", "carton", "jar", "lid", "milk bottle", "water bottle"]
@@ -415,11 +415,11 @@ def test_the_demo_model_on_the_examples(demo: Path) -> None:
     assert found["metrics"]["accuracy"] == sum(right) / 40
     assert found["matched"] == {"ankle-boot": "ankle boot"}  # said, not hidden
     assert (found["inputs"], found["judged"], found["multi_label"]) == (40, 40, False)
-    for name in PICTURES:
+    for name in PLOTS:
         with Image.open(demo / name) as picture:
             assert min(picture.size) > 300, name
     page = (demo / "report.md").read_text()
-    assert all(f"({name})" in page for name in PICTURES)
+    assert all(f"({name})" in page for name in PLOTS)
     assert f"| accuracy (top-1) | {sum(right) / 40:.4f} |" in page
 
 
@@ -524,7 +524,7 @@ def test_several_labels_an_image(make_checkpoint: MakeCheckpoint, tmp_path: Path
         predicted[row, [LABELS.index(p["label"]) for p in values["predictions"] if p["score"] >= 0.5]] = True
         truth[row, [LABELS.index(name.replace("_", " ")) for name in values["label"]]] = True
     assert found["metrics"]["f1_micro"] == pytest.approx(sk.f1_score(truth, predicted, average="micro"))
-    assert set(PICTURES) - {path.name for path in (tmp_path / "e").iterdir()} <= {"mistakes.png"}
+    assert set(PLOTS) - {path.name for path in (tmp_path / "e").iterdir()} <= {"mistakes.png"}
 
 
 def test_pictures_of_many_classes_with_hard_names() -> None:
@@ -539,8 +539,8 @@ def test_pictures_of_many_classes_with_hard_names() -> None:
     found = Judged(outcomes, [*keys], [*range(900)], scores, Counter(), 0, Matching(classes, {}))
     mistake = Mistake("$x^{.jpg", 0, classes[0], classes[4], 0.9)
     pictures = dict(draw(found, compute(found, 900), [(mistake, None)]))
-    assert list(pictures) == list(PICTURES)
-    with Image.open(io.BytesIO(pictures[PICTURES[0]])) as picture:
+    assert list(pictures) == list(PLOTS)
+    with Image.open(io.BytesIO(pictures[PLOTS[0]])) as picture:
         assert max(picture.size) < 3000  # the worst of the classes alone
 
 

@@ -29,7 +29,7 @@ from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, UsageError
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.data import split
-from deit_batch.finetune.run import Outcome, finetune
+from deit_batch.finetune.run import TrainingResult, finetune
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import interpolated
 from deit_batch.finetune.teacher import Teacher
@@ -331,7 +331,7 @@ def test_a_changed_input_is_noticed(start: Path, colours: Path, tmp_path: Path) 
 def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
     colours: Path, start: Path, tmp_path: Path, messages: list[str]
 ) -> None:
-    def once(epochs: int, **more: Any) -> Outcome:
+    def once(epochs: int, **more: Any) -> TrainingResult:
         return finetune(settings(colours, start, num_train_epochs=epochs), tmp_path / "out", **more)
 
     first = once(1)

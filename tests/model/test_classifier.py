@@ -30,8 +30,8 @@ from deit_batch.model.classifier import (
     choose_device,
     choose_dtype,
     compiled,
-    fitting,
     load_classifier,
+    max_batch_size,
     scores_of,
 )
 from deit_batch.model.engines import Engine, Result, Scores, Threads
@@ -393,13 +393,13 @@ def test_a_batch_is_as_large_as_half_the_cards_memory_holds(gib: int, size: int)
         layer_norm_eps=1e-12,
         qkv_bias=True,
     )
-    images = fitting(base, 2, gib * 2**30)
+    images = max_batch_size(base, 2, gib * 2**30)
     tokens = (size // 16) ** 2 + 1
     at_least = tokens * 4 * 768 * 2  # the activations between two layers, and queries, keys and values
     assert images * at_least < gib * 2**30 * GPU_SHARE
     assert images in (8, 16, 32, 64, 128)
     assert images == GPU_BATCH or gib < 8
-    assert fitting(base, 2, 2**20) == 1
+    assert max_batch_size(base, 2, 2**20) == 1
 
 
 def test_a_compiled_model_is_one_graph_with_the_same_scores(vit: Path) -> None:

@@ -23,7 +23,7 @@ from deit_batch.system import object_store
 OUT = "out/preds.jsonl"
 
 
-def run(bucket: Bucket, photos: Path, vit: Path, out: str = OUT, **options: Any) -> runner.Outcome:
+def run(bucket: Bucket, photos: Path, vit: Path, out: str = OUT, **options: Any) -> runner.RunResult:
     how = {key: options.pop(key) for key in ("mode", "incremental", "format") if key in options}
     chosen = Options(
         **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}

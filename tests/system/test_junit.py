@@ -13,7 +13,7 @@ from made_up_results import record, write
 
 from deit_batch.cli import main
 from deit_batch.errors import InputError, Interrupted
-from deit_batch.system.junit import Case, Verdict, as_xml, reported
+from deit_batch.system.junit import Case, Verdict, as_xml, write_junit
 
 REQUIRED = {"testsuite": {"name", "tests", "failures", "errors"}, "testcase": {"name", "classname"}}
 """By the schema of Jenkins' xunit plugin, and what GitLab tells two tests apart by."""
@@ -81,9 +81,9 @@ def test_a_comparison_is_one_test(bound: str, status: int, verdict: str, message
 )
 def test_a_run_that_failed_is_an_error_and_no_older_success(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "j.xml"
-    with reported(path, "deit-batch compare") as cases:
+    with write_junit(path, "deit-batch compare") as cases:
         cases.append(Case("agreement", "passed", "the agreement is 1.0000"))
-    with pytest.raises(type(error)), reported(path, "deit-batch compare"):
+    with pytest.raises(type(error)), write_junit(path, "deit-batch compare"):
         raise error
     assert read(path.read_bytes()) == [("run", "error", str(error))]
     assert list(tmp_path.iterdir()) == [path]

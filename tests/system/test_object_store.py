@@ -269,7 +269,7 @@ from deit_batch.output import staging
 for input in sys.argv[1:]:
     for reference in open_source(input).references:
         assert isinstance(Fetcher(Limits()).fetch(reference.location), bytes)
-with staging.at_hand("preds.jsonl", fresh=False):
+with staging.staged("preds.jsonl", fresh=False):
     print(*sorted({"fsspec", "s3fs", "aiohttp", "asyncio"} & set(sys.modules)))
 """
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import EXAMPLES, deit_batch
 
-from deit_batch.system.prometheus import recorded
+from deit_batch.system.prometheus import write_metrics_file
 
 
 def metrics(path: Path) -> dict[str, float]:
@@ -64,7 +64,7 @@ def test_a_folder_that_is_not_there_is_found_out_before_the_run(tmp_path: Path) 
 def test_a_failed_run_keeps_its_status_if_its_metrics_can_not_be_written(tmp_path: Path, messages: list[str]) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
-    with pytest.raises(SystemExit, match="2"), recorded(folder / "deit.prom", good=0):
+    with pytest.raises(SystemExit, match="2"), write_metrics_file(folder / "deit.prom", good=0):
         vanish(folder)
     assert "can't be written: No such file or directory" in messages[-1]
 
@@ -83,7 +83,7 @@ def test_a_file_that_the_collector_would_not_read_is_wrong_usage(tmp_path: Path)
 
 def test_a_first_failure_has_no_last_success(tmp_path: Path) -> None:
     path = tmp_path / "deit.prom"
-    with pytest.raises(SystemExit), recorded(path, good=0):
+    with pytest.raises(SystemExit), write_metrics_file(path, good=0):
         raise SystemExit(1)
     assert "deit_batch_last_success_timestamp_seconds" not in metrics(path)
     assert [name.name for name in tmp_path.iterdir()] == ["deit.prom"]

@@ -15,7 +15,7 @@ from deit_batch.evaluation.judged import Bools, Judged, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import Metrics, confusion
 from deit_batch.evaluation.mistakes import Mistake
 
-PICTURES = ("confusion_matrix.png", "reliability.png", "precision_recall.png", "mistakes.png")
+PLOTS = ("confusion_matrix.png", "reliability.png", "precision_recall.png", "mistakes.png")
 
 MOST_CLASSES = 25
 MOST_CURVES = 6
@@ -26,9 +26,9 @@ _RIGHT, _WRONG, _REST = "#2a6f97", "#c1440e", "#b8c4cc"
 def draw(
     judged: Judged, metrics: Metrics, mistakes: Sequence[tuple[Mistake, NDArray[np.uint8] | None]]
 ) -> Iterator[tuple[str, bytes]]:
-    """Those of PICTURES that there is something for. `mistakes` with their pictures, None for one that can't be had."""
+    """Those of PLOTS that there is something for. `mistakes` with their pictures, None for one that can't be had."""
     outcomes = judged.outcomes
-    matrix, reliability, precision_recall, contact_sheet = PICTURES
+    matrix, reliability, precision_recall, contact_sheet = PLOTS
     if isinstance(outcomes, SingleLabel):
         yield matrix, _png(_confusion(outcomes))
     elif outcomes.predicted is not None:
