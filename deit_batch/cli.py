@@ -1,4 +1,4 @@
-"""The command line as a whole; each command has a room of its own in commands/."""
+"""The command line as a whole; each command is a file in commands/."""
 
 from __future__ import annotations
 

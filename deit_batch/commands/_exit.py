@@ -78,7 +78,7 @@ def show_wrong_usage(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _log_format(arguments: Sequence[str], context: click.Context | None) -> object:
-    """What is asked for, which need not be one that there is."""
+    """The value of --log-format that was given anywhere, valid or not; None if there is none."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     given = [value for name, value in pairwise(words) if name == "--log-format"]
     if given or context is None:

@@ -1,5 +1,5 @@
 """The folders of a fine-tuning: OUT appears whole, when it is finished; OUT.partial grows beside it, and a dead run is
-gone on with from there; OUT.lock is held meanwhile."""
+continued from there; OUT.lock is held meanwhile."""
 
 from __future__ import annotations
 

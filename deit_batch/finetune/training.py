@@ -1,4 +1,4 @@
-"""What a step does, how a model is judged, and how a run of steps is stopped and gone on with."""
+"""What a step does, how a model is judged, and how a run of steps is stopped and continued."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 """Raises UsageError if there is no such column."""
 
 Shard: TypeAlias = tuple[int, int]
-"""Number, from 0, and count of all: every so-manieth reference, from the one of that index on."""
+"""(i, n): every n-th reference, from number i on, counted from 0."""
 
 MOST_TABLES_OPEN = 64
 """Of several inputs. The others are opened once to be checked, and again when it is their turn: a process may have only

@@ -89,7 +89,7 @@ class Transformer(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         hidden = self._encode(pixel_values)
-        firsts = self._norm(hidden[:, : len(self._heads)])  # each head looks at a token of its own
+        firsts = self._norm(hidden[:, : len(self._heads)])  # [n, heads, width]: each head looks at a token of its own
         logits = [functional.linear(firsts[:, place], *head) for place, head in enumerate(self._heads)]
         return torch.stack(logits).mean(0)  # of both heads, where there are two (arXiv 2012.12877, section 4)
 
@@ -102,10 +102,10 @@ class Transformer(nn.Module):
     def _encode(self, pixel_values: Tensor) -> Tensor:
         """Hidden states of the last layer, before the norm: [n, tokens, width]."""
         n, width = pixel_values.shape[0], self._geometry.hidden_size  # len() would fix it in an export
-        hidden = self._embed(pixel_values).reshape(-1, width)
+        hidden = self._embed(pixel_values).reshape(-1, width)  # [n * tokens, width]
         for norm_before, qkv, out, norm_after, up, down in self._layers:
-            hidden = hidden + out(self._attend(qkv(norm_before(hidden)), n))
-            hidden = hidden + down(up(norm_after(hidden)))
+            hidden = hidden + out(self._attend(qkv(norm_before(hidden)), n))  # [n * tokens, width]
+            hidden = hidden + down(up(norm_after(hidden)))  # in between [n * tokens, intermediate_size]
         return hidden.view(n, -1, width)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
@@ -113,14 +113,17 @@ class Transformer(nn.Module):
         n, channels, height, width = pixel_values.shape
         side = self._geometry.patch_size
         patches = pixel_values.reshape(n, channels, height // side, side, width // side, side)
-        rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * side * side)
-        embedded = self._patches(rows).view(n, -1, self._geometry.hidden_size) + self._position
-        return torch.cat([self._firsts.expand(n, -1, -1), embedded], 1)
+        rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * side * side)  # [n * patches, channels * side²]
+        embedded = self._patches(rows).view(n, -1, self._geometry.hidden_size) + self._position  # [n, patches, width]
+        return torch.cat([self._firsts.expand(n, -1, -1), embedded], 1)  # [n, tokens, width]
 
     def _attend(self, qkv: Tensor, n: int) -> Tensor:
+        """[n * tokens, 3 * width] to [n * tokens, width]."""
         heads, width = self._geometry.num_attention_heads, self._geometry.hidden_size
-        query, key, value = qkv.view(n, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value)
+        query, key, value = qkv.view(n, -1, 3, heads, width // heads).permute(
+            2, 0, 3, 1, 4
+        )  # each [n, heads, tokens, width of a head]
+        attended = functional.scaled_dot_product_attention(query, key, value)  # as the query
         return attended.transpose(1, 2).reshape(-1, width)
 
 

@@ -155,7 +155,7 @@ class Folder:
             raise
 
     def _look_around(self, fresh: bool) -> dict[str, Any]:
-        """The report of the run that is gone on with."""
+        """The report of the run that is continued."""
         with writing(self._out):
             found = [folder for folder in (self.partial, self._out) if os.path.lexists(folder)]
             reports = [_read(folder / REPORT) for folder in found]
