@@ -13,11 +13,9 @@ from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
 from deit_batch.input.tables import request_values
 from deit_batch.plan import Options, Plan
+from deit_batch.serving import BATCH_WINDOW
 from deit_batch.serving.scorer import RequestScorer, answer, each
 from deit_batch.system.logs import set_up_logging
-
-WINDOW = 0.005
-"""Seconds that an image waits for others to fill its batch, as in `deit-batch serve`."""
 
 
 class _Service:
@@ -31,7 +29,7 @@ class _Service:
         self._scorer = started.result()
 
     async def _start(self, options: Options) -> RequestScorer:
-        scorer = RequestScorer(Plan.of(options), options, window=WINDOW, batched=lambda size: None)
+        scorer = RequestScorer(Plan.of(options), options, window=BATCH_WINDOW, batched=lambda size: None)
         self._work = asyncio.create_task(scorer.run())
         while not scorer.is_ready:
             await asyncio.wait([self._work], timeout=0.05)

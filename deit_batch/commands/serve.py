@@ -25,6 +25,7 @@ from deit_batch.commands._types import AT_LEAST_ONE, Number
 from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
+from deit_batch.serving import BATCH_WINDOW
 from deit_batch.system.extras import needing
 
 
@@ -70,7 +71,7 @@ from deit_batch.system.extras import needing
     ),
     option(
         "--batch-window",
-        default=5.0,
+        default=BATCH_WINDOW * 1000,
         show_default=True,
         type=Number(min=0),
         metavar="MS",

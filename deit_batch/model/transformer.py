@@ -120,9 +120,8 @@ class Transformer(nn.Module):
     def _attend(self, qkv: Tensor, n: int) -> Tensor:
         """[n * tokens, 3 * width] to [n * tokens, width]."""
         heads, width = self._geometry.num_attention_heads, self._geometry.hidden_size
-        query, key, value = qkv.view(n, -1, 3, heads, width // heads).permute(
-            2, 0, 3, 1, 4
-        )  # each [n, heads, tokens, width of a head]
+        # Each [n, heads, tokens, width / heads].
+        query, key, value = qkv.view(n, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value)  # as the query
         return attended.transpose(1, 2).reshape(-1, width)
 

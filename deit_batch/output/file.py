@@ -16,7 +16,6 @@ the report is written before the result is renamed, and the partial file, while 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import sys
@@ -43,6 +42,7 @@ from deit_batch.output.resume import (
     reference_line,
     require_same_input,
 )
+from deit_batch.output.run_report import read_report
 from deit_batch.system.atomic import digest_of, rename_durably, write_atomically, writing
 from deit_batch.system.lock import Lock
 
@@ -177,7 +177,7 @@ class Files:
 
     def left(self) -> Left:
         has_records = self.partial.exists() and self.partial.stat().st_size > 0
-        return Left(_read_report(self.report), has_records, _version_of(self.result))
+        return Left(read_report(self.report), has_records, _version_of(self.result))
 
 
 class _Growing:
@@ -433,15 +433,6 @@ def _are_unchanged(batch: Batch, noted: Sequence[bytes]) -> bool:
     if changed:
         logger.warning("%s has changed since it was scored: going on from there", changed[0])
     return not changed
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    """{} if there is none, or it is no report."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _version_of(path: Path) -> FileVersion:

@@ -15,7 +15,6 @@ Several processes on several machines write parts; only the one that holds the l
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -38,6 +37,7 @@ from deit_batch.output.resume import (
     require_same_input,
     require_same_settings,
 )
+from deit_batch.output.run_report import read_report
 from deit_batch.system.atomic import digest_of, publish_folder, rename_durably, write_atomically, writing
 from deit_batch.system.lock import Lock
 
@@ -158,7 +158,7 @@ class Folder:
         """The report of the run that is continued."""
         with writing(self._out):
             found = [folder for folder in (self.partial, self._out) if os.path.lexists(folder)]
-            reports = [_read(folder / REPORT) for folder in found]
+            reports = [read_report(folder / REPORT) for folder in found]
             for folder, report in zip(found, reports, strict=True):
                 # --fresh takes a folder away, with all that is in it: never one that no run has made.
                 if not isinstance(report.get("settings"), dict):
@@ -283,7 +283,7 @@ class Folder:
 
 def read_manifest(folder: Path) -> list[Part]:
     """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says."""
-    manifest = _read(folder / MANIFEST)
+    manifest = read_report(folder / MANIFEST)
     if not manifest:
         raise UsageError(f"{folder} is no finished result in parts: there is no {MANIFEST} in it")
     try:
@@ -307,14 +307,6 @@ def _manifest(parts: Sequence[Part], folder: Path, format: str) -> dict[str, obj
         rows.append({"name": name, **asdict(replace(part, output=output))})
     tally = tally_of(parts)
     return {"format": format, "inputs": tally.inputs, "failed": tally.failed, "parts": rows}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def tally_of(parts: Iterable[Part]) -> Tally:

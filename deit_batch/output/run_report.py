@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from deit_batch.io import Tally
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """{} if there is none, or it is no JSON object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def run_report(
