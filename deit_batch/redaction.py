@@ -35,8 +35,13 @@ def redact_message(text: str) -> str:
     """A message without what gives access, where it quotes a URL: from there on, word by word."""
     words = re.split(r"(\s+)", text)
     first = next((place for place, word in enumerate(words) if "://" in word), len(words))
-    shown = [redact(word) if "://" in word else _without_secrets(word) for word in words[first:]]
-    return "".join([*words[:first], *shown])
+    return "".join([*words[:first], *map(_redact_word, words[first:])])
+
+
+def _redact_word(word: str) -> str:
+    """The punctuation that a sentence puts behind it is none of it."""
+    name = word.rstrip("\"'),.:;]}>")
+    return (redact(name) if "://" in name else _without_secrets(name)) + word[len(name) :]
 
 
 def _without_secrets(text: str) -> str:

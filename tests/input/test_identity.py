@@ -160,6 +160,9 @@ def test_what_gives_access_is_not_shown(given: str, shown: str | None) -> None:
 def test_a_message_that_quotes_a_url_with_blanks_shows_no_secret() -> None:
     assert redact_message("bad: http://h/a b.jpg?sig=abc (404)") == "bad: http://h/a b.jpg?sig=*** (404)"
     assert redact_message("sig=3 of 4") == "sig=3 of 4"
+    assert redact_message('is "http://h/a?key=1": no, (https://u:p@h/b?sig=2).') == (
+        'is "http://h/a?key=***": no, (https://***@h/b?sig=***).'
+    )
 
 
 SECRET = "TOPSECRET"
