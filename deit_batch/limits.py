@@ -29,6 +29,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what the command line would refuse."""
+        for name in ("allow_private_hosts", "allow_truncated"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        root: object = self.root
+        if root is not None and not (isinstance(root, str) and root):
+            raise UsageError(f"root is {root!r}; it must be the name of a folder, or an address on a store")
         for name in ("image_bytes", "image_pixels", "connections"):
             require_whole_number(name, getattr(self, name), 1)
         for name in ("redirects", "retries"):
@@ -40,11 +46,13 @@ class Limits:
 
 
 LONGEST_SECONDS = 86_400.0
+MOST = 2**63 - 1
+"""What counts and sizes are kept in holds no more."""
 
 
 def require_whole_number(name: str, value: object, least: int) -> None:
     """Raises UsageError, by the option's name, unless it is one from `least` up."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
         raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} up")
 
 

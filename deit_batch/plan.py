@@ -59,6 +59,8 @@ class Options:
         """Raises UsageError for what the command line would refuse."""
         if not self.inputs:
             raise UsageError("no input is given")
+        for spec in self.inputs:
+            _require_name(spec)
         for name in ("column", "id", "model", "revision", "image_processor", "device", "dtype"):
             self._require(name, str)
         for name in ("recursive", "allow_pickle", "compile"):
@@ -71,8 +73,8 @@ class Options:
         self._require("keep", tuple)
         if self.decode not in ("exact", "fast"):
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
-        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
-            raise UsageError(f"shard is {self.shard[0]} of {self.shard[1]}; they are counted from 0")
+        if self.shard is not None:
+            self._check_shard(self.shard)
         if self.features is not None:
             self._check_features(self.features)
 
@@ -81,8 +83,14 @@ class Options:
         if not isinstance(value, kind) and not (value is None and _DEFAULTS[name] is None):
             raise UsageError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
 
+    def _check_shard(self, shard: object) -> None:
+        match shard:
+            case (int(number), int(of)) if 0 <= number < of and not isinstance(number, bool):
+                return
+        raise UsageError(f"shard is {shard!r}; it must be (i, n), two whole numbers, i from 0 to n - 1")
+
     def _check_features(self, names: tuple[FeatureName, ...]) -> None:
-        if not names or not set(names) <= set(FEATURES) or len(set(names)) < len(names):
+        if not names or not all(name in FEATURES for name in names) or len(set(names)) < len(names):
             raise UsageError(f"features are {names!r}; give some of {', '.join(FEATURES)}, each once")
         clash = [name for name in self.keep if name in (*names, "features")]
         if clash:
@@ -104,6 +112,15 @@ class Options:
             shard=self.shard,
             stdin=stdin,
         )
+
+
+def _require_name(spec: object) -> None:
+    try:
+        if isinstance(spec, str) and b"\0" not in os.fsencode(spec):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise UsageError(f"input is {spec!r:.80}; it must be a path, or a sequence of paths")
 
 
 _KINDS: dict[type, str] = {str: "text", bool: "True or False", tuple: "a sequence of names", Limits: "a Limits"}

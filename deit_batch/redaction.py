@@ -61,7 +61,8 @@ def _without_secret(text: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    return unquote_plus(name[-200:]).translate(_NAME_PUNCTUATION).lower() in _SECRET_PARAMETERS
+    plain = unquote_plus(name[-200:]).translate(_NAME_PUNCTUATION).lower()
+    return plain in _SECRET_PARAMETERS or plain.removeprefix("x") in _SECRET_PARAMETERS
 
 
 def _without_user_info(before: str, place: str) -> str:

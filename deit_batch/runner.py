@@ -125,7 +125,7 @@ def embed(
         for record in embed("imgs/", model="demo"):
             print(record.image, record.features and record.features["cls"])
     """
-    names = (features,) if isinstance(features, str) else tuple(features)
+    names = tuple(features) if isinstance(features, list | tuple) else (features,)
     return _records(options_of("embed", input, options, EmbedOptions.__optional_keys__, features=names))
 
 
@@ -327,7 +327,9 @@ def _apart_from(out: str, references: Iterable[Reference]) -> Iterator[Reference
 
 
 def _is_same(out: str, input: str) -> bool:
-    return out == input != "-" or (os.path.exists(out) and os.path.exists(input) and os.path.samefile(out, input))
+    if "-" in (out, input):  # a stream, whatever the folder has of that name
+        return False
+    return out == input or (os.path.exists(out) and os.path.exists(input) and os.path.samefile(out, input))
 
 
 def _known(out: str, plan: Plan, options: Options, mode: Mode) -> Known:

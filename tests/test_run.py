@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -447,7 +447,12 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
         ({"dtype": "double"}, "dtype 'double' is none of auto"),
         ({"device": "gpu"}, "--device gpu can't be used on this machine"),
         ({"limits": {"retries": 1}}, "limits is {'retries': 1}; it must be a Limits"),
-        ({"shard": (3, 2)}, "shard is 3 of 2"),
+        ({"shard": (3, 2)}, r"shard is \(3, 2\); it must be \(i, n\)"),
+        ({"shard": "0/2"}, "shard is '0/2'"),
+        ({"shard": (0, 1, 2)}, "shard is"),
+        ({"limit": 10**30}, "limit is 1000"),
+        ({"input": "a\0b.csv"}, "input is"),
+        ({"input": [b"imgs"]}, "input is"),
         ({"model": None}, "model is None; it must be text"),
     ],
     ids=str,
@@ -456,11 +461,12 @@ def test_python_refuses_what_the_command_would_when_it_is_called(
     photos: Path, vit: Path, wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        score(photos, **{"model": vit, **wrong})
+        score(**{"input": photos, "model": vit, **wrong})
 
 
 def test_python_refuses_limits_and_inputs_that_the_command_would(photos: Path, vit: Path) -> None:
     wrong: list[dict[str, Any]] = [{"retries": -1}, {"image_bytes": 0}, {"fetch_seconds": 0}, {"decode_seconds": "9"}]
+    wrong += [{"image_bytes": 10**30}, {"root": 5}, {"root": ""}, {"allow_private_hosts": "no"}]
     for limits in wrong:
         with pytest.raises(UsageError, match=next(iter(limits))):
             Limits(**limits)
@@ -471,6 +477,9 @@ def test_python_refuses_limits_and_inputs_that_the_command_would(photos: Path, v
         score(photos / "none", model=vit)
     with pytest.raises(CheckpointError, match=r"is no checkpoint|no folder|there is no"):
         score(photos, model=photos)
+    for features in (None, 5, [["cls"]], "cls2", []):
+        with pytest.raises(UsageError, match="features are"):
+            embed(photos, model=vit, features=cast(Any, features))
     more: dict[str, Any] = {"top_k": 1}
     with pytest.raises(UsageError, match=r"embed\(\) has no option top_k"):
         embed(photos, model=vit, **more)

@@ -131,6 +131,9 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
     config = {name: setting for name, setting in config.items() if name not in others} | own
     values = {name.replace("-", "_"): setting for name, setting in config.items()}
+    twice = sorted(name for name in config if "_" in name and name.replace("_", "-") in config)
+    if twice:
+        raise click.BadParameter(f"{value}: {', '.join(twice)} is there twice, with - and with _")
     options = {
         str(option.name): option
         for option in ctx.command.params
@@ -144,7 +147,7 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
             raise click.BadParameter(f"{value}: {name} can't be {setting!r}")
         if options[name].multiple and isinstance(setting, str):
             values[name] = [setting]  # Click would take its letters
-        elif isinstance(setting, float):
+        elif isinstance(setting, float) or isinstance(options[name].type, click.Path):
             values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
     ctx.default_map = {**(ctx.default_map or {}), **values}
 

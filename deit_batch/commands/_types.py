@@ -77,7 +77,7 @@ class Root(Place):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if object_store.is_stored(str(value)):
             return str(value)
-        return str(click.Path(exists=True, file_okay=False).convert(value, param, ctx))
+        return str(click.Path(exists=True, file_okay=False).convert(str(value), param, ctx))
 
 
 class Threshold(click.ParamType[ErrorThreshold]):

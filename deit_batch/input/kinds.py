@@ -71,8 +71,10 @@ def kind_of(spec: str) -> Kind:
 
 
 def _what(spec: str, stored: bool, exists: bool) -> What:
-    """The first that holds. A folder on the disk is one whatever it is called (`x.tar`, `-`), and what is there is no
+    """The first that holds. A folder on the disk is one whatever it is called (`x.tar`), and what is there is no
     pattern (`a[1].jpg`). A store has no folders to ask for: there, it is what has no known ending."""
+    if spec == "-":
+        return What.STDIN
     by_ending = by_ending_of(spec)
     if exists and os.path.isdir(spec):
         return What.FOLDER
@@ -80,8 +82,6 @@ def _what(spec: str, stored: bool, exists: bool) -> What:
         return What.IMAGE
     if glob.has_magic(spec) and not exists and "://" not in spec and by_ending is not What.TARS:
         return What.GLOB
-    if spec == "-":
-        return What.STDIN
     if spec.startswith("hf://") and not stored:
         return What.DATA_SET
     return What.FOLDER if stored and by_ending is What.UNKNOWN else by_ending

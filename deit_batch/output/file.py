@@ -244,8 +244,9 @@ class _File:
         self._files, self._lock, self._name = files, lock, name
         self._format, self._settings, self._columns = format, settings, columns
         self._earlier = left.report
-        self._of_result = left.report.get("replaced") or left.report
-        """What a report says of the result that stands, if any: of a run that was to replace it, and died, this."""
+        is_old = left.result is not None and left.result == left.report.get("replaces")
+        self._of_result = left.report.get("replaced", {}) if is_old else left.report
+        """What the report says of the result that stands: of the one before, if a run died that was to replace it."""
         self._digest = hashlib.sha256()
         self._action = choose_action(left, settings, mode, name)
         if self._action.must_be_own:
@@ -418,7 +419,7 @@ class _File:
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
         going_on: dict[str, object] = {"replaces": self._action.replaces, "retries": self._action.retries}
-        if status != "finished" and self._action.replaces:
+        if self._action.replaces:
             names = ("output", "rows", "stamps")
             going_on["replaced"] = {name: self._of_result[name] for name in names if name in self._of_result}
         values = {"status": status, **report, **going_on, "settings": self._settings}
@@ -429,10 +430,16 @@ def _are_unchanged(batch: Batch, noted: Sequence[bytes]) -> bool:
     if len(noted) < len(batch):
         logger.warning("of %s it is not known what it was when it was scored: going on from there", batch[0].image)
         return False
-    changed = [each.image for each, stamp in zip(batch, noted, strict=True) if stamps.has_changed(each, stamp)]
+    pairs = zip(batch, noted, strict=True)
+    changed = [each.image for each, stamp in pairs if not _is_kept(each, stamp) and stamps.has_changed(each, stamp)]
     if changed:
         logger.warning("%s has changed since it was scored: going on from there", changed[0])
     return not changed
+
+
+def _is_kept(reference: Reference, stamp: bytes) -> bool:
+    """Whether its record is that of an earlier result, whatever has become of its file since (which is told)."""
+    return reference.earlier is not None and reference.earlier.stamp == stamp
 
 
 def _version_of(path: Path) -> FileVersion:

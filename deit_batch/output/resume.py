@@ -67,6 +67,8 @@ def choose_action(left: Left, settings: Mapping[str, Any], mode: Mode, name: str
     if incremental:
         return Action("begin", left.result, must_be_own=True)
     _require_same_run(name, report, settings)
+    if report.get("status") != "finished":  # the result was touched since a run died that was to replace it
+        return Action("begin", left.result, must_be_own=True)
     if mode == "retry-failed" and report["counts"]["failed"]:
         return Action("begin", left.result, retries=True, must_be_own=True)
     return Action("nothing", left.result, must_be_own=True)

@@ -245,6 +245,7 @@ def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(
     assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2
     for cut in (
         *("top-k = 3.9", "batch-size = 2.5", "top-k = true", "limit = true", "limit = [1]", "limit = {a = 1}"),
+        *("root = 5", "top_k = 3\ntop-k = 4", "limit = 99999999999999999999"),
         *("threshold = nan", "decode-seconds = inf", "keep = [true]", "fresh = 5", "help = true", 'config = "d.toml"'),
     ):
         (tmp_path / "d.toml").write_text(f'input = "t.csv"\n{cut}\n')

@@ -103,6 +103,16 @@ def test_what_is_wrong_with_the_last_is_known_at_once(three: tuple[str, ...], tm
         open_source(["-", three[0], "-"])
 
 
+def test_stdin_is_stdin_whatever_the_folder_has_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "imgs").mkdir()
+    shutil.copy(EXAMPLES / "bag" / "00018.png", tmp_path / "a.png")
+    for make in (tmp_path.joinpath("-").touch, tmp_path.joinpath("-").mkdir):
+        make()
+        done = deit_batch("score", "-", "--out", "-", "--model", "demo", cwd=tmp_path, input="a.png\n")
+        assert (done.returncode, done.stdout.count('"image": "a.png"')) == (0, 1), done.stderr
+        (tmp_path / "-").unlink() if (tmp_path / "-").is_file() else (tmp_path / "-").rmdir()
+
+
 def test_stdin_may_be_one_of_them(three: tuple[str, ...], photos: Path) -> None:
     stdin = io.BufferedReader(io.BytesIO(f"{photos}/07.jpg\n".encode()))
     assert names(open_source([three[0], "-"], stdin=stdin).references) == [*ALL[:3], (3, "07.jpg")]

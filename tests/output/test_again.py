@@ -430,6 +430,68 @@ def test_a_result_is_replaced_only_by_the_run_that_was_told_to(
     assert scored(photos, vit, tmp_path, top_k=1).read_bytes() != first
 
 
+@pytest.mark.parametrize("how", [{"incremental": True}, {"mode": "retry-failed"}], ids=str)
+def test_a_run_that_dies_before_its_result_replaces_the_old_one_is_continued(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str], how: dict[str, Any]
+) -> None:
+    """Its report says already that it has finished; the result that stands is still the one before."""
+    (photos / "30.jpg").write_bytes(b"broken")
+    scored(photos, vit, tmp_path, **{**how, "mode": "continue"})
+    (photos / "30.jpg").write_bytes(jpeg(30))
+    (photos / "07.jpg").write_bytes(jpeg(77))
+    original = atomic.rename_durably
+
+    def dies(source: Path, target: Path) -> None:
+        if target.name == "p.jsonl":
+            raise OSError(5, "Input/output error")
+        original(source, target)
+
+    monkeypatch.setattr(file, "rename_durably", dies)
+    for _ in range(2):
+        with pytest.raises(OutputError, match="run the same command again"):
+            scored(photos, vit, tmp_path, **how)
+    monkeypatch.undo()
+    messages.clear()
+    records = read_jsonl(scored(photos, vit, tmp_path, **how))
+    assert not any("error" in record for record in records)
+    assert not any("can't be told" in message for message in messages)
+    changed = [message for message in messages if "1 images have changed" in message and "07.jpg" in message]
+    assert bool(changed) == ("mode" in how)
+
+
+def test_a_retry_that_is_cut_short_again_and_again_gets_on(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    """Also where a file has changed whose record is kept."""
+    for number in range(0, 40, 2):
+        (photos / f"{number:02}.jpg").write_bytes(b"broken")
+    scored(photos, vit, tmp_path)
+    (photos / "01.jpg").write_bytes(jpeg(77))
+    sizes = []
+    for _ in range(3):
+        with pytest.raises(Interrupted), interrupted_after(1, monkeypatch):
+            scored(photos, vit, tmp_path, mode="retry-failed")
+        sizes.append(len(read_jsonl(tmp_path / "p.jsonl.partial")))
+    assert sizes == sorted(set(sizes))
+    assert not any("going on from there" in message for message in messages)
+
+
+def test_a_result_that_was_touched_since_a_run_died_is_left_alone(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scored(photos, vit, tmp_path).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "scored", lambda *args, **more: (_ for _ in ()).throw(OutputError("dies")))
+        with pytest.raises(OutputError):
+            scored(photos, vit, tmp_path, mode="fresh")
+    os.utime(tmp_path / "p.jsonl", ns=(0, 0))
+    for mode in ("continue", "retry-failed"):
+        with pytest.raises(UsageError, match="is not what its run has left there"):
+            scored(photos, vit, tmp_path, mode=mode)
+    assert (tmp_path / "p.jsonl").read_bytes() == first
+    scored(photos, vit, tmp_path, mode="fresh")
+
+
 def test_files_that_look_the_same_are_told_apart_by_their_numbers(
     photos: Path, vit: Path, tmp_path: Path, messages: list[str]
 ) -> None:
