@@ -86,7 +86,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class _Material:
-    """Labels beside predictions; `about` says where they are from, `classes_seen` which labels there could be."""
+    """Labels beside predictions; `about` says where they are from, `class_names` which labels there could be."""
 
     judged: Judged
     inputs: int

@@ -4,8 +4,9 @@
     preds.jsonl.partial    grows, one record a line, whatever the final format; a dead run is continued from it
     preds.jsonl.lock       held while a run writes
     preds.jsonl.run.json   what the run is (settings), and when it is finished, how it went
-    preds.jsonl.stamps     what each image's file was when it was read (input/stamps.py); .partial.stamps, while it
-    grows preds.jsonl.known      with --incremental, what is known of each image (incremental.py)
+    preds.jsonl.stamps     what each image's file was when it was read (input/stamps.py)
+    preds.jsonl.partial.stamps   the same, while it grows
+    preds.jsonl.known      with --incremental, what is known of each image (incremental.py)
 
     features.npy.rows.jsonl   beside an array: the record of each of its rows; there before the array is
 

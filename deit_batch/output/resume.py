@@ -29,7 +29,7 @@ FileVersion: TypeAlias = "list[int] | None"
 @dataclass(frozen=True, slots=True)
 class Left:
     """What lies at an output when a run begins. `report`: that of an earlier run, {} if there is none; `has_records`:
-    whether there is a partial file with anything in it; `result`: the mark of the finished file."""
+    whether there is a partial file with anything in it; `result`: the version of the finished file."""
 
     report: Mapping[str, Any]
     has_records: bool
