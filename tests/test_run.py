@@ -28,13 +28,13 @@ from deit_batch import embed, score
 from deit_batch import io as records_io
 from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, Interrupted, OutputError, TooManyFailures, UsageError
-from deit_batch.io import Tally
+from deit_batch.io import FeatureName, Tally
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import Loader, batched
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options, ScoreOptions
+from deit_batch.plan import Options, Plan, ScoreOptions
 from deit_batch.runner import run
 
 
@@ -498,6 +498,28 @@ def test_what_python_may_give_is_what_the_options_are() -> None:
     for name, default in (("top_k", "5"), ("threshold", "0"), ("decode", '"exact"'), ("recursive", "True")):
         assert told[name] == default
     assert DEFAULT_MODEL in told["model"]
+
+
+NO_PART_OF_RESULTS = {
+    "revision": "its commit and digest are there",
+    "image_processor": "the recipe is there",
+    "decode": "it is part of the recipe",
+    "allow_pickle": "the digest of what was loaded is there",
+    "batch_size": "the pass size is there; batches change no score",
+    "workers": "who decodes changes no pixel",
+    "limits": "those that change a result are there one by one",
+}
+
+
+@pytest.mark.parametrize("features", [None, ("cls",)])
+def test_a_run_is_not_continued_with_another_option_that_results_depend_on(
+    photos: Path, vit: Path, features: tuple[FeatureName, ...] | None
+) -> None:
+    """A new option is in the settings, or here with the reason why not."""
+    options = Options(input=str(photos), model=str(vit), features=features)
+    known = Plan.of(options).settings(options).keys() | NO_PART_OF_RESULTS.keys()
+    others = {"top_k", "threshold"} if features else {"features"}
+    assert {field.name for field in dataclasses.fields(Options)} - known - others == set()
 
 
 def test_each_default_of_a_command_is_that_of_its_options() -> None:

@@ -288,7 +288,9 @@ class _File:
         changed = Changed(self._name, self._stamps_of_result())
         with open(self._files.result, "rb") as results:
             for reference in references:
-                record = parse_record(results.readline()) or {}
+                record = parse_record(results.readline())
+                if record is None:  # the file is what its run has left there: this is its end
+                    raise UsageError(f"{self._name}: its input has become longer since; start over with --fresh")
                 require_same_input(self._name, reference, record)
                 stands = not has_failed(record)
                 stamp = changed.look_at(reference, stands=stands)

@@ -254,6 +254,19 @@ def test_a_retry_of_another_input_is_refused(photos: Path, vit: Path, tmp_path: 
     assert (tmp_path / "p.jsonl").read_bytes() == first
 
 
+def test_a_retry_over_an_input_that_has_grown_or_shrunk_is_refused(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "03.jpg").write_bytes(b"broken")
+    first = scored(photos, vit, tmp_path).read_bytes()
+    (photos / "zz.jpg").write_bytes(jpeg(100))
+    with pytest.raises(UsageError, match="its input has become longer since"):
+        scored(photos, vit, tmp_path, mode="retry-failed")
+    (photos / "zz.jpg").unlink()
+    (photos / "39.jpg").unlink()
+    with pytest.raises(UsageError, match="its input has become shorter since"):
+        scored(photos, vit, tmp_path, mode="retry-failed")
+    assert (tmp_path / "p.jsonl").read_bytes() == first
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
