@@ -24,7 +24,7 @@ from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import Loader, batched
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
-from deit_batch.model.classifier import DTYPES, compiled, scores_of
+from deit_batch.model.classifier import DTYPES, compiled, make_score_function
 from deit_batch.model.transformer import load_weights
 from deit_batch.plan import Options, Plan
 
@@ -92,7 +92,7 @@ def model_alone(checkpoint: Checkpoint, sizes: Sizes, *, batch: int, compile: bo
     dtype = DTYPES[sizes.dtype]
     recipe = find_recipe(checkpoint, None)
     forward = load_weights(checkpoint, device=sizes.device, dtype=dtype)
-    scores = scores_of(forward, recipe, device=sizes.device, dtype=dtype, multi_label=False)
+    scores = make_score_function(forward, recipe, device=sizes.device, dtype=dtype, multi_label=False)
     pixels = torch.randint(0, 256, (batch, *recipe.size, 3), dtype=torch.uint8, device=sizes.device)
     if compile:
         scores = compiled(scores, pixels)

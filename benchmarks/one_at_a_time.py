@@ -16,7 +16,7 @@ from deit_batch.limits import Limits
 from deit_batch.loading.decode import decode
 from deit_batch.loading.fetch import decode_base64
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
-from deit_batch.model.classifier import Classifier, scores_of
+from deit_batch.model.classifier import Classifier, make_score_function
 from deit_batch.model.engines import Threads
 from deit_batch.model.transformer import load_weights
 from deit_batch.runner import top_predictions
@@ -32,7 +32,7 @@ def application(name: str) -> FastAPI:
     checkpoint = find_checkpoint(name)
     recipe = find_recipe(checkpoint, None)
     forward = load_weights(checkpoint, device=cpu, dtype=torch.float32, pass_size=1)
-    scores = scores_of(forward, recipe, device=cpu, dtype=torch.float32, multi_label=False)
+    scores = make_score_function(forward, recipe, device=cpu, dtype=torch.float32, multi_label=False)
     classifier = Classifier(Threads(scores, cpu, passes=1, threads=cores()), pass_size=1)
     app = FastAPI()
     turn = asyncio.Lock()

@@ -30,7 +30,7 @@ from deit_batch.io import Prediction, Record, Reference
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import FORMATS, Columns
 from deit_batch.output.merge import merge
-from deit_batch.output.parts import Block, Folder, Part, cut, in_order, write_part
+from deit_batch.output.parts import Block, Folder, Part, in_order, split_into_blocks, write_part
 
 HERE = Path(__file__).resolve().parent
 SHARDS = 8
@@ -121,7 +121,7 @@ def listing_a_store(folder: Path, rows: int) -> None:
 
 
 def blocks(folder: Path) -> Iterator[Block]:
-    return cut(open_source(str(folder / "rows.txt")).references, PART)
+    return split_into_blocks(open_source(str(folder / "rows.txt")).references, PART)
 
 
 def parts(folder: Path) -> Folder:

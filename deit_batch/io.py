@@ -85,7 +85,7 @@ Features: TypeAlias = "Mapping[FeatureName, NDArray[np.float32]]"
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class EarlierResult:
     """What an earlier run found in an image. `sha256`: of the bytes that it read; they stand if the bytes are still the
     same. None: they are known to be. `stamp`: of the file then (input/stamps.py)."""
 
@@ -106,7 +106,7 @@ class Reference:
     keep: Mapping[str, object] = field(default_factory=dict)
     sha256: str | None = None
     id: str | None = None
-    earlier: Earlier | None = None
+    earlier: EarlierResult | None = None
 
     @property
     def is_settled(self) -> bool:

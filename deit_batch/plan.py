@@ -274,7 +274,7 @@ class Plan:
             "allow_truncated": options.limits.allow_truncated,
         }
 
-    def facts(self, options: Options) -> dict[str, object]:
+    def prediction_settings(self, options: Options) -> dict[str, object]:
         """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
         about_input = ("input", "column", "keep", "recursive", "limit", "shard")
         limits = options.limits

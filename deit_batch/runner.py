@@ -18,7 +18,7 @@ from deit_batch.input.webdataset import paths_of
 from deit_batch.io import Failure, FeatureName, Features, LocalFile, Prediction, Record, Reference, Source, Tally
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
-from deit_batch.output.incremental import Known
+from deit_batch.output.incremental import PredictionCache
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged
@@ -142,7 +142,7 @@ def scored(
     options: Options,
     stopwatch: Stopwatch,
     *,
-    known: Known | None = None,
+    cache: PredictionCache | None = None,
     classifier: Classifier | None = None,
 ) -> Generator[list[Record], None, None]:
     """The records of each batch, in order. The first images are decoded while the model loads, unless `classifier` is
@@ -152,7 +152,7 @@ def scored(
 
     on_gpu = plan.device.type == "cuda"
     loader = Loader(
-        batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu, digests=known is not None
+        batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu, digests=cache is not None
     )
     with ExitStack() as stack:
         stack.enter_context(closing(loader))
@@ -166,8 +166,8 @@ def scored(
             with stopwatch("wait for scores"):
                 scores = result()
             records = score_batch(references, decoded, scores, plan.checkpoint.labels, options)
-            if known:
-                known.remember(references, decoded.digests, records)
+            if cache:
+                cache.remember(references, decoded.digests, records)
             return records
 
         waiting = iter(loader)
@@ -282,8 +282,8 @@ def run(
         output = stack.enter_context(
             closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
-        known = stack.enter_context(closing(_known(path, plan, options, mode))) if incremental else None
-        references = known.recall(source.references) if known else output.recall(source.references)
+        cache = stack.enter_context(closing(_prediction_cache(path, plan, options, mode))) if incremental else None
+        references = cache.recall(source.references) if cache else output.recall(source.references)
 
         read: Counter[str] = Counter()
         batches = output.remaining(_counted(plan.batches(references), read))
@@ -294,8 +294,8 @@ def run(
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = stack.enter_context(closing(Progress(source.total, output.tally, stopwatch, quiet=quiet)))
-        work = stack.enter_context(closing(scored(batches, plan, options, stopwatch, known=known)))
-        report = partial(_report, source, options, plan, output, known, stopwatch, progress)
+        work = stack.enter_context(closing(scored(batches, plan, options, stopwatch, cache=cache)))
+        report = partial(_report, source, options, plan, output, cache, stopwatch, progress)
         try:
             for records in work:
                 with stopwatch("write"):
@@ -311,9 +311,9 @@ def run(
             logger.warning("%s has no rows: the output is empty", ", ".join(options.inputs))
         final = report()
         output.finish(final)
-        if known:
-            known.forget_the_vanished()
-        return RunResult(output.tally, final, source.passed_over, known.kept if known else 0)
+        if cache:
+            cache.forget_the_vanished()
+        return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
 
 
 def _apart_from(out: str, references: Iterable[Reference]) -> Iterator[Reference]:
@@ -332,8 +332,10 @@ def _is_same(out: str, input: str) -> bool:
     return out == input or (os.path.exists(out) and os.path.exists(input) and os.path.samefile(out, input))
 
 
-def _known(out: str, plan: Plan, options: Options, mode: Mode) -> Known:
-    return Known(Path(os.path.realpath(out) + ".known"), plan.facts(options), fresh=mode == "fresh")
+def _prediction_cache(out: str, plan: Plan, options: Options, mode: Mode) -> PredictionCache:
+    return PredictionCache(
+        Path(os.path.realpath(out) + ".known"), plan.prediction_settings(options), fresh=mode == "fresh"
+    )
 
 
 def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:
@@ -347,7 +349,7 @@ def _report(
     options: Options,
     plan: Plan,
     output: Output,
-    known: Known | None,
+    cache: PredictionCache | None,
     stopwatch: Stopwatch,
     progress: Progress,
 ) -> dict[str, object]:
@@ -362,4 +364,4 @@ def _report(
         "options": asdict(options),
         "versions": plan.versions(),
     }
-    return run_report(output.tally, source.passed_over, about, kept=known.kept if known else None)
+    return run_report(output.tally, source.passed_over, about, kept=cache.kept if cache else None)

@@ -81,9 +81,9 @@ def installed_by(requirements: Iterable[Requirement]) -> set[str]:
 def licence(name: str) -> str:
     """As an SPDX expression, or what the package says if that is no known licence."""
     metadata = distribution(name).metadata
-    if expression := metadata["License-Expression"]:
-        return str(expression)
-    first_line = next(iter((metadata["License"] or "").strip().splitlines()), "").strip()
+    if "License-Expression" in metadata:  # asked first: what a missing key gives depends on who reads the metadata
+        return str(metadata["License-Expression"])
+    first_line = str(metadata["License"]).strip().partition("\n")[0].strip() if "License" in metadata else ""
     classifiers = (text.split(" :: ") for text in metadata.get_all("Classifier", []))
     classified = " OR ".join(SPDX.get(last, last) for kind, *_, last in classifiers if kind == "License")
     stated = SPDX.get(first_line, first_line)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError, UsageError
-from deit_batch.input.kinds import What, by_ending_of
+from deit_batch.input.kinds import InputKind, by_ending_of
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
 from deit_batch.plan import Options, Plan
@@ -21,7 +21,7 @@ from deit_batch.system.progress import Stopwatch
 if TYPE_CHECKING:
     from deit_batch.model.classifier import Classifier
 
-TABLES = (What.CSV, What.TSV, What.JSON_LINES, What.PARQUET)
+TABLES = (InputKind.CSV, InputKind.TSV, InputKind.JSON_LINES, InputKind.PARQUET)
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,7 +246,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     first: list[str] = []
     for reference in source.references:
         location = reference.location
-        kind = f"{location.type}s" if isinstance(location, Failure) else _KINDS[type(location).__name__]
+        kind = f"{location.type}s" if isinstance(location, Failure) else _LOCATION_NAMES[type(location).__name__]
         kinds[kind] += 1
         if len(first) < FIRST_SHOWN:
             first.append(reference.image or f"({kind.removesuffix('s')})")
@@ -266,7 +266,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     return DONE
 
 
-_KINDS = {
+_LOCATION_NAMES = {
     "LocalFile": "files",
     "Url": "URLs",
     "StoredFile": "objects",

@@ -23,7 +23,7 @@ from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, 
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.io import Tally
-from deit_batch.output.parts import PART_SIZE, Folder, Part, cut, in_order, part_name, tally_of
+from deit_batch.output.parts import PART_SIZE, Folder, Part, in_order, part_name, split_into_blocks, tally_of
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
@@ -107,7 +107,7 @@ def run(
         layout = lay_out(options.device, actors=where.actors, cores=where.actor_cores)
         job = _planned(options, layout, format, where.part_size)
         folder = stack.enter_context(closing(Folder(Path(os.path.realpath(out)), job.settings, fresh=fresh)))
-        blocks = cut(source.references, where.part_size)
+        blocks = split_into_blocks(source.references, where.part_size)
         if folder.complete:
             parts = folder.finished(blocks)
             logger.info("%s is finished already: nothing to do", out)

@@ -34,7 +34,7 @@ from deit_batch.limits import Limits
 from deit_batch.loading.loader import Decoded, Loader, Settled
 from deit_batch.model.recipe import Recipe
 from deit_batch.output import formats
-from deit_batch.output.parts import NOTHING_YET, Block, Part, cut, write_part
+from deit_batch.output.parts import NOTHING_YET, Block, Part, split_into_blocks, write_part
 from deit_batch.plan import Options, Plan
 from deit_batch.runner import score_batch
 from deit_batch.system import machine
@@ -106,7 +106,7 @@ def read(options: Options, part_size: int, skip: frozenset[int], folder: str) ->
         source = options.open_source()
         error, digest = None, NOTHING_YET
         try:
-            for block in cut(source.references, part_size):
+            for block in split_into_blocks(source.references, part_size):
                 digest = block.after
                 if block.number not in skip:
                     yield packed(replace(block, references=[_absolute(each, folder) for each in block.references]))

@@ -13,7 +13,7 @@ from typing import Any
 from deit_batch import __version__
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import Judged, Pair, judge, survey
+from deit_batch.evaluation.judged import Judged, Pair, judge, summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
@@ -62,7 +62,7 @@ class EvaluationRequest:
             recursive=options.recursive,
             limit=options.limit,
             again=again,
-            names_alone=self.predictions is not None,
+            image_optional=self.predictions is not None,
         )
 
 
@@ -191,7 +191,7 @@ def _kept_labels(record: Mapping[str, Any]) -> list[str] | None:
 def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]) -> _Material:
     """Predictions that were made before, joined to the labels by the images' names."""
     source = request.open_input()
-    told = survey(read_records(path), multi_label=source.multi_label)
+    told = summarise_predictions(read_records(path), multi_label=source.multi_label)
     labels = Labels(source, read_records(path))
     classes = told.classes
     if not told.full:

@@ -84,7 +84,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class PredictionsSummary:
     """What a file of predictions alone tells: the names of its classes, how many predictions a record holds that holds
     them all (0 if that can't be told), and whether an image may have several labels."""
 
@@ -93,7 +93,7 @@ class Survey:
     multi_label: bool
 
 
-def survey(records: Iterable[dict[str, Any]], *, multi_label: bool) -> Survey:
+def summarise_predictions(records: Iterable[dict[str, Any]], *, multi_label: bool) -> PredictionsSummary:
     """Records hold every class's score if all name the same labels, each as often (classes may share a name), and (one
     label an image) their scores add up to one. An image may have several labels if the data set says so
     (`multi_label`), a record that keeps its labels has a list of them, or the scores of any add up to more than shares
@@ -113,7 +113,7 @@ def survey(records: Iterable[dict[str, Any]], *, multi_label: bool) -> Survey:
             least, most = min(least, total), max(most, total)
     multi_label |= most > 1.01
     whole = same and (multi_label or (least > 0.999 and most < 1.001))
-    return Survey(sorted(names), first.total() if first and whole else 0, multi_label)
+    return PredictionsSummary(sorted(names), first.total() if first and whole else 0, multi_label)
 
 
 def judge(

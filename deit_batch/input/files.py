@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from deit_batch.errors import InputError, UsageError
-from deit_batch.input.kinds import IMAGES, Kind, What, is_image_name
+from deit_batch.input.kinds import IMAGES, InputKind, InputName, is_image_name
 from deit_batch.io import LocalFile, Reference, Source, StoredFile
 from deit_batch.system import object_store
 
@@ -45,13 +45,13 @@ def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
     return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGES))}")
 
 
-def open_stored(spec: str, kind: Kind, recursive: bool) -> Source:
+def open_stored(spec: str, given: InputName, recursive: bool) -> Source:
     """An image on a store, or a folder, which is listed as it is scored: so nobody knows how many there are. Raises
     UsageError for a pattern, as for an object that is not there."""
     store, path = object_store.open_store(spec)
     passed_over: Counter[str] = Counter()
     try:
-        if kind.what is What.FOLDER:
+        if given.kind is InputKind.FOLDER:
             path = path.rstrip("/") + "/"
             files = _images(store.list(path, recursive=recursive), len(store.address(path)), passed_over)
         else:

@@ -49,7 +49,7 @@ def identity_of(record: Mapping[str, Any]) -> str | None:
     return _digest([image, exact, sha256]) if image or sha256 else None
 
 
-def hidden_identity(name: str, sha256: str | None) -> str | None:
+def image_id_if_hidden(name: str, sha256: str | None) -> str | None:
     """The identity of a reference whose name is not shown as it is; None if it is, and so tells by itself. `sha256`: of
     inline data."""
     return None if redact(name) == name else _digest([comparable(name), None, sha256])

@@ -1,7 +1,7 @@
 """What a name given as input is: asked here alone, by every ending and, where it matters, of the disk.
 
-Another kind is a `What` here, with the rule or the ending that tells it; a function that opens it; and its case in
-`open.py`.
+Another kind is an `InputKind` here, with the rule or the ending that tells it; a function that opens it; and its
+case in `open.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import Enum, auto
 from deit_batch.system import object_store
 
 
-class What(Enum):
+class InputKind(Enum):
     FOLDER = auto()
     IMAGE = auto()
     GLOB = auto()
@@ -37,64 +37,64 @@ IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif"
 TARS = (".tar", ".tar.gz", ".tgz")
 
 TABLES = {
-    ".txt": What.LIST,
-    ".csv": What.CSV,
-    ".tsv": What.TSV,
-    ".jsonl": What.JSON_LINES,
-    ".ndjson": What.JSON_LINES,
-    ".json": What.DOCUMENT,
-    ".parquet": What.PARQUET,
+    ".txt": InputKind.LIST,
+    ".csv": InputKind.CSV,
+    ".tsv": InputKind.TSV,
+    ".jsonl": InputKind.JSON_LINES,
+    ".ndjson": InputKind.JSON_LINES,
+    ".json": InputKind.DOCUMENT,
+    ".parquet": InputKind.PARQUET,
 }
 """All but .parquet also with .gz."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class InputName:
     """`exists`: whether the disk has something of that name, be it a link that leads nowhere; a store is not asked."""
 
-    what: What
+    kind: InputKind
     stored: bool = False
     exists: bool = False
     gzipped: bool = False
 
     @property
-    def is_by_name(self) -> bool:
+    def names_image_files(self) -> bool:
         """Whether it is image files, found by their names: so there are no rows, and no columns."""
-        return self.what in (What.FOLDER, What.IMAGE, What.GLOB)
+        return self.kind in (InputKind.FOLDER, InputKind.IMAGE, InputKind.GLOB)
 
 
-def kind_of(spec: str) -> Kind:
+def parse_input_name(spec: str) -> InputName:
     """Of a name as the user gives it, whatever it is."""
     stored = object_store.is_stored(spec)
     exists = not stored and os.path.lexists(spec)
-    return Kind(_what(spec, stored, exists), stored, exists, gzipped=spec.lower().endswith(".gz"))
+    return InputName(_kind_of(spec, stored, exists), stored, exists, gzipped=spec.lower().endswith(".gz"))
 
 
-def _what(spec: str, stored: bool, exists: bool) -> What:
+def _kind_of(spec: str, stored: bool, exists: bool) -> InputKind:
     """The first that holds. A folder on the disk is one whatever it is called (`x.tar`), and what is there is no
     pattern (`a[1].jpg`). A store has no folders to ask for: there, it is what has no known ending."""
     if spec == "-":
-        return What.STDIN
+        return InputKind.STDIN
     by_ending = by_ending_of(spec)
     if exists and os.path.isdir(spec):
-        return What.FOLDER
-    if exists and by_ending is What.IMAGE:
-        return What.IMAGE
-    if glob.has_magic(spec) and not exists and "://" not in spec and by_ending is not What.TARS:
-        return What.GLOB
+        return InputKind.FOLDER
+    if exists and by_ending is InputKind.IMAGE:
+        return InputKind.IMAGE
+    if glob.has_magic(spec) and not exists and "://" not in spec and by_ending is not InputKind.TARS:
+        return InputKind.GLOB
     if spec.startswith("hf://") and not stored:
-        return What.DATA_SET
-    return What.FOLDER if stored and by_ending is What.UNKNOWN else by_ending
+        return InputKind.DATA_SET
+    return InputKind.FOLDER if stored and by_ending is InputKind.UNKNOWN else by_ending
 
 
-def by_ending_of(name: str) -> What:
+def by_ending_of(name: str) -> InputKind:
     """Of a file's name, wherever it lies."""
     if is_image_name(name):
-        return What.IMAGE
+        return InputKind.IMAGE
     name = name.lower()
     if name.endswith(TARS):
-        return What.TARS
-    return TABLES.get(os.path.splitext(name.removesuffix(".gz"))[1], What.UNKNOWN)
+        return InputKind.TARS
+    return TABLES.get(os.path.splitext(name.removesuffix(".gz"))[1], InputKind.UNKNOWN)
 
 
 def is_image_name(name: str) -> bool:

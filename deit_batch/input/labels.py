@@ -22,7 +22,7 @@ from itertools import chain
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.kinds import Kind, What, kind_of
+from deit_batch.input.kinds import InputKind, InputName, parse_input_name
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, Reference, Source, clean
 from deit_batch.system import object_store
@@ -78,19 +78,19 @@ def open_labelled(
     limit: int | None = None,
     stdin: BinaryIO | None = None,
     again: bool = False,
-    names_alone: bool = False,
+    image_optional: bool = False,
 ) -> LabelledSource:
     """Opens what `spec` names, as `open.open_source` does, with labels; says in one line where those come from, if
-    it is not opened `again`. `names_alone`: as in open.Fields.
+    it is not opened `again`. `image_optional`: as in open.Fields.
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
-    kind = kind_of(spec)
+    given = parse_input_name(spec)
     table = labels_table(spec)
-    by_name = not table and kind.is_by_name
+    by_name = not table and given.names_image_files
     if label_column and by_name:
         raise UsageError(f"{spec} has no columns; --label-column is for tables")
-    if kind.what is What.LIST:
+    if given.kind is InputKind.LIST:
         raise UsageError(f"{spec}: a list has no labels; give a table with a label column, or class folders")
     source = open_source(
         table or spec,
@@ -99,12 +99,12 @@ def open_labelled(
         recursive=recursive,
         limit=limit,
         stdin=stdin,
-        names_alone=names_alone,
+        image_optional=image_optional,
         label=None if by_name else partial(_label_column, named=label_column),
         folder=_images_folder(table) if table else None,
     )
     labelled = (
-        _by_folder(spec, kind, source) if by_name else _by_column(table or spec, source, separated=table is not None)
+        _by_folder(spec, given, source) if by_name else _by_column(table or spec, source, separated=table is not None)
     )
     if not again:
         logger.info("labels: %s", labelled.layout)
@@ -114,21 +114,21 @@ def open_labelled(
 # --- by folder ------------------------------------------------------------------------------------------------------
 
 
-def _folders(spec: str, kind: Kind) -> list[str]:
+def _folders(spec: str, given: InputName) -> list[str]:
     """The names of the folders in a folder."""
-    if not kind.stored:
+    if not given.stored:
         return [entry.name for entry in os.scandir(spec) if entry.is_dir()]
     store, path = object_store.open_store(spec)
     found = store.list(path.rstrip("/") + "/", recursive=False)
     return [os.path.basename(folder.rstrip("/")) for folder in found if isinstance(folder, str)]
 
 
-def _by_folder(spec: str, kind: Kind, source: Source) -> LabelledSource:
+def _by_folder(spec: str, given: InputName, source: Source) -> LabelledSource:
     names, root = None, None
     layout = "the folder that an image lies in"
-    if kind.what is What.FOLDER:
+    if given.kind is InputKind.FOLDER:
         root = spec
-        names = sorted(clean(name) for name in _folders(spec, kind) if not name.startswith("."))
+        names = sorted(clean(name) for name in _folders(spec, given) if not name.startswith("."))
         if not names:
             raise UsageError(f"{spec} has no class folders and no {LABELS_FILE}: nothing says what its images show")
         layout = f"class folders, {_counted(names)}"
@@ -158,7 +158,7 @@ def _counted(names: Sequence[str]) -> str:
 
 def labels_table(spec: str) -> str | None:
     """The path of the labels.csv that `spec` is, or that is in it."""
-    path = os.path.join(spec, LABELS_FILE) if kind_of(spec).what is What.FOLDER else spec
+    path = os.path.join(spec, LABELS_FILE) if parse_input_name(spec).kind is InputKind.FOLDER else spec
     return (
         path if os.path.basename(path) == LABELS_FILE and (object_store.exists(path) or os.path.isfile(path)) else None
     )

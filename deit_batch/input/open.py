@@ -14,8 +14,8 @@ from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input import arrow, files, tables, webdataset
-from deit_batch.input.identity import given_identity, hidden_identity, identity_of
-from deit_batch.input.kinds import TABLES, Kind, What, kind_of
+from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
+from deit_batch.input.kinds import TABLES, InputKind, InputName, parse_input_name
 from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.tables import Row, Table
 from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
@@ -45,13 +45,13 @@ so many files open."""
 class Fields:
     """Which fields of a row are taken: the image (`column`, by its usual names unless it is given), those to `keep`,
     the one that says which input it is (`id`), and one more that is kept by its own name, which `label` picks. With
-    `names_alone`, a table that has an id needs no image: nothing but which input a row is of is asked for."""
+    `image_optional`, a table that has an id needs no image: nothing but which input a row is of is asked for."""
 
     column: str | None = None
     keep: Sequence[str] = ()
     id: str | None = None
     label: ChooseColumn | None = None
-    names_alone: bool = False
+    image_optional: bool = False
 
     @property
     def options(self) -> list[str]:
@@ -71,7 +71,7 @@ class Fields:
         if named is None:
             lower = {name.lower(): name for name in reversed(columns)}
             named = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
-        if named is None and self.names_alone:
+        if named is None and self.image_optional:
             named = self.id
         if named is None:
             seen = ", ".join(columns) or "none"
@@ -92,14 +92,14 @@ def open_source(
     stdin: BinaryIO | None = None,
     label: ChooseColumn | None = None,
     folder: str | None = None,
-    names_alone: bool = False,
+    image_optional: bool = False,
 ) -> Source:
     """Opens what `specs` name, one input after another: each a folder, image, glob, table, list or tar, `hf://…` data
     set, or `-` for stdin.
 
     Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
     have in the whole. Of several inputs, a relative name in a table is shown with the table's folder: two tables may
-    have the same. `column`, `keep`, `id`, `label` and `names_alone` are the `Fields` of every table among them. A
+    have the same. `column`, `keep`, `id`, `label` and `image_optional` are the `Fields` of every table among them. A
     relative path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
@@ -107,17 +107,17 @@ def open_source(
     for name in keep:
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
-    fields = Fields(column, keep, id, label, names_alone)
+    fields = Fields(column, keep, id, label, image_optional)
     specs = [specs] if isinstance(specs, str) else list(specs)
     if specs.count("-") > 1:
         raise UsageError("stdin is named twice as input; it can be read once")
 
     def open_one(spec: str) -> Source:
-        kind = kind_of(spec)
-        opened = _open(spec, kind, fields.wanted, recursive, stdin)
+        given = parse_input_name(spec)
+        opened = _open(spec, given, fields.wanted, recursive, stdin)
         if isinstance(opened, Source):
             return opened
-        return _of_rows(opened, spec, kind, fields, folder, shows_folder=len(specs) > 1)
+        return _of_rows(opened, spec, given, fields, folder, shows_folder=len(specs) > 1)
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
     if fields.options and not source.has_columns:
@@ -185,67 +185,69 @@ def _part(source: Source, limit: int | None, shard: Shard) -> Source:
     return replace(source, references=references, total=total, whole=digest.hexdigest)
 
 
-def _of_rows(table: Table, spec: str, kind: Kind, fields: Fields, folder: str | None, *, shows_folder: bool) -> Source:
+def _of_rows(
+    table: Table, spec: str, given: InputName, fields: Fields, folder: str | None, *, shows_folder: bool
+) -> Source:
     rows = table.rows
     if table.columns is not None:
         fields = replace(fields, column=fields.wanted(table.columns)[0])
     else:
         rows = _check_first_object(rows, fields)
     if folder is None:
-        folder = "" if kind.what in (What.STDIN, What.DATA_SET) else os.path.dirname(spec)
+        folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET) else os.path.dirname(spec)
     found = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
     references = map(_with_folder, found) if shows_folder else found
     return Source(
         references,
         table.total,
         class_names=table.class_names,
-        has_columns=kind.what is not What.LIST,
-        is_open_file=kind.what is not What.STDIN,
+        has_columns=given.kind is not InputKind.LIST,
+        is_open_file=given.kind is not InputKind.STDIN,
     )
 
 
 def _open(
-    spec: str, kind: Kind, wanted: Callable[[Sequence[str]], list[str]], recursive: bool, stdin: BinaryIO | None
+    spec: str, given: InputName, wanted: Callable[[Sequence[str]], list[str]], recursive: bool, stdin: BinaryIO | None
 ) -> Source | Table:
     """Image files are a source; all that has rows is a table."""
-    match kind.what:
-        case What.FOLDER | What.IMAGE if kind.stored:
-            return files.open_stored(spec, kind, recursive)
-        case What.FOLDER:
+    match given.kind:
+        case InputKind.FOLDER | InputKind.IMAGE if given.stored:
+            return files.open_stored(spec, given, recursive)
+        case InputKind.FOLDER:
             return files.open_folder(spec, recursive)
-        case What.IMAGE if kind.exists:
+        case InputKind.IMAGE if given.exists:
             return files.open_image(spec)
-        case What.GLOB:
+        case InputKind.GLOB:
             return files.open_glob(spec)
-        case What.STDIN:
+        case InputKind.STDIN:
             return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
-        case What.DATA_SET:
+        case InputKind.DATA_SET:
             return arrow.open_dataset(spec)
-        case What.TARS:
-            return webdataset.open_tars(spec, kind)
-        case What.PARQUET:
-            return arrow.open_parquet(_stream(spec, kind), spec, wanted)
-        case What.CSV:
-            return tables.open_csv(_stream(spec, kind), gzipped=kind.gzipped, delimiter=",")
-        case What.TSV:
-            return tables.open_csv(_stream(spec, kind), gzipped=kind.gzipped, delimiter="\t")
-        case What.JSON_LINES:
-            return tables.open_jsonl(_stream(spec, kind), gzipped=kind.gzipped)
-        case What.DOCUMENT:
-            return tables.open_document(_stream(spec, kind), gzipped=kind.gzipped)
-        case What.LIST:
-            return tables.open_list(_stream(spec, kind), gzipped=kind.gzipped)
+        case InputKind.TARS:
+            return webdataset.open_tars(spec, given)
+        case InputKind.PARQUET:
+            return arrow.open_parquet(_stream(spec, given), spec, wanted)
+        case InputKind.CSV:
+            return tables.open_csv(_stream(spec, given), gzipped=given.gzipped, delimiter=",")
+        case InputKind.TSV:
+            return tables.open_csv(_stream(spec, given), gzipped=given.gzipped, delimiter="\t")
+        case InputKind.JSON_LINES:
+            return tables.open_jsonl(_stream(spec, given), gzipped=given.gzipped)
+        case InputKind.DOCUMENT:
+            return tables.open_document(_stream(spec, given), gzipped=given.gzipped)
+        case InputKind.LIST:
+            return tables.open_list(_stream(spec, given), gzipped=given.gzipped)
         case _:
             raise UsageError(
-                f"{spec}: {'not a kind of input we know' if kind.exists else 'no such file or folder'}; "
+                f"{spec}: {'not a kind of input we know' if given.exists else 'no such file or folder'}; "
                 f"give a folder, an image, a glob, a {', '.join(TABLES)} or .tar, hf://… or -"
             )
 
 
-def _stream(spec: str, kind: Kind) -> BinaryIO:
+def _stream(spec: str, given: InputName) -> BinaryIO:
     """Open to the end of the run."""
     try:
-        return object_store.open_stream(spec) if kind.stored else open(spec, "rb")
+        return object_store.open_stream(spec) if given.stored else open(spec, "rb")
     except OSError as error:
         raise UsageError(f"{spec}: {error.strerror or error}") from error
 
@@ -308,5 +310,5 @@ def _with_folder(reference: Reference) -> Reference:
 
 def _named(index: int, name: str | None, location: Location) -> Reference:
     sha256 = digest_of_inline(location)
-    id = hidden_identity(name, sha256) if name else None
+    id = image_id_if_hidden(name, sha256) if name else None
     return Reference(index, name and redact(name), location, sha256=sha256, id=id)

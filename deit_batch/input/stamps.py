@@ -31,16 +31,16 @@ def has_changed(reference: Reference, before: bytes) -> bool:
     return before != UNKNOWN and stamp_of(reference.location) not in (before, NONE)
 
 
-def of_records(records: Iterable[Record]) -> bytes:
+def join_stamps(records: Iterable[Record]) -> bytes:
     return b"".join(record.stamp or NONE for record in records)
 
 
-def cut(stamps: bytes) -> list[bytes]:
+def split_stamps(stamps: bytes) -> list[bytes]:
     """Into those of each record; without a last one that is not whole."""
     return [stamps[start : start + WIDTH] for start in range(0, len(stamps) - WIDTH + 1, WIDTH)]
 
 
-def read_all(path: Path) -> Iterator[bytes]:
+def read_stamps(path: Path) -> Iterator[bytes]:
     """One after another."""
     with open(path, "rb") as file:
         while len(one := file.read(WIDTH)) == WIDTH:

@@ -18,7 +18,7 @@ from itertools import groupby, product
 from typing import Any, BinaryIO, cast
 
 from deit_batch.errors import InputError, RowError, UsageError
-from deit_batch.input.kinds import Kind, What, is_image_name, kind_of
+from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
 from deit_batch.input.tables import MAX_ROW_CHARS, Row, Table
 from deit_batch.io import Failure
 from deit_batch.system import object_store
@@ -29,18 +29,18 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
-def open_tars(spec: str, kind: Kind) -> Table:
+def open_tars(spec: str, given: InputName) -> Table:
     """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob.
 
     Raises UsageError if one is not there."""
-    paths = list(expand(spec)) if kind.stored else _paths(spec, kind)
-    sizes = _sizes_of_stored(paths) if kind.stored else [os.path.getsize(path) for path in paths]
+    paths = list(expand(spec)) if given.stored else _paths(spec, given)
+    sizes = _sizes_of_stored(paths) if given.stored else [os.path.getsize(path) for path in paths]
     bytes_read = [0] * len(paths)
 
     def rows() -> Iterator[Row]:
         line = 0
         for place, path in enumerate(paths):
-            with _open(path, kind) as stream:
+            with _open(path, given) as stream:
                 for value in _samples(stream, path):
                     line += 1
                     bytes_read[place] = stream.tell()
@@ -55,21 +55,21 @@ def open_tars(spec: str, kind: Kind) -> Table:
 
 def paths_of(spec: str) -> list[str]:
     """The files that it names: several, if it is of numbered tars."""
-    return list(expand(spec)) if kind_of(spec).what is What.TARS else [spec]
+    return list(expand(spec)) if parse_input_name(spec).kind is InputKind.TARS else [spec]
 
 
-def _open(path: str, kind: Kind) -> BinaryIO:
+def _open(path: str, given: InputName) -> BinaryIO:
     """Raises InputError if that can't be had any more."""
     try:
-        return cast(BinaryIO, object_store.open_stream(path)) if kind.stored else open(path, "rb")
+        return cast(BinaryIO, object_store.open_stream(path)) if given.stored else open(path, "rb")
     except OSError as error:
         raise InputError(f"{path}: can't be read at all: {error.strerror or error}") from error
 
 
-def _paths(spec: str, kind: Kind) -> list[str]:
+def _paths(spec: str, given: InputName) -> list[str]:
     """On the disk."""
     paths = list(expand(spec))
-    if paths == [spec] and glob.has_magic(spec) and not kind.exists:
+    if paths == [spec] and glob.has_magic(spec) and not given.exists:
         paths = sorted(glob.glob(spec, recursive=True), key=os.fsencode)
         if not paths:
             raise UsageError(f"{spec} matches no file")

@@ -13,7 +13,7 @@ from deit_batch.errors import FetchError, ImageError, RowError
 from deit_batch.io import Base64, Failure, LocalFile, Location, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading.local_file import read_file
-from deit_batch.loading.remote import PassingError, too_large
+from deit_batch.loading.remote import TransientFetchError, too_large
 from deit_batch.loading.stored_file import StoredFileReader
 from deit_batch.loading.url import UrlReader
 
@@ -94,15 +94,15 @@ class Fetcher:
             case LocalFile(path):
                 return read_file(path, self._limits)
             case Url(url):
-                return self._persistently(lambda: self._urls.read(url, gone), gone)
+                return self._read_with_retries(lambda: self._urls.read(url, gone), gone)
             case StoredFile():
-                return self._persistently(lambda: self._stored_files.read(location), gone)
+                return self._read_with_retries(lambda: self._stored_files.read(location), gone)
 
-    def _persistently(self, read: Callable[[], bytes], gone: threading.Event) -> bytes:
+    def _read_with_retries(self, read: Callable[[], bytes], gone: threading.Event) -> bytes:
         for attempt in range(self._limits.retries + 1):
             try:
                 return read()
-            except PassingError as error:
+            except TransientFetchError as error:
                 if attempt == self._limits.retries:
                     raise FetchError(str(error)) from error
                 # Full jitter: many workers that failed together must not come back together.

@@ -9,7 +9,7 @@ from deit_batch.errors import FetchError
 from deit_batch.limits import Limits
 
 
-class PassingError(FetchError):
+class TransientFetchError(FetchError):
     """A fault that may be gone in a moment. `wait`: how many seconds the server asks for."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
@@ -21,7 +21,7 @@ def too_large(limits: Limits) -> FetchError:
     return FetchError(f"larger than {limits.image_bytes:,} bytes")
 
 
-class Turns:
+class HostLimit:
     """Lets so many threads at a time read from one host."""
 
     def __init__(self, at_once: int) -> None:

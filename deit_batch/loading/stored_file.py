@@ -7,7 +7,7 @@ import threading
 from deit_batch.errors import FetchError
 from deit_batch.io import StoredFile
 from deit_batch.limits import Limits
-from deit_batch.loading.remote import PassingError, Turns, too_large
+from deit_batch.loading.remote import HostLimit, TransientFetchError, too_large
 from deit_batch.system.object_store import Store, StoreError, is_stored
 
 
@@ -16,20 +16,20 @@ class StoredFileReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._turns = Turns(limits.connections)
+        self._host_limit = HostLimit(limits.connections)
         self._lock = threading.Lock()
         self._stores: dict[str, Store] = {}
 
     def read(self, file: StoredFile) -> bytes:
-        """Raises FetchError; PassingError if another try may help."""
+        """Raises FetchError; TransientFetchError if another try may help."""
         _require_under(self._limits.root, file.address)
         scheme, _, path = file.address.partition("://")
         store = self._store(scheme)
         try:
-            with self._turns.of(path.partition("/")[0]):
+            with self._host_limit.of(path.partition("/")[0]):
                 return self._read(store, path, file.size)
         except StoreError as error:
-            raise PassingError(str(error)) if error.passing else FetchError(str(error)) from error
+            raise TransientFetchError(str(error)) if error.passing else FetchError(str(error)) from error
 
     def _store(self, scheme: str) -> Store:
         with self._lock:

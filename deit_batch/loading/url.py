@@ -12,7 +12,7 @@ import httpx2
 
 from deit_batch.errors import FetchError
 from deit_batch.limits import Limits
-from deit_batch.loading.remote import PassingError, Turns, too_large
+from deit_batch.loading.remote import HostLimit, TransientFetchError, too_large
 from deit_batch.loading.safe_network import Network
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -24,7 +24,7 @@ class UrlReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._turns = Turns(limits.connections)
+        self._host_limit = HostLimit(limits.connections)
         self._network = Network(allow_private_hosts=limits.allow_private_hosts)
         self._pool = httpcore2.ConnectionPool(
             httpx2.create_ssl_context(),
@@ -34,14 +34,14 @@ class UrlReader:
         )
 
     def read(self, url: str, gone: threading.Event) -> bytes:
-        """Raises FetchError, without a request if whoever waits for it has `gone`; PassingError if another try may
-        help."""
+        """Raises FetchError, without a request if whoever waits for it has `gone`; TransientFetchError if another try
+        may help."""
         try:
             return self._follow(httpx2.URL(url), gone)
         except httpcore2.TimeoutException as error:
-            raise PassingError(f"not complete within {self._limits.fetch_seconds:g} s") from error
+            raise TransientFetchError(f"not complete within {self._limits.fetch_seconds:g} s") from error
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            raise PassingError(str(error) or type(error).__name__) from error
+            raise TransientFetchError(str(error) or type(error).__name__) from error
         except (httpx2.InvalidURL, httpcore2.UnsupportedProtocol, UnicodeError) as error:
             # Their own words quote a part of it: of a password with a slash, for one.
             raise FetchError("not a valid URL: look at its host and port; in a password, / is written %2F") from error
@@ -50,7 +50,7 @@ class UrlReader:
         """A request, and those to which it redirects. Credentials in the URL go to its own host only."""
         seconds = self._limits.fetch_seconds
         for _ in range(self._limits.redirects + 1):
-            with self._turns.of(here.host):
+            with self._host_limit.of(here.host):
                 if gone.is_set():
                     raise FetchError("nobody waits for it any more")
                 start = time.monotonic()
@@ -77,7 +77,7 @@ class UrlReader:
     def _check(self, status: int, answer: dict[str, str]) -> None:
         """Raises FetchError for an answer whose body is no use, before it is read."""
         if status in (408, 425, 429) or status >= 500:
-            raise PassingError(f"HTTP {status}", _retry_after(answer.get("retry-after")))
+            raise TransientFetchError(f"HTTP {status}", _retry_after(answer.get("retry-after")))
         if status != 200:
             raise FetchError(f"HTTP {status}")
         kind = answer.get("content-type", "").lower()

@@ -16,10 +16,10 @@ FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 
 class Parts(NamedTuple):
     """`body` is the model_type, how the body's tensors' names begin, and whose image recipe it has (recipe._DEFAULTS);
-    `firsts` are the tokens before the patches, each one token with a position of its own; head i looks at token i."""
+    `special_tokens` come before the patches, each with a position of its own; head i looks at token i."""
 
     body: str
-    firsts: tuple[str, ...]
+    special_tokens: tuple[str, ...]
     heads: tuple[str, ...]
 
 
@@ -58,10 +58,10 @@ class Geometry:
     @property
     def features(self) -> dict[FeatureName, slice]:
         """Those that it has, and which of the tokens each is the mean of."""
-        firsts = self.parts.firsts
-        tokens: dict[FeatureName, slice] = {"cls": slice(0, 1), "mean": slice(len(firsts), self.tokens)}
-        if "distillation_token" in firsts:
-            place = firsts.index("distillation_token")
+        special_tokens = self.parts.special_tokens
+        tokens: dict[FeatureName, slice] = {"cls": slice(0, 1), "mean": slice(len(special_tokens), self.tokens)}
+        if "distillation_token" in special_tokens:
+            place = special_tokens.index("distillation_token")
             tokens["distillation"] = slice(place, place + 1)
         return {name: tokens[name] for name in FEATURES if name in tokens}
 
@@ -72,11 +72,11 @@ class Geometry:
 
     @property
     def tokens(self) -> int:
-        return self.patches + len(self.parts.firsts)
+        return self.patches + len(self.parts.special_tokens)
 
     def tensors(self) -> Iterator[tuple[str, Shape]]:
         width, inner, body = self.hidden_size, self.intermediate_size, self.parts.body
-        for token in self.parts.firsts:
+        for token in self.parts.special_tokens:
             yield f"{body}.embeddings.{token}", (1, 1, width)
         yield f"{body}.embeddings.position_embeddings", (1, self.tokens, width)
         yield from _affine(f"{body}.embeddings.patch_embeddings.projection", width, 3, self.patch_size, self.patch_size)

@@ -143,9 +143,11 @@ def load_classifier(
         forward = partial(transformer.features, names=features) if features else transformer
     values_dtype = DTYPES.get(dtype, torch.float32)
     if features:
-        scores = outputs_of(forward, recipe, device=device, dtype=values_dtype)
+        scores = make_output_function(forward, recipe, device=device, dtype=values_dtype)
     else:
-        scores = scores_of(forward, recipe, device=device, dtype=values_dtype, multi_label=checkpoint.multi_label)
+        scores = make_score_function(
+            forward, recipe, device=device, dtype=values_dtype, multi_label=checkpoint.multi_label
+        )
     if compile:
         height, width = recipe.size
         scores = compiled(scores, torch.zeros(pass_size, height, width, 3, dtype=torch.uint8, device=device))
@@ -154,11 +156,11 @@ def load_classifier(
     return Classifier(Threads(scores, device, passes=passes, threads=threads), pass_size)
 
 
-def scores_of(
+def make_score_function(
     forward: Forward, recipe: Recipe, *, device: torch.device, dtype: torch.dtype, multi_label: bool
 ) -> Scores:
     """All that is done with pixels, as one function of tensors: so a compiler sees the normalising, too."""
-    logits_of = outputs_of(forward, recipe, device=device, dtype=dtype)
+    logits_of = make_output_function(forward, recipe, device=device, dtype=dtype)
 
     def scores(pixels: Tensor) -> Tensor:
         logits = logits_of(pixels)
@@ -167,7 +169,7 @@ def scores_of(
     return scores
 
 
-def outputs_of(forward: Forward, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Scores:
+def make_output_function(forward: Forward, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Scores:
     """What the model itself says, as float32."""
     shape = (1, 3, 1, 1)
     rescale = recipe.rescale_factor

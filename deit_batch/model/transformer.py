@@ -55,10 +55,10 @@ class Transformer(nn.Module):
         body = geometry.parts.body
         self._geometry = geometry
         self._heads = [(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in geometry.parts.heads]
-        firsts = [weights[f"{body}.embeddings.{name}"][0] for name in geometry.parts.firsts]
+        special_tokens = [weights[f"{body}.embeddings.{name}"][0] for name in geometry.parts.special_tokens]
         position = weights[f"{body}.embeddings.position_embeddings"][0]
-        self._firsts = torch.cat(firsts) + position[: len(firsts)]
-        self._position = position[len(firsts) :]
+        self._special_tokens = torch.cat(special_tokens) + position[: len(special_tokens)]
+        self._position = position[len(special_tokens) :]
 
         def linear(*names: str, activation: str = "none", rows: int = geometry.tokens) -> Linear:
             """Of several names, one product for them all."""
@@ -89,8 +89,10 @@ class Transformer(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         hidden = self._encode(pixel_values)
-        firsts = self._norm(hidden[:, : len(self._heads)])  # [n, heads, width]: each head looks at a token of its own
-        logits = [functional.linear(firsts[:, place], *head) for place, head in enumerate(self._heads)]
+        looked_at = self._norm(
+            hidden[:, : len(self._heads)]
+        )  # [n, heads, width]: each head looks at a token of its own
+        logits = [functional.linear(looked_at[:, place], *head) for place, head in enumerate(self._heads)]
         return torch.stack(logits).mean(0)  # of both heads, where there are two (arXiv 2012.12877, section 4)
 
     def features(self, pixel_values: Tensor, names: Sequence[FeatureName]) -> Tensor:
@@ -115,7 +117,7 @@ class Transformer(nn.Module):
         patches = pixel_values.reshape(n, channels, height // side, side, width // side, side)
         rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * side * side)  # [n * patches, channels * side²]
         embedded = self._patches(rows).view(n, -1, self._geometry.hidden_size) + self._position  # [n, patches, width]
-        return torch.cat([self._firsts.expand(n, -1, -1), embedded], 1)  # [n, tokens, width]
+        return torch.cat([self._special_tokens.expand(n, -1, -1), embedded], 1)  # [n, tokens, width]
 
     def _attend(self, qkv: Tensor, n: int) -> Tensor:
         """[n * tokens, 3 * width] to [n * tokens, width]."""

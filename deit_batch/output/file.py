@@ -29,13 +29,13 @@ from typing import Any, BinaryIO, Protocol
 
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input import stamps
-from deit_batch.io import Earlier, Record, Reference, Tally, json_line, pretty
+from deit_batch.io import EarlierResult, Record, Reference, Tally, json_line, pretty
 from deit_batch.output import formats
 from deit_batch.output.formats import Columns, Format
 from deit_batch.output.resume import (
     Changed,
+    ExistingOutput,
     FileVersion,
-    Left,
     Mode,
     choose_action,
     has_failed,
@@ -176,9 +176,9 @@ class Files:
     def results(self) -> list[Path]:
         return [self.result, self.rows] if self.has_rows else [self.result]
 
-    def left(self) -> Left:
+    def existing(self) -> ExistingOutput:
         has_records = self.partial.exists() and self.partial.stat().st_size > 0
-        return Left(read_report(self.report), has_records, _version_of(self.result))
+        return ExistingOutput(read_report(self.report), has_records, _version_of(self.result))
 
 
 class _Growing:
@@ -195,7 +195,11 @@ class _Growing:
     def read(self, count: int) -> tuple[list[dict[str, Any]], list[bytes]]:
         """The next records, and the stamps of so many; fewer where they end."""
         records = [record for _ in range(count) if (record := parse_record(self._lines.readline()))]
-        noted = stamps.cut(self._stamps.read(count * stamps.WIDTH)) if self._keeps_stamps else [stamps.NONE] * count
+        noted = (
+            stamps.split_stamps(self._stamps.read(count * stamps.WIDTH))
+            if self._keeps_stamps
+            else [stamps.NONE] * count
+        )
         self.read_files |= any(stamp != stamps.NONE for stamp in noted)
         return records, noted
 
@@ -240,17 +244,17 @@ class _File:
     ) -> None:
         for ending in ("tmp", "rows.tmp", "run.json.tmp"):  # of a run that was killed
             files.beside(ending).unlink(missing_ok=True)
-        left = files.left()
+        existing = files.existing()
         self.tally = Tally()
         self._files, self._lock, self._name = files, lock, name
         self._format, self._settings, self._columns = format, settings, columns
-        self._earlier = left.report
-        is_old = left.result is not None and left.result == left.report.get("replaces")
-        self._of_result = left.report.get("replaced", {}) if is_old else left.report
+        self._earlier = existing.report
+        is_old = existing.result is not None and existing.result == existing.report.get("replaces")
+        self._of_result = existing.report.get("replaced", {}) if is_old else existing.report
         """What the report says of the result that stands: of the one before, if a run died that was to replace it."""
         self._digest = hashlib.sha256()
-        self._action = choose_action(left, settings, mode, name)
-        if self._action.must_be_own:
+        self._action = choose_action(existing, settings, mode, name)
+        if self._action.checks_result:
             self._require_own_result()
         if mode == "retry-failed" and self._action.kind == "continue" and not self._action.retries:
             logger.info("an unfinished run is finished first; then this command tries its failures again")
@@ -282,9 +286,9 @@ class _File:
     # --- what is known already ----------------------------------------------------------------------------------------
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
-        return self._recalled(references) if self._action.retries else references
+        return self._with_earlier_results(references) if self._action.retries else references
 
-    def _recalled(self, references: Iterable[Reference]) -> Iterator[Reference]:
+    def _with_earlier_results(self, references: Iterable[Reference]) -> Iterator[Reference]:
         changed = Changed(self._name, self._stamps_of_result())
         with open(self._files.result, "rb") as results:
             for reference in references:
@@ -294,7 +298,7 @@ class _File:
                 require_same_input(self._name, reference, record)
                 stands = not has_failed(record)
                 stamp = changed.look_at(reference, stands=stands)
-                yield replace(reference, earlier=Earlier(record["predictions"], stamp=stamp) if stands else None)
+                yield replace(reference, earlier=EarlierResult(record["predictions"], stamp=stamp) if stands else None)
             if results.readline():
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
         changed.warn("--fresh or --incremental makes new ones")
@@ -304,7 +308,7 @@ class _File:
         path, digest = self._files.stamps, self._of_result.get("stamps", "unknown")
         if digest is None:
             return repeat(stamps.NONE)
-        return stamps.read_all(path) if path.exists() and digest_of(path) == digest else repeat(stamps.UNKNOWN)
+        return stamps.read_stamps(path) if path.exists() and digest_of(path) == digest else repeat(stamps.UNKNOWN)
 
     def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.complete:
@@ -315,16 +319,16 @@ class _File:
         with writing(self._files.result):
             if goes_on:
                 self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=True)
-                batches = self._verified(batches)
+                batches = self._after_finished_records(batches)
             # Before there is a partial file: one whose settings are not known could not be continued.
             self._write_report("running", {})
             if not goes_on:
                 self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=False)
-        return self._digested(batches)
+        return self._add_each_to_digest(batches)
 
     def _check_complete(self, batches: Iterator[Batch]) -> None:
         changed = Changed(self._name, self._stamps_of_result())
-        for batch in self._digested(batches):
+        for batch in self._add_each_to_digest(batches):
             for reference in batch:
                 changed.look_at(reference)
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
@@ -336,7 +340,7 @@ class _File:
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 
-    def _verified(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _after_finished_records(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes over the batches whose records are all there, and cuts off what comes after them: the first batch with
         a file that is not what it was when it was read; or, if the run gave up because too much failed, the first in
         which anything did."""
@@ -362,7 +366,7 @@ class _File:
         self._growing.cut_off(start, self.tally.inputs)
         return batches
 
-    def _digested(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _add_each_to_digest(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             self._add_to_digest(batch)
             yield batch
@@ -380,7 +384,7 @@ class _File:
             self.tally.count(values)
             lines.append(json_line(values))
         with writing(self._files.result):
-            self._growing.append(b"".join(lines), stamps.of_records(records))
+            self._growing.append(b"".join(lines), stamps.join_stamps(records))
 
     def finish(self, report: Mapping[str, object]) -> None:
         files, read_files = self._files, self._growing.read_files

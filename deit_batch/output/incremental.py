@@ -18,7 +18,7 @@ from pathlib import Path
 
 from deit_batch.errors import OutputError
 from deit_batch.input.identity import identity_of
-from deit_batch.io import Earlier, Record, Reference, name_fields, stamp
+from deit_batch.io import EarlierResult, Record, Reference, name_fields, stamp
 
 logger = logging.getLogger("deit_batch")
 
@@ -44,7 +44,7 @@ _YOUNG_NS = 2 * 10**9
 """A file that has just changed may change again within a tick of its file system's clock: its stamp would not tell."""
 
 
-class Known:
+class PredictionCache:
     """`kept` counts the images that needed no scoring."""
 
     def __init__(self, path: Path, settings: Mapping[str, object], *, fresh: bool) -> None:
@@ -99,15 +99,15 @@ class Known:
         for reference in references:
             yield replace(reference, earlier=self._earlier(reference, _stamp_text(reference)))
 
-    def _earlier(self, reference: Reference, stamp_text: str | None) -> Earlier | None:
+    def _earlier(self, reference: Reference, stamp_text: str | None) -> EarlierResult | None:
         with self._using():
             row = self._database.execute(
                 "SELECT stamp, sha256, predictions FROM known WHERE image = ?", (_key(reference),)
             ).fetchone()
         if row and stamp_text is not None and stamp_text == row[0]:
-            return Earlier(json.loads(row[2]))
+            return EarlierResult(json.loads(row[2]))
         self._stamps[reference.index] = stamp_text
-        return Earlier(json.loads(row[2]), row[1]) if row else None
+        return EarlierResult(json.loads(row[2]), row[1]) if row else None
 
     def remember(self, references: Sequence[Reference], digests: Mapping[int, str], records: Sequence[Record]) -> None:
         """What has come out for a batch. `digests`: by place among those that were not settled before. Failures are not

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from deit_batch.errors import InputError, UsageError
-from deit_batch.io import Earlier, Failure, Record, Reference, Tally
+from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
 from deit_batch.output.file import open_output
 from deit_batch.output.formats import Columns, choose_format
 from deit_batch.output.parts import MANIFEST, REPORT, part_name, read_manifest
@@ -199,7 +199,7 @@ def _reference(record: dict[str, Any], keep: Sequence[str]) -> Reference:
         {name: record[name] for name in keep if name in record},
         record.get("image_sha256"),
         record.get("image_id"),
-        Earlier(record["predictions"]),
+        EarlierResult(record["predictions"]),
     )
 
 

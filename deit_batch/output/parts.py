@@ -79,7 +79,7 @@ class Part:
         return cls(block.number, tally.scored, dict(tally.failures), output, block.before, block.after)
 
 
-def cut(references: Iterable[Reference], size: int) -> Iterator[Block]:
+def split_into_blocks(references: Iterable[Reference], size: int) -> Iterator[Block]:
     """Blocks of `size` references, the last of fewer."""
     references = iter(references)
     digest = hashlib.sha256()
@@ -104,7 +104,7 @@ def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
         tally.count(value)
     data = b"".join(map(json_line, values))
     # The stamps first: of a part that is there, it is known what its images were.
-    _write_whole(folder / part_name(block.number, "stamps"), stamps.of_records(records))
+    _write_whole(folder / part_name(block.number, "stamps"), stamps.join_stamps(records))
     _write_whole(folder / part_name(block.number), data)
     return Part.of(block, tally, data)
 
@@ -198,7 +198,7 @@ class Folder:
         """Of the finished parts."""
         path = self._out / STAMPS
         is_ours = path.exists() and digest_of(path) == self._earlier.get("stamps")
-        return stamps.read_all(path) if is_ours else repeat(stamps.UNKNOWN)
+        return stamps.read_stamps(path) if is_ours else repeat(stamps.UNKNOWN)
 
     def begin(self) -> None:
         """Makes the folder, if there is none to go on with."""
@@ -230,7 +230,7 @@ class Folder:
         data = path.read_bytes()
         records = [record for line in data.splitlines(keepends=True) if (record := parse_record(line))]
         beside = path.with_suffix(".stamps")
-        noted = stamps.cut(beside.read_bytes()) if beside.exists() else []
+        noted = stamps.split_stamps(beside.read_bytes()) if beside.exists() else []
         pairs = zip(block.references, noted, strict=False)
         changed = [each.image for each, stamp in pairs if stamps.has_changed(each, stamp)]
         if len(noted) != len(block.references):

@@ -27,7 +27,7 @@ FileVersion: TypeAlias = "list[int] | None"
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class ExistingOutput:
     """What lies at an output when a run begins. `report`: that of an earlier run, {} if there is none; `has_records`:
     whether there is a partial file with anything in it; `result`: the version of the finished file."""
 
@@ -40,38 +40,38 @@ class Left:
 class Action:
     """`kind`: continue the partial file, begin a new one, or do nothing, for an earlier run has finished. `replaces`:
     the mark of the result that is to be replaced; `retries`: whether that result's failures are scored again, and its
-    other records kept. `must_be_own`: whether the result must be what its run has left there."""
+    other records kept. `checks_result`: whether the result must be what its run has left there."""
 
     kind: Literal["continue", "begin", "nothing"]
     replaces: FileVersion
     retries: bool = False
-    must_be_own: bool = False
+    checks_result: bool = False
 
 
-def choose_action(left: Left, settings: Mapping[str, Any], mode: Mode, name: str) -> Action:
+def choose_action(existing: ExistingOutput, settings: Mapping[str, Any], mode: Mode, name: str) -> Action:
     """Decides, and touches nothing. `settings`: those of the run that begins; `name`: what messages call the output.
     Raises UsageError if what is there is not this run's to touch."""
-    report, incremental = left.report, bool(settings.get("incremental"))
+    report, incremental = existing.report, bool(settings.get("incremental"))
     was_incremental = (report.get("settings") or {}).get("incremental") is True
     if mode == "fresh":
-        return Action("begin", left.result)
-    if left.has_records and not (incremental and was_incremental):  # then all that it holds is known anyway
+        return Action("begin", existing.result)
+    if existing.has_records and not (incremental and was_incremental):  # then all that it holds is known anyway
         _require_same_run(name, report, settings)
         return Action("continue", report.get("replaces"), report.get("retries", False))
-    if left.result is None:
+    if existing.result is None:
         return Action("begin", None)
-    if left.result == report.get("replaces") and not incremental:
+    if existing.result == report.get("replaces") and not incremental:
         # A run was told to replace it, and died before it had a record: the same command still may.
         _require_same_run(name, report, settings)
-        return Action("begin", left.result, report.get("retries", False))
+        return Action("begin", existing.result, report.get("retries", False))
     if incremental:
-        return Action("begin", left.result, must_be_own=True)
+        return Action("begin", existing.result, checks_result=True)
     _require_same_run(name, report, settings)
     if report.get("status") != "finished":  # the result was touched since a run died that was to replace it
-        return Action("begin", left.result, must_be_own=True)
+        return Action("begin", existing.result, checks_result=True)
     if mode == "retry-failed" and report["counts"]["failed"]:
-        return Action("begin", left.result, retries=True, must_be_own=True)
-    return Action("nothing", left.result, must_be_own=True)
+        return Action("begin", existing.result, retries=True, checks_result=True)
+    return Action("nothing", existing.result, checks_result=True)
 
 
 def _require_same_run(name: str, report: Mapping[str, Any], now: Mapping[str, Any]) -> None:

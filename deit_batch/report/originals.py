@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_batch.errors import DeitBatchError, FetchError, ImageError
 from deit_batch.input.identity import identity_of
-from deit_batch.input.kinds import What, kind_of
+from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.labels import labels_table, open_labelled
 from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
@@ -59,7 +59,7 @@ def _in_input(run: Mapping[str, Any], fetch: bool) -> Iterator[Reference]:
 
 
 def _is_table(spec: str, fetch: bool) -> bool:
-    return os.path.isfile(spec) or kind_of(spec).what is What.TARS or (spec.startswith("hf://") and fetch)
+    return os.path.isfile(spec) or parse_input_name(spec).kind is InputKind.TARS or (spec.startswith("hf://") and fetch)
 
 
 def _by_name(record: Mapping[str, Any], folder: str) -> Location:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import survey
+from deit_batch.evaluation.judged import summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
 from deit_batch.output.read import read_records
@@ -35,7 +35,7 @@ def find_labels(
     Raises UsageError if what was asked for is not there."""
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
-        source = open_labelled(labels, id=id, label_column=column, names_alone=True)
+        source = open_labelled(labels, id=id, label_column=column, image_optional=True)
         several, known = source.multi_label, Labels(source, read_records(predictions))
         named = _namer(predictions, mapping, several)
         return Labelling(source.layout, several, lambda record: named(known.of(record)))
@@ -77,7 +77,7 @@ def _parsed(value: object) -> str | tuple[str, ...] | None:
 def _namer(
     predictions: Path, mapping: dict[str, str], several: bool
 ) -> Callable[[str | Sequence[str] | None], tuple[str, ...] | None]:
-    classes = survey(read_records(predictions), multi_label=several).classes
+    classes = summarise_predictions(read_records(predictions), multi_label=several).classes
     matching = Matching(classes, mapping)
 
     @cache

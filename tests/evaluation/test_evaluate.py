@@ -27,7 +27,7 @@ from deit_batch.cli import main
 from deit_batch.commands.evaluate import Gate
 from deit_batch.errors import InputError, UsageError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, survey
+from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
 from deit_batch.evaluation.mistakes import Mistake
@@ -190,7 +190,7 @@ def test_two_classes_of_one_name_count_as_one() -> None:
     assert found.scores is not None
     assert found.scores.tolist() == [[pytest.approx(0.6), pytest.approx(0.4)]]
     assert compute(found, 1).values["accuracy"] == 1
-    told = survey([pair.record] * 2, multi_label=False)
+    told = summarise_predictions([pair.record] * 2, multi_label=False)
     assert (told.classes, told.full) == (classes, 3)
     few = judge([pair], classes, Matching(classes, {}), multi_label=False, full=0, threshold=0.5)
     assert compute(few, 1).values["accuracy"] == 1
@@ -198,19 +198,19 @@ def test_two_classes_of_one_name_count_as_one() -> None:
 
 def test_a_survey_tells_whole_records_from_the_best_few() -> None:
     scores, _ = made(several=False)
-    whole = survey([record(row, scores[row]) for row in range(9)], multi_label=False)
+    whole = summarise_predictions([record(row, scores[row]) for row in range(9)], multi_label=False)
     assert (whole.classes, whole.full) == (CLASSES, 6)
-    assert survey([record(row, scores[row], 3) for row in range(9)], multi_label=False).full == 0
-    assert survey([record(0, scores[0], 3)], multi_label=False).full == 0
+    assert summarise_predictions([record(row, scores[row], 3) for row in range(9)], multi_label=False).full == 0
+    assert summarise_predictions([record(0, scores[0], 3)], multi_label=False).full == 0
 
 
 def test_a_survey_tells_whether_images_may_have_several_labels() -> None:
     one, several = (made(several=several)[0] for several in (False, True))
-    told = survey([record(row, several[row]) for row in range(9)], multi_label=False)
+    told = summarise_predictions([record(row, several[row]) for row in range(9)], multi_label=False)
     assert (told.multi_label, told.full) == (True, 6)
-    assert not survey([record(row, one[row], 3) for row in range(9)], multi_label=False).multi_label
+    assert not summarise_predictions([record(row, one[row], 3) for row in range(9)], multi_label=False).multi_label
     kept = [{**record(row, one[row]), "label": ["jar"]} for row in range(9)]
-    assert survey(kept, multi_label=False).multi_label
+    assert summarise_predictions(kept, multi_label=False).multi_label
 
 
 # --- chance ---------------------------------------------------------------------------------------------------------

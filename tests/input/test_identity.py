@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from deit_batch.cli import main
 from deit_batch.errors import Interrupted, RowError, UsageError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.input.identity import comparable, given_identity, hidden_identity, identity_of
+from deit_batch.input.identity import comparable, given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.labels import open_labelled
 from deit_batch.output.merge import merge
 from deit_batch.output.read import read_records
@@ -41,7 +41,7 @@ SIGNATURES = [AZURE, AMAZON, GOOGLE, CLOUDFRONT, CLOUDFRONT_POLICY]
 
 def identity(name: str) -> str | None:
     """Of a reference of that name, as its record says it."""
-    return identity_of({"image": redact(name), "image_id": hidden_identity(name, None)})
+    return identity_of({"image": redact(name), "image_id": image_id_if_hidden(name, None)})
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_one_label_and_one_record_of_two_hidden_names_are_not_joined(tmp_path: P
     """By what is shown of them they would be one file."""
     (tmp_path / "l.csv").write_text("image,label\nhttp://h/get?key=a.jpg,cat\n")
     name = "http://h/get?key=b.jpg"
-    record = {"index": 0, "image": redact(name), "image_id": hidden_identity(name, None), "predictions": []}
+    record = {"index": 0, "image": redact(name), "image_id": image_id_if_hidden(name, None), "predictions": []}
     labels = Labels(open_labelled(str(tmp_path / "l.csv")), [record])
     assert (list(labels.join([record])), labels.without_label) == ([], 1)
 
@@ -424,7 +424,7 @@ def test_labels_of_an_id_need_no_image(photos: Path, vit: Path, tmp_path: Path, 
     write_table(table, [(f"n{number}", f"{number:02}.jpg") for number in range(4)])
     found = scored(table, vit, tmp_path, id="id", column="url")
     (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"n{number},can\n" for number in range(1, 4)))
-    joined = Labels(open_labelled(str(tmp_path / "l.csv"), id="id", names_alone=True), read_records(found))
+    joined = Labels(open_labelled(str(tmp_path / "l.csv"), id="id", image_optional=True), read_records(found))
     assert len(list(joined.join(read_records(found)))) == 3
     with pytest.raises(UsageError, match="no column looks like the image"):
         open_labelled(str(tmp_path / "l.csv"), id="id")

@@ -31,8 +31,8 @@ from deit_batch.model.classifier import (
     choose_dtype,
     compiled,
     load_classifier,
+    make_score_function,
     max_batch_size,
-    scores_of,
 )
 from deit_batch.model.engines import Engine, Result, Scores, Threads
 from deit_batch.model.transformer import load_weights
@@ -248,7 +248,7 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
 
     def classifier(forward: Forward) -> Classifier:
-        scores = scores_of(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
+        scores = make_score_function(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
         return Classifier(Threads(scores, CPU, passes=1, threads=1), pass_size=9)
 
     pixels = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
@@ -406,7 +406,7 @@ def test_a_compiled_model_is_one_graph_with_the_same_scores(vit: Path) -> None:
     checkpoint = find_checkpoint(str(vit))
     recipe = find_recipe(checkpoint, None)
     forward = load_weights(checkpoint, device=CPU, dtype=torch.float32)
-    scores = scores_of(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
+    scores = make_score_function(forward, recipe, device=CPU, dtype=torch.float32, multi_label=False)
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.allclose(compiled(scores, pixels)(pixels), scores(pixels), atol=1e-6)

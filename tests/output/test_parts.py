@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
-from deit_batch.output.parts import Block, Folder, Part, cut, in_order, part_name, read_manifest, write_part
+from deit_batch.output.parts import (
+    Block,
+    Folder,
+    Part,
+    in_order,
+    part_name,
+    read_manifest,
+    split_into_blocks,
+    write_part,
+)
 from deit_batch.system import atomic
 
 SETTINGS = {"input": "imgs/", "part_size": 2}
@@ -49,7 +58,7 @@ def died(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     out = tmp_path / "out"
     with closing(Folder(out, SETTINGS, fresh=False)) as folder:
         folder.begin()
-        for block in cut(references(9), 2):
+        for block in split_into_blocks(references(9), 2):
             if block.number in (0, 1, 3):
                 write(folder.partial, block)
     return out
@@ -57,14 +66,14 @@ def died(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
 def standing(out: Path, count: int = 9) -> dict[int, Part]:
     with closing(Folder(out, SETTINGS, fresh=False)) as folder:
-        return folder.standing(cut(references(count), 2))
+        return folder.standing(split_into_blocks(references(count), 2))
 
 
 def finish(out: Path, *, fresh: bool = False) -> None:
     with closing(Folder(out, SETTINGS, fresh=fresh)) as folder:
         folder.begin()
-        parts = folder.standing(cut(references(9), 2))
-        for block in cut(references(9), 2):
+        parts = folder.standing(split_into_blocks(references(9), 2))
+        for block in split_into_blocks(references(9), 2):
             if block.number not in parts:
                 parts[block.number] = write(folder.partial, block)
         folder.finish(in_order(parts, block.after), {}, folder.partial, "jsonl")
@@ -72,7 +81,7 @@ def finish(out: Path, *, fresh: bool = False) -> None:
 
 def test_what_a_dead_run_has_finished_stands(died: Path) -> None:
     found = standing(died)
-    blocks = {block.number: block for block in cut(references(9), 2)}
+    blocks = {block.number: block for block in split_into_blocks(references(9), 2)}
     assert found == {number: write(died.parent, blocks[number]) for number in (0, 1, 3)}
 
 
@@ -94,9 +103,9 @@ def test_a_finished_folder_is_not_made_again(died: Path) -> None:
     finish(died)
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         assert folder.complete
-        assert folder.finished(cut(references(9), 2)) == read_manifest(died)
+        assert folder.finished(split_into_blocks(references(9), 2)) == read_manifest(died)
         with pytest.raises(UsageError, match="its input has changed since"):
-            folder.finished(cut(references(10), 2))
+            folder.finished(split_into_blocks(references(10), 2))
     path = died / part_name(2)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UsageError, match=r"part-000002\.jsonl is not what its run has left there"):
@@ -158,12 +167,12 @@ def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messag
     reference = Reference(0, "a.jpg", LocalFile(str(tmp_path / "a.jpg")), {})
     with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
         folder.begin()
-        (block,) = cut([reference], 2)
+        (block,) = split_into_blocks([reference], 2)
         folder.finish([write(folder.partial, block)], {}, folder.partial, "jsonl")
     time.sleep(0.01)
     (tmp_path / "a.jpg").write_bytes(b"new")
     with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
-        folder.finished(cut([reference], 2))
+        folder.finished(split_into_blocks([reference], 2))
     assert any("1 images have changed since" in message and "a.jpg first" in message for message in messages)
 
 
@@ -194,7 +203,7 @@ def test_after_giving_up_the_parts_with_failures_are_made_anew(died: Path) -> No
         folder.interrupt({}, gave_up=True)
     assert set(standing(died)) == {0, 1, 3}  # 4 is in part 2
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
-        for block in cut(references(9), 2):
+        for block in split_into_blocks(references(9), 2):
             write(folder.partial, block)
     assert set(standing(died)) == {0, 1, 3, 4}
 
@@ -207,15 +216,17 @@ def test_an_input_that_has_changed_is_refused(died: Path) -> None:
         closing(Folder(died, SETTINGS, fresh=False)) as folder,
         pytest.raises(UsageError, match="Record 0 has image"),
     ):
-        folder.standing(cut(changed, 2))
+        folder.standing(split_into_blocks(changed, 2))
 
 
 def test_parts_of_two_readings_that_differ_do_not_go_together(tmp_path: Path) -> None:
-    parts = {block.number: write(tmp_path, block) for block in cut(references(6), 2)}
+    parts = {block.number: write(tmp_path, block) for block in split_into_blocks(references(6), 2)}
     end = parts[2].after
     assert [part.number for part in in_order(dict(reversed(parts.items())), end)] == [0, 1, 2]
     others = [Reference(index, "other.jpg", LocalFile("other.jpg")) for index in range(6)]
-    mixed = parts | {block.number: write(tmp_path, block) for block in cut(others, 2) if block.number == 2}
+    mixed = parts | {
+        block.number: write(tmp_path, block) for block in split_into_blocks(others, 2) if block.number == 2
+    }
     with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl does not fit behind"):
         in_order(mixed, end)
     with pytest.raises(DeitBatchError, match="does not fit"):
@@ -226,7 +237,7 @@ def test_parts_of_two_readings_that_differ_do_not_go_together(tmp_path: Path) ->
 
 @given(count=st.integers(0, 30), size=st.integers(1, 9))
 def test_blocks_are_fixed_ranges_of_the_input(count: int, size: int) -> None:
-    blocks = list(cut(references(count), size))
+    blocks = list(split_into_blocks(references(count), size))
     for number, block in enumerate(blocks):
         assert block.number == number
         assert [each.index for each in block.references] == list(range(count))[number * size : (number + 1) * size]
