@@ -1,164 +1,17 @@
-"""What commands have in common: how their help looks, the file of defaults, and the options that several of them take,
-each declared once."""
+"""The options that several commands take, each declared once."""
 
 from __future__ import annotations
 
-import os
-import textwrap
-import tomllib
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import click
 
-from deit_batch.commands._exit import exit_on_error
+from deit_batch.commands._command import option
+from deit_batch.commands._config import read_config
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
 from deit_batch.limits import Limits
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-Decorator: TypeAlias = Callable[[Command], Command]
-
-
-class Option(click.Option):
-    """One that knows under which heading of the help it stands."""
-
-    section = "Options"
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.has_own_default = "default" in settings
-
-
-def option(*names: str, **settings: Any) -> Decorator[Any]:
-    return click.option(*names, cls=Option, **settings)
-
-
-def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
-    """These options, under a heading of their own in the help."""
-
-    def decorate(command: Any) -> Any:
-        for one in reversed(options):
-            command = one(command)
-        for param in command.__click_params__[-len(options) :]:
-            param.section = title
-        return command
-
-    return decorate
-
-
-class ExampleCommand(click.Command):
-    """Prints an example first, and the options under the headings of their sections. A variable that is meant for an
-    option, and for none that there is, is wrong usage. Messages go where --quiet, --verbose and --log-format say, and
-    an error ends the program with its line and exit status: a command's function knows of neither."""
-
-    def __init__(self, *args: Any, example: str, defaults: Sequence[type] = (), **more: Any) -> None:
-        """`defaults`: dataclasses; an option that is called like a field of one has its default."""
-        # Here, too, and not of the group alone: whoever makes a command's context first would settle it for all.
-        more["context_settings"] = {"help_option_names": ["-h", "--help"]}
-        super().__init__(*args, **more)
-        self._example = example
-        values = {field.name: field.default for kind in defaults for field in fields(kind)}
-        for param in self.params:
-            value = values.get(str(param.name))
-            nothing_to_show = value is None or value is False or value is MISSING or value == ()
-            if isinstance(param, Option) and not param.has_own_default and not nothing_to_show:
-                param.default, param.show_default = value, True
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(f"Example:\n\n{textwrap.indent(self._example, '  ')}\n\n")
-        super().format_usage(ctx, formatter)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        title = Option.section
-        for param in self.get_params(ctx):
-            if isinstance(param, click.Argument):
-                continue  # the help's first lines tell of it
-            title = getattr(param, "section", title)  # --help, which is Click's own, has none
-            record = param.get_help_record(ctx)
-            if record:
-                sections.setdefault(title, []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            self._require_once(ctx, list(args))  # Click takes them off the list as it reads them
-        rest = super().parse_args(ctx, args)  # before the variables, for --help ends there
-        start = f"{ctx.auto_envvar_prefix}_"
-        known = {start + str(param.name).upper() for param in self.params if isinstance(param, click.Option)}
-        unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
-        if ctx.auto_envvar_prefix and unknown and not ctx.resilient_parsing:
-            raise click.UsageError(f"there is no option for the variable {', '.join(unknown)}", ctx)
-        return rest
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from deit_batch.system.logs import set_up_logging
-
-        how = {name: ctx.params.pop(name) for name in ("quiet", "verbose", "log_format") if name in ctx.params}
-        set_up_logging(**{"quiet": False, "verbose": False, **how})
-        with exit_on_error():
-            return super().invoke(ctx)
-
-    def _require_once(self, ctx: click.Context, args: list[str]) -> None:
-        """Click would take the last of two values, and say nothing. A flag given twice says the same twice."""
-        _, _, order = self.make_parser(ctx).parse_args(args)
-        for param, times in Counter(order).items():
-            if not isinstance(param, click.Option) or param.multiple or (param.is_flag and not param.secondary_opts):
-                continue
-            if times > 1:
-                name = "/".join([*param.opts, *param.secondary_opts])
-                raise click.UsageError(f"{name} is given {times} times; it takes one value", ctx)
-
-
-def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    """Values of a TOML file become the defaults of the options; variables and the command line outrank them. A table
-    that has a command's name is for that command alone."""
-    if value is None:
-        return
-    try:
-        config = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{value}: {error}") from error
-    command = str(ctx.command.name)
-    own = config.pop(command, {})
-    if not isinstance(own, dict):
-        raise click.BadParameter(f"{value}: {command} must be a table, [{command}]")
-    others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
-    config = {name: setting for name, setting in config.items() if name not in others} | own
-    values = {name.replace("-", "_"): setting for name, setting in config.items()}
-    twice = sorted(name for name in config if "_" in name and name.replace("_", "-") in config)
-    if twice:
-        raise click.BadParameter(f"{value}: {', '.join(twice)} is there twice, with - and with _")
-    options = {
-        str(option.name): option
-        for option in ctx.command.params
-        if option.expose_value and isinstance(option, click.Option)
-    }
-    unknown = sorted(set(values) - set(options))
-    if unknown:
-        raise click.BadParameter(f"{value}: there is no option {', '.join(unknown)}")
-    for name, setting in values.items():
-        if not _fits(options[name], setting):
-            raise click.BadParameter(f"{value}: {name} can't be {setting!r}")
-        if options[name].multiple and isinstance(setting, str):
-            values[name] = [setting]  # Click would take its letters
-        elif isinstance(setting, float) or isinstance(options[name].type, click.Path):
-            values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
-    ctx.default_map = {**(ctx.default_map or {}), **values}
-
-
-def _fits(option: click.Parameter, setting: object) -> bool:
-    """Click would take true for 1, and fail at a list where one value is due, or at a number where a flag is."""
-    if isinstance(option, click.Option) and option.is_flag:
-        return isinstance(setting, bool | str)
-    values = setting if option.multiple and isinstance(setting, list) else [setting]
-    return all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values)
-
 
 _KINDS_OF_INPUT = (
     "Images to read: a folder, an image, a quoted glob ('imgs/*.jpg'), a list (.txt), a table (.csv, .tsv, .jsonl, "

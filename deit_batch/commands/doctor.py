@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from deit_batch.commands._options import VERBOSE, ExampleCommand
+from deit_batch.commands._command import ExampleCommand
+from deit_batch.commands._options import VERBOSE
 
 
 @click.command(cls=ExampleCommand, example="deit-batch doctor")

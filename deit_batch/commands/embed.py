@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import finish, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
@@ -22,11 +23,8 @@ from deit_batch.commands._options import (
     SPEED,
     TABLE_INPUT,
     VERBOSE,
-    ExampleCommand,
     input_from,
     limits_from,
-    option,
-    section,
 )
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits

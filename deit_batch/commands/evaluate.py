@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
@@ -25,10 +26,7 @@ from deit_batch.commands._options import (
     SPEED,
     TABLE_INPUT,
     VERBOSE,
-    ExampleCommand,
     limits_from,
-    option,
-    section,
 )
 from deit_batch.commands._types import SHARE, Threshold, TopK
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES

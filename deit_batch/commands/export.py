@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE, ExampleCommand, option
+from deit_batch.commands._command import ExampleCommand, option
+from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import finish, is_quiet
 from deit_batch.commands._options import (
     ALLOW_PICKLE,
@@ -23,10 +24,7 @@ from deit_batch.commands._options import (
     TABLE_INPUT,
     VERBOSE,
     WORKERS,
-    ExampleCommand,
     limits_from,
-    option,
-    section,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
 from deit_batch.finetune.settings import Settings

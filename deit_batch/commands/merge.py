@@ -6,17 +6,9 @@ from collections import Counter
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import finish
-from deit_batch.commands._options import (
-    ERROR_THRESHOLD,
-    FRESH,
-    LOG_FORMAT,
-    QUIET,
-    VERBOSE,
-    ExampleCommand,
-    option,
-    section,
-)
+from deit_batch.commands._options import ERROR_THRESHOLD, FRESH, LOG_FORMAT, QUIET, VERBOSE
 from deit_batch.commands._types import PLACE
 from deit_batch.output.formats import names
 from deit_batch.output.threshold import ErrorThreshold

@@ -8,17 +8,8 @@ from typing import Any
 
 import click
 
-from deit_batch.commands._options import (
-    CONFIG,
-    LIMITS,
-    MODEL,
-    PREDICTIONS,
-    VERBOSE,
-    ExampleCommand,
-    limits_from,
-    option,
-    section,
-)
+from deit_batch.commands._command import ExampleCommand, option, section
+from deit_batch.commands._options import CONFIG, LIMITS, MODEL, PREDICTIONS, VERBOSE, limits_from
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.plan import Options

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import DONE
 from deit_batch.commands._options import (
     CONFIG,
@@ -23,10 +24,7 @@ from deit_batch.commands._options import (
     ROWS,
     THUMBNAILS,
     VERBOSE,
-    ExampleCommand,
     limits_from,
-    option,
-    section,
 )
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits

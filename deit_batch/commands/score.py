@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import DONE, exit_on_error, finish, is_quiet, is_verbose
 from deit_batch.commands._options import (
     CONFIG,
@@ -27,11 +28,8 @@ from deit_batch.commands._options import (
     SPEED,
     TABLE_INPUT,
     VERBOSE,
-    ExampleCommand,
     input_from,
     limits_from,
-    option,
-    section,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._options import (
     CONFIG,
     IMAGE_LIMITS,
@@ -16,10 +17,7 @@ from deit_batch.commands._options import (
     QUIET,
     SPEED,
     VERBOSE,
-    ExampleCommand,
     limits_from,
-    option,
-    section,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, Number
 from deit_batch.errors import UsageError
