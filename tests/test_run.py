@@ -298,7 +298,7 @@ def test_kept_values_of_any_kind_do_not_end_a_run(photos: Path, vit: Path, tmp_p
 
 def test_columns_that_a_format_has_already_are_refused(photos: Path, vit: Path, tmp_path: Path) -> None:
     (photos / "t.csv").write_text("image,label\n00.jpg,can\n")
-    with pytest.raises(UsageError, match="the CSV file has a column of that name"):
+    with pytest.raises(UsageError, match="the csv file has a column of that name"):
         scored(photos / "t.csv", vit, tmp_path, "p.csv", keep=("label",))
     with pytest.raises(UsageError, match="--keep label"):
         scored(photos / "t.csv", vit, tmp_path, keep=("label", "label"))

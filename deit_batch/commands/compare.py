@@ -89,7 +89,7 @@ def compare(
 ) -> None:
     """Compare two files of predictions of the same images.
 
-    OLD and NEW are .jsonl, .csv or .parquet files of score. Needs the extra report.
+    OLD and NEW are files of score that say which image each record is of. Needs the extra report.
 
     Exit status: 0 if the files were compared, 1 if that failed (for example, if they have no image in common), 2 for
     wrong usage, 4 if the agreement is below --fail-under.

@@ -31,6 +31,7 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import SHARE, Threshold, TopK
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
 from deit_batch.limits import Limits
+from deit_batch.output.formats import readable_suffixes
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.system.extras import needing
@@ -75,7 +76,7 @@ class Gate(click.ParamType[tuple[str, float]]):
         "--predictions",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         metavar="FILE",
-        help="Evaluate the predictions in this file (.jsonl, .csv or .parquet of score) instead of scoring the images. "
+        help=f"Evaluate the predictions in this file ({readable_suffixes()} of score) instead of scoring the images. "
         "They are matched with the labels by the images' names.",
     ),
 )

@@ -70,8 +70,8 @@ logger = logging.getLogger("deit_batch")
 def report(**chosen: Any) -> None:
     """Write an HTML page about the predictions of a run.
 
-    PREDICTIONS is a .jsonl, .csv or .parquet file of score. The page is a single file that needs no other files. Needs
-    the extra report.
+    PREDICTIONS is a file of score that says which image each record is of. The page is a single file that needs no
+    other files. Needs the extra report.
 
     Exit status: 0 if the page was written, 1 if that failed, 2 for wrong usage.
     """

@@ -23,6 +23,7 @@ from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, 
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.io import Tally
+from deit_batch.output.formats import FORMATS
 from deit_batch.output.parts import PART_SIZE, Folder, Part, in_order, part_name, split_into_blocks, tally_of
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
@@ -34,7 +35,6 @@ from deit_batch.system.signals import stop_on_signals
 
 logger = logging.getLogger("deit_batch")
 
-FORMATS = ("jsonl", "parquet")
 IN_AN_ACTOR = 2  # blocks at a time, see Scorer
 
 
@@ -147,8 +147,9 @@ def run(
 
 def _check(options: Options, out: str, format: str) -> None:
     """Raises UsageError for what only the local engine can do."""
-    if out == "-" or format not in FORMATS:
-        raise UsageError(f"--engine ray writes a folder of parts, {' or '.join(FORMATS)}: give --out DIR")
+    if out == "-" or not FORMATS[format].in_parts:
+        in_parts = " or ".join(known.name for known in FORMATS.values() if known.in_parts)
+        raise UsageError(f"--engine ray writes a folder of parts, {in_parts}: give --out DIR")
     if is_stored(out):
         raise UsageError(
             f"--out {out}: --engine ray writes to a folder that all machines see, not to a store; copy it there "

@@ -5,7 +5,6 @@ or `_binary` for how classes are averaged, and without the `neg_` of `neg_log_lo
 """
 
 AVERAGES = ("micro", "macro", "weighted")
-LOWER_IS_BETTER = ("log_loss", "expected_calibration_error")
 CARD_NAMES = {
     "matthews_correlation": "matthews_corrcoef",
     "norm_macro_recall": "balanced_accuracy_adjusted",
@@ -19,8 +18,9 @@ CARD_NAMES = {
 }
 """What the card's evaluation sample calls a metric that has another name here."""
 
-NAMES = frozenset(
-    "accuracy accuracy_of_all_inputs top_5_accuracy balanced_accuracy weighted_accuracy log_loss "
-    "expected_calibration_error".split()
+LOWER_IS_BETTER = frozenset(("log_loss", "expected_calibration_error"))
+HIGHER_IS_BETTER = frozenset(
+    ("accuracy", "accuracy_of_all_inputs", "top_5_accuracy", "balanced_accuracy", "weighted_accuracy")
 ) | frozenset(CARD_NAMES.values())
+NAMES = LOWER_IS_BETTER | HIGHER_IS_BETTER
 """Every metric that there can be."""

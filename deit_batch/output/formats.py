@@ -19,11 +19,10 @@ from deit_batch.errors import UsageError
 from deit_batch.input.tables import MAX_ROW_CHARS
 from deit_batch.io import NAME_FIELDS, FeatureName, json_line, unpack
 
-_CSV_COLUMNS = "index image label score predictions error_type error_message".split()
-_CSV_COLUMNS += NAME_FIELDS[1:]
+_CSV_COLUMNS = (*"index image label score predictions error_type error_message".split(), *NAME_FIELDS[1:])
 _CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
 _OPTIONAL = frozenset(("error", *NAME_FIELDS)) - {"image"}
-_ROWS = 1000  # of Parquet at a time
+_PARQUET_ROWS = 1000  # at a time
 
 Records = Iterator[dict[str, Any]]
 
@@ -45,23 +44,30 @@ Write: TypeAlias = Callable[[Records, Path, Columns], None]
 class Format:
     """A form of results. `suffixes`: the endings that choose it; `write`: converts the records of a run, which grow as
     JSONL, to a file (None: they are left as they are); `read`: the records of a file (None: they do not say which image
-    they are of); `of`: what it can hold; `takes_any_column`: whether a kept column may be called like one of its own;
-    `streams`: whether it can go to stdout, a line an image; `has_rows`: whether the records, without their features,
-    stand beside it in a file of their own."""
+    they are of); `of`: what it can hold; `reserved`: what no kept column may be called, beside the fields of a record;
+    `streams`: whether it can go to stdout, a line an image; `in_parts`: whether it can be a folder of parts;
+    `has_rows`: whether the records, without their features, stand beside it in a file of their own."""
 
     name: str
     suffixes: tuple[str, ...]
     write: Write | None
     read: Callable[[Path], Iterator[Any]] | None
     of: tuple[Literal["predictions", "features"], ...] = ("predictions",)
-    takes_any_column: bool = True
+    reserved: Sequence[str] = ()
     streams: bool = False
+    in_parts: bool = False
     has_rows: bool = False
 
 
 def suffixes(of: Literal["predictions", "features"]) -> list[str]:
     """The endings of the files that can hold them."""
     return [suffix for format in FORMATS.values() if of in format.of for suffix in format.suffixes]
+
+
+def readable_suffixes() -> str:
+    """The endings of the files that `read` takes, for a message or a help text."""
+    *others, last = (format.suffixes[0] for format in FORMATS.values() if format.read)
+    return f"{', '.join(others)} or {last}"
 
 
 def names(of: Literal["predictions", "features"]) -> list[str]:
@@ -83,10 +89,11 @@ def choose_format(out: str, named: str | None, keep: Sequence[str]) -> Format:
     if format is None:
         raise UsageError(f"--out {out}: end it in {', '.join(suffixes('predictions'))}, or say --format")
     if out == "-" and not format.streams:
-        raise UsageError(f"--format {format.name} can't go to stdout; jsonl and sample can")
-    clash = [name for name in keep if name in _CSV_COLUMNS]
-    if clash and not format.takes_any_column:
-        raise UsageError(f"--keep {clash[0]}: the CSV file has a column of that name already")
+        streaming = " and ".join(format.name for format in FORMATS.values() if format.streams)
+        raise UsageError(f"--format {format.name} can't go to stdout; {streaming} can")
+    clash = [name for name in keep if name in format.reserved]
+    if clash:
+        raise UsageError(f"--keep {clash[0]}: the {format.name} file has a column of that name already")
     return format
 
 
@@ -172,7 +179,7 @@ def _write_parquet(records: Records, target: Path, columns: Columns) -> None:
     )
     # No vector comes twice: a dictionary of them would be one more copy.
     with pq.ParquetWriter(target, schema, use_dictionary=not vectors) as writer:
-        while rows := list(islice(records, 1000)):
+        while rows := list(islice(records, _PARQUET_ROWS)):
             for row in rows:
                 row.update({name: _as_text(row.get(name)) for name in columns.keep})
                 row.update({name: np.frombuffer(unpack(text), "<f4") for name, text in row.get("features", {}).items()})
@@ -241,7 +248,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS):
+        for batch in file.iter_batches(_PARQUET_ROWS):
             yield from map(_without_empty, batch.to_pylist())
 
 
@@ -255,10 +262,10 @@ def _without_empty(record: dict[str, Any]) -> dict[str, Any]:
 FORMATS = {
     format.name: format
     for format in (
-        Format("jsonl", (".jsonl", ".ndjson"), None, read_jsonl, streams=True),
+        Format("jsonl", (".jsonl", ".ndjson"), None, read_jsonl, streams=True, in_parts=True),
         Format("json", (".json",), _write_json, None),
-        Format("csv", (".csv",), _write_csv, _read_csv, takes_any_column=False),
-        Format("parquet", (".parquet",), _write_parquet, _read_parquet, of=("predictions", "features")),
+        Format("csv", (".csv",), _write_csv, _read_csv, reserved=_CSV_COLUMNS),
+        Format("parquet", (".parquet",), _write_parquet, _read_parquet, of=("predictions", "features"), in_parts=True),
         Format("sample", (), _write_sample, None, streams=True),
         Format("npy", (".npy",), _write_npy, None, of=("features",), has_rows=True),
     )

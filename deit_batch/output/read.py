@@ -12,18 +12,17 @@ from typing import Any
 
 from deit_batch.errors import UsageError
 from deit_batch.io import NAME_FIELDS
-from deit_batch.output.formats import FORMATS, format_by_suffix
+from deit_batch.output.formats import FORMATS, format_by_suffix, readable_suffixes
 
 logger = logging.getLogger("deit_batch")
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl, .csv or .parquet file of predictions, in their form as JSON. Raises UsageError if it is
-    none."""
+    """The records of a file of predictions, in their form as JSON. Raises UsageError if it is none."""
     # What has another ending is taken for JSONL: a shard may be called preds.0, and a partial file is one, too.
     read = (format_by_suffix(path, "predictions") or FORMATS["jsonl"]).read
     if read is None:
-        raise UsageError(f"{path}: says of no prediction which image it is of; give a .jsonl, .csv or .parquet file")
+        raise UsageError(f"{path}: says of no prediction which image it is of; give a {readable_suffixes()} file")
     number = 0
     try:
         for number, record in enumerate(read(path), 1):

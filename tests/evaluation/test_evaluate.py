@@ -31,7 +31,7 @@ from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, 
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
 from deit_batch.evaluation.mistakes import Mistake
-from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES
 from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import PLOTS, draw
@@ -371,7 +371,7 @@ def test_labels_of_another_world_are_an_error_that_names_both() -> None:
         judge([pair], CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5)
 
 
-@given(st.sampled_from(sorted(NAMES - set(LOWER_IS_BETTER)) + sorted(CARD_NAMES)), st.floats(-1, 1))
+@given(st.sampled_from(sorted(HIGHER_IS_BETTER) + sorted(CARD_NAMES)), st.floats(-1, 1))
 def test_gates(name: str, least: float) -> None:
     assert Gate().convert(f"{name}={least!r}", None, None) == (name, least)
 
@@ -384,6 +384,19 @@ def test_what_is_no_gate_is_wrong_usage(text: str) -> None:
         return
     assert name in NAMES | set(CARD_NAMES)
     assert -1 <= least <= 1
+
+
+def test_of_each_metric_it_is_known_whether_lower_is_better() -> None:
+    compared = set()
+    for several in (False, True):
+        scores, truth = made(several=several)
+        perfect = np.where(truth, 1 - 1e-6, 1e-6).astype(np.float32)
+        worse, best = (compute(judged(given, truth, several=several), len(truth)).values for given in (scores, perfect))
+        for name in worse.keys() & best.keys():
+            compared.add(name)
+            better = worse[name] >= best[name] if name in LOWER_IS_BETTER else worse[name] <= best[name]
+            assert better, name
+    assert compared == {name for name in NAMES if not name.endswith("_binary")}  # those are of the same names
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
