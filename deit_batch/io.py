@@ -27,6 +27,9 @@ NAME_FIELDS = ("image", "image_bytes", "image_sha256", "image_id")
 
 RECORD_FIELDS = ("index", *NAME_FIELDS, "predictions", "error")
 
+LONGEST_MESSAGE = 1000
+"""Characters of why an image can't be scored."""
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -65,7 +68,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: ImageError) -> Failure:
-        return cls(type(error).__name__, str(error))
+        """Its message is cut where it is too long to be read: it may quote the 100 kB of a server's header."""
+        message = str(error)
+        if len(message) > LONGEST_MESSAGE:
+            message = message[:LONGEST_MESSAGE] + "…"
+        return cls(type(error).__name__, message)
 
 
 Location: TypeAlias = LocalFile | Url | StoredFile | Base64 | bytes | Failure

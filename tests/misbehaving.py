@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/loop.jpg": (302, {"Location": "/loop.jpg"}, b""),
     "/to-file.jpg": (302, {"Location": "file:///etc/passwd"}, b""),
     "/to-ftp.jpg": (302, {"Location": "ftp://127.0.0.1/x.jpg"}, b""),
+    "/latest.jpg": (503, {"Retry-After": "1 Jan 99999999999999999999 00:00:00 GMT"}, b""),
+    "/to-bracket.jpg": (302, {"Location": "http:////["}, b""),
     "/nonsense.jpg": (302, {"Location": "http://[::"}, b""),
     "/gone.jpg": (410, {}, b""),
     "/empty.jpg": (200, {}, b""),
@@ -50,6 +53,42 @@ def serve(folder: Path) -> Iterator[Server]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.release.set()
+        server.shutdown()
+
+
+class ScriptedServer(socketserver.ThreadingTCPServer):
+    """Answers each request with the next of `answers`, bytes as they are; the last one it gives again and again."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ScriptedHandler)
+        self.answers: list[bytes] = []
+        self.requests: list[bytes] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class ScriptedHandler(socketserver.StreamRequestHandler):
+    server: ScriptedServer
+
+    def handle(self) -> None:
+        head = b""
+        while (line := self.rfile.readline()) not in (b"\r\n", b""):
+            head += line
+        self.server.requests.append(head)
+        answers = self.server.answers
+        with suppress(ConnectionError):
+            self.wfile.write(answers.pop(0) if len(answers) > 1 else answers[0])
+
+
+@contextmanager
+def scripted() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
         server.shutdown()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 
-from deit_batch.errors import FetchError, ImageError, RowError
+from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError
 from deit_batch.io import Base64, Failure, LocalFile, Location, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading.local_file import read_file
@@ -73,6 +73,7 @@ class Fetcher:
         return results
 
     def fetch(self, location: Location, gone: threading.Event | None = None) -> bytes | Failure:
+        """Whatever goes wrong is this location's failure: no answer of a server ends the run."""
         if isinstance(location, Failure):
             return location
         try:
@@ -83,6 +84,12 @@ class Fetcher:
                 raise too_large(self._limits)
         except ImageError as error:
             return Failure.of(error)
+        except DeitBatchError:  # not of this location: a library that is not installed
+            raise
+        except MemoryError:
+            return Failure.of(FetchError("not enough memory to fetch it"))
+        except Exception as error:  # of HTTP's and the stores' libraries, which raise nearly anything on broken answers
+            return Failure.of(FetchError(f"can't be fetched: {type(error).__name__}: {error}"))
         return data
 
     def _read(self, location: LocalFile | Url | StoredFile | Base64 | bytes, gone: threading.Event) -> bytes:

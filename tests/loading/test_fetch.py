@@ -8,22 +8,37 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
+import misbehaving
 import pytest
 from helpers import jpeg
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from misbehaving import Server
+from misbehaving import ScriptedServer, Server
 
-from deit_batch.errors import RowError
-from deit_batch.io import Base64, Failure, LocalFile, Url
+from deit_batch.errors import FetchError, RowError
+from deit_batch.io import LONGEST_MESSAGE, Base64, Failure, LocalFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading import safe_network
 from deit_batch.loading.fetch import Fetcher, decode_base64
-from deit_batch.loading.url import _retry_after
+from deit_batch.loading.url import _may_know_login, _redirect, _require_no_page, _retry_after
 
 LIMITS = Limits(image_bytes=5000, fetch_seconds=1.0, retries=0, allow_private_hosts=True)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[ScriptedServer]:
+    with misbehaving.scripted() as server:
+        yield server
+
+
+def answer(*headers: str | bytes, status: str = "200 OK", body: bytes = jpeg(1)) -> bytes:
+    lines = [header if isinstance(header, bytes) else header.encode() for header in headers]
+    head = [f"HTTP/1.1 {status}".encode(), b"Content-Length: %d" % len(body), b"Connection: close", *lines]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
 def message(result: bytes | Failure) -> str:
@@ -63,7 +78,9 @@ def test_a_batch_comes_back_in_order_with_failures_in_their_places(photos: Path,
         ("/loop.jpg", "more than 5 redirects"),
         ("/to-file.jpg", "not an http or https URL"),
         ("/to-ftp.jpg", "not an http or https URL"),
-        ("/nonsense.jpg", "not a valid URL"),
+        ("/nonsense.jpg", "redirects to what is no URL"),
+        ("/to-bracket.jpg", "Connection refused"),
+        ("/latest.jpg", "HTTP 503"),
         ("/gone.jpg", "HTTP 410"),
         ("/no-content.jpg", "HTTP 204"),
         ("/empty.jpg", "no bytes"),
@@ -113,6 +130,102 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert _retry_after("7") == 7
     assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert _retry_after(None) is _retry_after("soon") is None
+    assert _retry_after("1 Jan 99999999999999999999 00:00:00 GMT") is _retry_after("\xb2") is None
+
+
+# --- what answers there are ------------------------------------------------------------------------------------------
+
+
+def pipelines(url: str) -> bytes:
+    """What `transformers.image_utils.load_image` fetches."""
+    return httpx2.get(url, timeout=5, follow_redirects=True).content
+
+
+VALID = [
+    answer("Content-Type: text/plain"),
+    answer("Content-Type: text/html; charset=utf-8"),
+    answer("Content-Type: application/json"),
+    answer("Content-Encoding: aws-chunked"),
+    answer("Content-Encoding: UTF-8"),
+    answer("Content-Encoding: "),
+    answer("Content-Encoding: none"),
+    answer("Content-Encoding: Identity"),
+    answer("Content-Encoding: identity, binary"),
+    answer("Content-Encoding: utf-8", "Content-Encoding: identity"),
+    answer(b"X-Name: caf\xe9"),
+    answer(b"X-Name: caf\xc3\xa9", status="200"),
+    answer(status="203 Non-Authoritative Information"),
+    b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" + answer(),
+    b"HTTP/1.0 200 OK\r\n\r\n" + jpeg(1),
+]
+
+
+@pytest.mark.parametrize("valid", VALID)
+def test_an_answer_that_the_pipeline_takes_is_taken(scripted: ScriptedServer, valid: bytes) -> None:
+    """The bytes decide, not what the server calls them."""
+    scripted.answers[:] = [valid]
+    assert Fetcher(LIMITS).fetch(Url(scripted.address)) == pipelines(scripted.address) == jpeg(1)
+
+
+@pytest.mark.parametrize("location", ["/café.jpg", "/a b.jpg", "?x=ü", "//127.0.0.1:{port}/ü", "\t/b.jpg", ""])
+def test_a_redirect_that_the_pipeline_follows_is_followed(scripted: ScriptedServer, location: str) -> None:
+    location = location.format(port=scripted.server_address[1])
+    answers = [answer(f"Location: {location}", status="302 Found", body=b""), answer()]
+    asked = []
+    for fetch in (lambda url: Fetcher(LIMITS).fetch(Url(url)), pipelines):
+        scripted.answers[:], scripted.requests[:] = answers, []
+        assert fetch(f"{scripted.address}/old/") == jpeg(1)
+        asked.append([request.splitlines()[0] for request in scripted.requests])
+    assert asked[0] == asked[1]
+
+
+def test_a_redirect_without_a_host_stays_at_its_host() -> None:
+    assert _redirect(httpx2.URL("http://a.example/b"), "https:///c") == "https://a.example/c"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "aws-chunked, br", "deflate", "zstd"])
+def test_a_compressed_body_is_refused(scripted: ScriptedServer, coding: str) -> None:
+    scripted.answers[:] = [answer(f"Content-Encoding: {coding}")]
+    assert "the server sends it compressed" in message(Fetcher(LIMITS).fetch(Url(scripted.address)))
+
+
+@given(st.text(st.characters(max_codepoint=255, blacklist_categories=["Cc"])), st.sampled_from(["text/html", "TEXT/x"]))
+def test_a_text_that_is_called_one_is_no_image(text: str, kind: str) -> None:
+    with pytest.raises(FetchError, match=f"sends {kind.lower()}, no image"):
+        _require_no_page(text.encode(), f"{kind}; charset=utf-8")
+
+
+STATUSES = st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.1 302 Found", b"HTTP/1.1 503 Busy", b"HTTP/1.0 308"])
+NAMES = st.sampled_from(
+    b"Location Retry-After Content-Type Content-Encoding Content-Length Transfer-Encoding Connection Upgrade".split()
+)
+PIECES = st.sampled_from(
+    b"http https : / // [ ] @ % ? # , ; - + . 127.0.0.1 [::1] 0 99999 \xc2\xb2 \xe9 \xff Jan GMT gzip chunked".split()
+    + b" |\t|\x1b|close|Wed, 21 Oct 2015 07:28:00 GMT".split(b"|")
+    + [b"9" * 5000, b"x" * 5000]
+)
+VALUES = st.lists(PIECES, max_size=6).map(b"".join) | st.binary(max_size=20)
+LINES = st.lists(st.tuples(NAMES, VALUES).map(b": ".join) | st.binary(max_size=20), max_size=5)
+
+
+@given(STATUSES | st.binary(max_size=30), LINES, st.sampled_from([b"", b"xyz", b"5\r\nabcde\r\n0\r\n\r\n"]))
+@settings(deadline=None)
+def test_whatever_a_server_answers_costs_its_own_reference_alone(
+    scripted: ScriptedServer, status: bytes, lines: list[bytes], body: bytes
+) -> None:
+    scripted.answers[:] = [b"\r\n".join([status, *lines]) + b"\r\n\r\n" + body]
+    result = Fetcher(Limits(fetch_seconds=2.0, retries=0, redirects=0, allow_private_hosts=True)).fetch(
+        Url(scripted.address + "/a.jpg")
+    )
+    assert isinstance(result, bytes) or (result.type == "FetchError" and len(result.message) <= LONGEST_MESSAGE + 1)
+
+
+@given(st.lists(PIECES.map(lambda piece: piece.decode("utf-8", "surrogateescape")) | st.text(max_size=3), max_size=8))
+@settings(deadline=None)
+def test_whatever_a_url_is_costs_its_own_reference_alone(pieces: list[str]) -> None:
+    result = Fetcher(Limits(fetch_seconds=2.0, retries=0)).fetch(Url("http://127.0.0.1" + "".join(pieces)))
+    assert isinstance(result, Failure)
+    assert "can't be fetched" not in result.message  # the words for what nobody has thought of
 
 
 def test_a_plain_binary_content_type_is_no_obstacle(server: str) -> None:
@@ -126,6 +239,28 @@ def test_credentials_go_to_their_own_host_only(web: Server) -> None:
     assert login == "Basic " + base64.b64encode(b"user:p@ss").decode()
     assert (first, nothing) == (address, None)
     assert second.startswith("localhost:")
+
+
+def test_credentials_outlast_a_redirect_within_their_host(scripted: ScriptedServer) -> None:
+    scripted.answers[:] = [answer("Location: /b.jpg", status="302 Found", body=b""), answer()]
+    scripted.requests.clear()
+    host = scripted.address.removeprefix("http://")
+    assert Fetcher(LIMITS).fetch(Url(f"http://user:pass@{host}/a.jpg")) == jpeg(1)
+    assert [b"Authorization: Basic dXNlcjpwYXNz" in request for request in scripted.requests] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "may"),
+    [
+        ("http://a.example/x", "http://a.example:80/y", True),
+        ("http://a.example/x", "https://a.example/y", True),
+        ("https://a.example/x", "http://a.example/y", False),
+        ("http://a.example/x", "http://a.example:8080/y", False),
+        ("http://a.example/x", "http://b.a.example/y", False),
+    ],
+)
+def test_which_redirects_may_know_the_credentials(first: str, then: str, may: bool) -> None:
+    assert _may_know_login(httpx2.URL(first), httpx2.URL(then)) is may
 
 
 @pytest.mark.parametrize(
