@@ -21,6 +21,20 @@ from deit_batch.errors import FetchError
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
+_IPV6_IN_USE = ipaddress.ip_network("2000::/3")
+"""All that the registries have given out of (iana.org, "IPv6 Global Unicast Address Space")."""
+
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        *("224.0.0.0/4", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "3fff::/20"),
+    )
+)
+"""iana.org, "IPv4" and "IPv6 Special-Purpose Address Registry", beside what the installed Python knows of them: each
+version knows other ones."""
+
 
 def is_public(address: str) -> bool:
     """Whether a numeric address is one of the public internet: not private, loopback, link-local (where clouds keep
@@ -32,7 +46,9 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+        if ip not in _IPV6_IN_USE:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in _NOT_PUBLIC))
 
 
 class _Stream(httpcore2.NetworkStream):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import socket
 import sys
@@ -331,6 +332,28 @@ def test_a_name_that_changes_its_answer_gains_nothing(server: str, monkeypatch: 
 )
 def test_public_addresses(address: str, public: bool) -> None:
     assert safe_network.is_public(address) is public
+
+
+# iana.org/assignments, "Special-Purpose Address Registry" of both versions, and networks that were given up: of each
+# the first and the last address, whatever the Python that runs this knows of it.
+@pytest.mark.parametrize(
+    "network",
+    """0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
+    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
+    ::/96 ::ffff:0:0:0/96 ::ffff:10.0.0.0/104 64:ff9b::a00:0/104 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001:2::/48
+    2001:10::/28 2001:db8::/32 2002:a00::/24 3fff::/20 5f00::/16 4000::/3 fc00::/7 fe80::/10 fec0::/10
+    ff00::/8""".split(),
+)
+def test_networks_that_are_not_public(network: str) -> None:
+    addresses = ipaddress.ip_network(network)
+    assert [safe_network.is_public(str(addresses[i])) for i in (0, -1)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    "address", ["1.0.0.0", "9.255.255.255", "172.32.0.0", "198.20.0.0", "223.255.255.255", "2600::1", "2a00:1450::8"]
+)
+def test_their_neighbours_are_public(address: str) -> None:
+    assert safe_network.is_public(address)
 
 
 def test_local_files_can_be_confined_to_a_root(tmp_path: Path) -> None:
