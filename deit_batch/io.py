@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
+from deit_batch.names import path_on_disk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
+    """`folder`: where a relative name was taken from, at the start of `path`; empty for any other."""
+
     path: str
+    folder: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +244,7 @@ def stamp(location: Location) -> tuple[int, int, int, int] | None:
     if not isinstance(location, LocalFile):
         return None
     try:
-        status = os.stat(location.path)
+        status = os.stat(path_on_disk(location.path))
     except (OSError, ValueError):
         return None
     if not stat.S_ISREG(status.st_mode):

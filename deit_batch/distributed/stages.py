@@ -117,9 +117,11 @@ def read(options: Options, part_size: int, skip: frozenset[int], folder: str) ->
 
 def _absolute(reference: Reference, folder: str) -> Reference:
     """Other machines have other working folders."""
-    if not isinstance(reference.location, LocalFile):
+    location = reference.location
+    if not isinstance(location, LocalFile):
         return reference
-    return replace(reference, location=LocalFile(os.path.join(folder, reference.location.path)))
+    start = os.path.join(folder, location.folder) if location.folder else ""
+    return replace(reference, location=LocalFile(os.path.join(folder, location.path), start))
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------

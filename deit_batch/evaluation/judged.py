@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deit_batch.errors import InputError
 from deit_batch.evaluation.matching import Matching
 from deit_batch.input.identity import identity_of
+from deit_batch.names import alike
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -180,7 +181,7 @@ def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Se
         # What is best is all that is still needed: the rest is in `scores`.
         ranked = np.argsort(-scores, kind="stable")
         predicted, values = ranked[:1], scores[ranked[:1]]
-    shown = sorted(classes[label] for label in labels)
+    shown = sorted(alike(classes[label]) for label in labels)
     key, file = _digest([identity_of(pair.record), shown]), _digest([file_name(pair.record), shown])
     return _Kept(pair.record["image"], pair.place, key, file, labels, predicted, values, scores, len(predictions))
 
@@ -189,7 +190,7 @@ def file_name(record: Mapping[str, Any]) -> str:
     """The last part of the image's name, for images in another folder; its identity, if its name does not tell."""
     if record.get("image_id") or not record["image"]:
         return str(identity_of(record))
-    return str(record["image"]).rsplit("/", 1)[-1]
+    return alike(str(record["image"]).rsplit("/", 1)[-1])
 
 
 def _digest(told: list[Any]) -> str:

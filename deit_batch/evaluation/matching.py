@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from deit_batch.errors import UsageError
+from deit_batch.names import alike
 
 IMAGENET = "imagenet"
 """The label map that comes with us: the 1000 WordNet ids of ImageNet-1k, as its folders are called, to the names in
@@ -17,33 +19,56 @@ the `id2label` of facebook/deit-*. From timm 1.0.31 (Apache-2.0): imagenet_synse
 
 
 def read_label_map(name: str) -> dict[str, str]:
-    """A data set's names to the model's: IMAGENET, a JSON object, or a CSV or TSV file of two columns with a header.
+    """A data set's names to the model's: IMAGENET, a JSON object, or a CSV or TSV file of two columns. A line of titles
+    above them is read as a pair like any other, which does no harm, for files without one are lost otherwise.
 
     Raises UsageError if it is none of them, or gives one name two meanings."""
-    try:
-        if name == IMAGENET:
-            text, suffix = (files(__package__) / "imagenet.csv").read_text("utf-8"), ".csv"
-        else:
-            text, suffix = Path(name).read_text("utf-8-sig"), Path(name).suffix.lower()
-        if suffix == ".json":
-            pairs = list(json.loads(text).items())
-        elif suffix in (".csv", ".tsv"):
-            _, *rows = csv.reader(text.splitlines(), delimiter="," if suffix == ".csv" else "\t", strict=True)
-            pairs = [(label.strip(), class_.strip()) for label, class_ in filter(None, rows)]
-        else:
-            raise ValueError(f"give {IMAGENET}, or a .json, .csv or .tsv file")
-    except (OSError, ValueError, AttributeError, csv.Error) as error:
-        raise UsageError(f"--label-map {name}: {error}") from error
     mapping: dict[str, str] = {}
-    for label, class_ in pairs:
-        if not isinstance(class_, str) or mapping.setdefault(label, class_) != class_:
-            raise UsageError(f"--label-map {name}: {label!r} has no one name: {class_!r:.60}")
+    try:
+        text, suffix = _text(name)
+        for label, class_ in _json_pairs(text) if suffix == ".json" else _table_pairs(text, suffix):
+            if not isinstance(class_, str) or mapping.setdefault(alike(label), alike(class_)) != alike(class_):
+                raise ValueError(f"{label!r} has no one name: {class_!r:.60}")
+    except OSError as error:
+        raise UsageError(f"--label-map {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--label-map {name}: not UTF-8 (byte {error.start:,}); save it as that") from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise UsageError(f"--label-map {name}: {error}") from error
     return mapping
+
+
+def _text(name: str) -> tuple[str, str]:
+    """A file's text, and the ending that says what it is."""
+    if name == IMAGENET:
+        return (files(__package__) / "imagenet.csv").read_text("utf-8"), ".csv"
+    suffix = Path(name).suffix.lower()
+    if suffix not in (".json", ".csv", ".tsv"):
+        raise ValueError(f"give {IMAGENET}, or a .json, .csv or .tsv file")
+    return Path(name).read_text("utf-8-sig"), suffix
+
+
+def _json_pairs(text: str) -> Iterable[tuple[str, object]]:
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise ValueError(f'it holds {text.strip():.40}, but is to be an object: {{"label": "class", …}}')
+    return document.items()
+
+
+def _table_pairs(text: str, suffix: str) -> Iterable[tuple[str, object]]:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
+    for row in filter(None, rows):
+        if len(row) != 2:
+            raise ValueError(
+                f"line {rows.line_num}: {len(row)} fields where there should be two, a label and a class, with a "
+                f"{'comma' if suffix == '.csv' else 'tab'} between them: {','.join(row)!r:.60}"
+            )
+        yield row[0].strip(), row[1].strip()
 
 
 class Matching:
     """The number of the class that a label means. `classes`: the model's names, by number, each once. A label means,
-    after the map: the class of exactly that name; or the only one that differs in nothing but case, hyphens and
+    after the map: the class of that name (names.alike); or the only one that differs in nothing but case, hyphens and
     underscores (a folder's name for it); or the only one that has it among the synonyms between its commas.
 
     `inexact` says what was matched in the latter two ways; `unknown` counts what was not at all."""
@@ -53,30 +78,32 @@ class Matching:
         self.unknown: Counter[str] = Counter()
         self._classes = classes
         self._map = label_map
-        self._exact = {name: number for number, name in enumerate(classes)}
-        self._folded = _unambiguous((_fold(name), number) for name, number in self._exact.items())
+        self._exact = _unambiguous((alike(name), number) for number, name in enumerate(classes))
+        self._folded = _unambiguous((_fold(name), number) for number, name in enumerate(classes))
         self._synonyms = _unambiguous(
-            (_fold(synonym), number) for name, number in self._exact.items() for synonym in name.split(",")
+            (_fold(synonym), number) for number, name in enumerate(classes) for synonym in name.split(",")
         )
 
     def __call__(self, label: str) -> int | None:
-        name = self._map.get(label, label)
         number = self.find(label)
         if number is None:
             self.unknown[label] += 1
-        elif self._classes[number] != name:
+        elif alike(self._classes[number]) != self._name(label):
             self.inexact[label] = self._classes[number]
         return number
 
     def find(self, label: str) -> int | None:
         """The same, and nothing is counted."""
-        name = self._map.get(label, label)
+        name = self._name(label)
         folded = _fold(name)
         return self._exact.get(name, self._folded.get(folded, self._synonyms.get(folded)))
 
+    def _name(self, label: str) -> str:
+        return alike(self._map.get(alike(label), label))
+
 
 def _fold(name: str) -> str:
-    return " ".join(name.casefold().replace("-", " ").replace("_", " ").split())
+    return " ".join(alike(name).casefold().replace("-", " ").replace("_", " ").split())
 
 
 def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from deit_batch.errors import UsageError
 from deit_batch.evaluation.judged import Bools, Floats, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import bin_numbers
+from deit_batch.names import alike
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -153,7 +154,7 @@ def _mcnemar(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> float:
 
 def _paired(before: Outcomes, now: Outcomes) -> tuple[Outcomes, Outcomes]:
     """The images that both have, in one order, with one numbering of the classes."""
-    classes = list(dict.fromkeys([*now.classes, *before.classes]))
+    classes = list(dict.fromkeys(map(alike, [*now.classes, *before.classes])))
     rows = _shared(before.keys, now.keys) or _shared(_once(before.files), _once(now.files))
     if not rows:
         raise UsageError("--baseline: no image of it is here with the same label, neither by its name nor its file's")
@@ -173,7 +174,7 @@ def _once(files: list[str]) -> list[str | None]:
 
 
 def _chosen(outcomes: Outcomes, rows: list[int], classes: list[str]) -> Outcomes:
-    numbers = np.array([classes.index(name) for name in outcomes.classes])
+    numbers = np.array([classes.index(alike(name)) for name in outcomes.classes])
     keys = [outcomes.keys[row] for row in rows]
     if isinstance(outcomes, MultiLabel):
         truth, predicted = np.zeros((2, len(rows), len(classes)), np.bool_)

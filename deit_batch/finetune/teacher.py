@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deit_batch.errors import CheckpointError
+from deit_batch.names import alike
 
 
 class Teacher:
@@ -23,7 +24,7 @@ class Teacher:
         try:
             model = AutoModelForImageClassification.from_pretrained(name)
             self._view = _View(AutoImageProcessor.from_pretrained(name), device)
-            numbers = {label: number for number, label in model.config.id2label.items()}
+            numbers = {alike(label): number for number, label in model.config.id2label.items()}
             self._model = model.eval().requires_grad_(False).to(device)
             self._numbers = torch.arange(len(numbers), device=device)
             self(torch.zeros(1, 3, 32, 32, device=device))  # what does not fit together is found out now

@@ -15,6 +15,7 @@ from typing import Any
 
 from deit_batch.errors import RowError
 from deit_batch.io import NAME_FIELDS
+from deit_batch.names import alike
 from deit_batch.redaction import redact, user_info_length
 
 _AZURE = frozenset("st se sp si sip spr sdd ses skoid sktid skt ske sks skv saoid suoid scid".split())
@@ -42,17 +43,17 @@ _SIGNATURES: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
 
 def identity_of(record: Mapping[str, Any]) -> str | None:
     """SHA-256, in hexadecimal, of what names the input of a record, or of the `NAME_FIELDS` of a reference; None if
-    nothing does, as in a malformed row. Two are of the same input if this is the same."""
+    nothing does, as in a malformed row. Two are of the same input if this is the same. Names that look alike are."""
     if given := record.get("image_id"):
         return str(given)
     image, exact, sha256 = (record.get(name) for name in NAME_FIELDS[:3])
-    return _digest([image, exact, sha256]) if image or sha256 else None
+    return _digest([image and alike(image), exact, sha256]) if image or sha256 else None
 
 
 def image_id_if_hidden(name: str, sha256: str | None) -> str | None:
     """The identity of a reference whose name is not shown as it is; None if it is, and so tells by itself. `sha256`: of
     inline data."""
-    return None if redact(name) == name else _digest([comparable(name), None, sha256])
+    return None if redact(name) == name else _digest([alike(comparable(name)), None, sha256])
 
 
 def given_identity(value: object) -> str:
@@ -60,7 +61,7 @@ def given_identity(value: object) -> str:
     number, which is the same as its text. Raises RowError for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # as a table writes whole numbers if some are missing
-    text = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    text = alike(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     if not text or value != value:  # not even a NaN is one
         raise RowError("the id is empty" if value is None or isinstance(value, str) else f"the id is {value!r:.60}")
     return _digest({"id": text})

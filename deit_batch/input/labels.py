@@ -25,6 +25,7 @@ from deit_batch.errors import RowError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, parse_input_name
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, Reference, Source, clean
+from deit_batch.names import alike
 from deit_batch.system import object_store
 
 logger = logging.getLogger("deit_batch")
@@ -128,7 +129,10 @@ def _by_folder(spec: str, given: InputName, source: Source) -> LabelledSource:
     layout = "the folder that an image lies in"
     if given.kind is InputKind.FOLDER:
         root = spec
-        names = sorted(clean(name) for name in _folders(spec, given) if not name.startswith("."))
+        folders = Counter(alike(clean(name)) for name in _folders(spec, given) if not name.startswith("."))
+        for name in (name for name, count in folders.items() if count > 1):
+            logger.warning("%s: %s folders whose names look the same are one class: %s", spec, folders[name], name)
+        names = sorted(folders)
         if not names:
             raise UsageError(f"{spec} has no class folders and no {LABELS_FILE}: nothing says what its images show")
         layout = f"class folders, {_counted(names)}"
@@ -141,7 +145,7 @@ def _of_folder(reference: Reference, root: str | None) -> Example:
     name = os.path.basename(folder) if root is None else os.path.relpath(folder, root).split(os.sep)[0]
     if name in ("", os.curdir):
         return _unlabelled(reference, RowError("it lies in no class folder"))
-    return Example(reference, (clean(name),))
+    return Example(reference, (alike(clean(name)),))
 
 
 def _unlabelled(reference: Reference, error: RowError) -> Example:
@@ -197,7 +201,7 @@ def _by_column(spec: str, source: Source, *, separated: bool) -> LabelledSource:
     column, form = (next(iter(start[-1][0].keep), ""), start[-1][1]) if start else ("", "")
     several = isinstance(form, tuple)
     layout = f"column {column!r} of {spec}, {'any number' if several else 'one'} an image"
-    names = list(source.class_names.get(column, ())) or None
+    names = [alike(name) for name in source.class_names.get(column, ())] or None
     examples = (_example(reference, form, several) for reference, form in chain(start, rows))
     return LabelledSource(examples, layout, several, names, source.total, source.passed_over)
 
@@ -208,7 +212,7 @@ def _form(reference: Reference, class_names: Mapping[str, Sequence[str]], separa
     ((column, value),) = reference.keep.items()
     try:
         if separated and column.lower() == "labels" and isinstance(value, str):
-            return tuple(dict.fromkeys(value.split()))
+            return tuple(dict.fromkeys(map(alike, value.split())))
         return parse_labels(value, class_names.get(column, ()))
     except RowError as error:
         return error
@@ -246,8 +250,8 @@ def _label(value: object, class_names: Sequence[str]) -> str:
         if not class_names:
             return str(value)
         if 0 <= value < len(class_names):
-            return class_names[value]
+            return alike(class_names[value])
         raise RowError(f"the label is {value}, but the classes are 0 to {len(class_names) - 1}")
     if isinstance(value, str) and value.strip():
-        return clean(value.strip())
+        return alike(clean(value.strip()))
     raise RowError("the label is empty" if value is None or isinstance(value, str) else f"the label is {value!r:.60}")

@@ -78,7 +78,9 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
     if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
         return Base64(text)
     path = os.path.join(folder, text)
-    return _stored(path) if object_store.is_stored(path) else LocalFile(path)
+    if object_store.is_stored(path):
+        return _stored(path)
+    return LocalFile(path, "" if os.path.isabs(text) else folder)
 
 
 def _stored(address: str) -> StoredFile:

@@ -21,6 +21,7 @@ from deit_batch.input.tables import Row, Table
 from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
 from deit_batch.redaction import redact
 from deit_batch.system import object_store
+from deit_batch.system.missing_file import explain_missing
 
 logger = logging.getLogger("deit_batch")
 
@@ -238,8 +239,9 @@ def _open(
         case InputKind.LIST:
             return tables.open_list(_stream(spec, given), gzipped=given.gzipped)
         case _:
+            missing = explain_missing(spec, what="no such file or folder")
             raise UsageError(
-                f"{spec}: {'not a kind of input we know' if given.exists else 'no such file or folder'}; "
+                f"{spec}: {'not a kind of input we know' if given.exists else missing}; "
                 f"give a folder, an image, a glob, a {', '.join(TABLES)} or .tar, hf://… or -"
             )
 
@@ -248,6 +250,8 @@ def _stream(spec: str, given: InputName) -> BinaryIO:
     """Open to the end of the run."""
     try:
         return object_store.open_stream(spec) if given.stored else open(spec, "rb")
+    except FileNotFoundError as error:
+        raise UsageError(f"{spec}: {explain_missing(spec)}") from error
     except OSError as error:
         raise UsageError(f"{spec}: {error.strerror or error}") from error
 

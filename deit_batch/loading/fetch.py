@@ -98,8 +98,8 @@ class Fetcher:
                 return location
             case Base64(text):
                 return decode_base64(text)
-            case LocalFile(path):
-                return read_file(path, self._limits)
+            case LocalFile():
+                return read_file(location, self._limits)
             case Url(url):
                 return self._read_with_retries(lambda: self._urls.read(url, gone), gone)
             case StoredFile():

@@ -6,23 +6,38 @@ import os
 import stat
 
 from deit_batch.errors import FetchError
+from deit_batch.io import LocalFile
 from deit_batch.limits import Limits
+from deit_batch.names import path_on_disk
 from deit_batch.system import object_store
+from deit_batch.system.missing_file import explain_missing
 
 
-def read_file(path: str, limits: Limits) -> bytes:
+def read_file(file: LocalFile, limits: Limits) -> bytes:
     """Its bytes, one more than the limit at the most. Raises FetchError."""
     try:
-        path = _confined(path, limits.root)
+        path = _confined(path_on_disk(file.path), limits.root)
         # A pipe or a device would be read for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise FetchError("not a regular file")
-        with open(path, "rb") as file:
-            return file.read(limits.image_bytes + 1)
+        with open(path, "rb") as stream:
+            return stream.read(limits.image_bytes + 1)
+    except FileNotFoundError as error:
+        raise FetchError(_explain(file, limits.root)) from error
     except OSError as error:
         raise FetchError(error.strerror or str(error)) from error
     except ValueError as error:  # a NUL byte, or half a surrogate pair, in the name
         raise FetchError(f"not a file name: {error}") from error
+
+
+def _explain(file: LocalFile, root: str | None) -> str:
+    def is_visible(path: str) -> bool:
+        try:
+            return os.path.exists(_confined(path, root))
+        except FetchError:
+            return False
+
+    return explain_missing(file.path, file.folder, is_visible=is_visible)
 
 
 def _confined(path: str, root: str | None) -> str:

@@ -8,6 +8,7 @@ from deit_batch.errors import FetchError
 from deit_batch.io import StoredFile
 from deit_batch.limits import Limits
 from deit_batch.loading.remote import HostLimit, TransientFetchError, too_large
+from deit_batch.names import other_forms
 from deit_batch.system.object_store import Store, StoreError, is_stored
 
 
@@ -21,7 +22,23 @@ class StoredFileReader:
         self._stores: dict[str, Store] = {}
 
     def read(self, file: StoredFile) -> bytes:
-        """Raises FetchError; TransientFetchError if another try may help."""
+        """Raises FetchError; TransientFetchError if another try may help. A name with accents is looked for in its
+        other Unicode forms, too."""
+        try:
+            return self._read_object(file)
+        except TransientFetchError:
+            raise
+        except FetchError as error:
+            for address in other_forms(file.address):
+                try:
+                    return self._read_object(StoredFile(address))
+                except TransientFetchError:
+                    raise
+                except FetchError:
+                    continue
+            raise error
+
+    def _read_object(self, file: StoredFile) -> bytes:
         _require_under(self._limits.root, file.address)
         scheme, _, path = file.address.partition("://")
         store = self._store(scheme)

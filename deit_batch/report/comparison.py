@@ -16,6 +16,7 @@ from deit_batch import __version__
 from deit_batch.errors import InputError
 from deit_batch.input.identity import identity_of
 from deit_batch.io import NAME_FIELDS, Tally
+from deit_batch.names import alike
 from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.chosen import Best, Sample
 
@@ -45,7 +46,7 @@ class Answer(NamedTuple):
         if "error" in record:
             return cls(failed=True)
         predictions = record["predictions"]
-        return cls(predictions[0]["label"], float(predictions[0]["score"])) if predictions else cls(NO_LABEL)
+        return cls(alike(predictions[0]["label"]), float(predictions[0]["score"])) if predictions else cls(NO_LABEL)
 
 
 class Change(NamedTuple):
@@ -223,7 +224,7 @@ def _change(place: int, record: Json, before: Answer | None, now: Answer) -> Cha
     slim: Json = {name: record[name] for name in ("index", *NAME_FIELDS, "error") if name in record}
     if before is None:
         return Change(place, "only in new", slim, None, now)
-    after = next((each["score"] for each in record["predictions"] if each["label"] == before.label), None)
+    after = next((each["score"] for each in record["predictions"] if alike(each["label"]) == before.label), None)
     return Change(place, _state(before, now), slim, before, now, after)
 
 

@@ -15,7 +15,7 @@ from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.files import write_file
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, summarise
+from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, reason_of, summarise
 from deit_batch.report.table import SCALE, Column, PageRow, PageTable
 from deit_batch.report.truth import Labelling, find_labels
 
@@ -177,9 +177,9 @@ def _reasons(summary: Summary, table: PageTable) -> list[tuple[Reason, int, list
     """Each with how many images it has, and the numbers of its notes in the table."""
     notes: dict[Reason, dict[int, None]] = {reason: {} for reason in summary.reasons}
     for seen in summary.rows:
-        if error := seen.record.get("error"):
-            reason = Reason(error["type"], error["message"])
-            notes[reason if reason in notes else Reason(error["type"], "")][table.note(_note(seen))] = None
+        if "error" in seen.record:
+            reason = reason_of(seen.record)
+            notes[reason if reason in notes else Reason(reason.type, "")][table.note(_note(seen))] = None
     return [(reason, images, list(notes[reason])) for reason, images in summary.reasons.most_common()]
 
 

@@ -132,7 +132,7 @@ def summarise(
         if summary.confusions and labels is not None:
             summary.confusions.add(labels, predictions, seen.state)
         if "error" in record:
-            _count_failure(summary.reasons, record["error"])
+            _count_failure(summary.reasons, record)
             continue
         if not predictions:
             summary.without_prediction += 1
@@ -170,6 +170,12 @@ def _slim(record: Json) -> Json:
     return {name: record[name] for name in ("index", *NAME_FIELDS, "error") if name in record}
 
 
-def _count_failure(reasons: Counter[Reason], error: Mapping[str, str]) -> None:
-    reason = Reason(error["type"], error["message"])
-    reasons[reason if reason in reasons or len(reasons) < MOST_REASONS else Reason(error["type"], "")] += 1
+def reason_of(record: Json) -> Reason:
+    """Of a failed record. Where the message names the image, too, it is the same for all."""
+    image, error = record["image"], record["error"]
+    return Reason(error["type"], error["message"].replace(image, "…") if image and len(image) > 2 else error["message"])
+
+
+def _count_failure(reasons: Counter[Reason], record: Json) -> None:
+    reason = reason_of(record)
+    reasons[reason if reason in reasons or len(reasons) < MOST_REASONS else Reason(reason.type, "")] += 1

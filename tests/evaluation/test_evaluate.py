@@ -36,6 +36,7 @@ from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import PLOTS, draw
 from deit_batch.input.labels import open_labelled
+from deit_batch.names import alike
 
 CLASSES = ["can", "carton", "jar", "lid", "milk bottle", "water bottle"]
 
@@ -338,7 +339,7 @@ def test_the_label_map_of_imagenet() -> None:
     assert [number for number, name in enumerate(names) if names.count(name) > 1] == [134, 517]  # the two cranes
 
 
-@given(st.dictionaries(st.text(min_size=1), st.text(min_size=1)))
+@given(st.dictionaries(st.text(min_size=1).map(alike), st.text(min_size=1).map(alike)))
 def test_label_maps_in_json(mapping: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "map.json"
@@ -347,19 +348,30 @@ def test_label_maps_in_json(mapping: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "problem"),
     [
-        ("m.csv", "label,class\na,x\na,y\n"),
-        ("m.json", "[]"),
-        ("m.json", '{"a": 1}'),
-        ("m.txt", ""),
-        ("m.csv", "a\nb\n"),
+        ("m.csv", "label,class\na,x\na,y\n", "'a' has no one name: 'y'"),
+        ("m.json", "[]", r"it holds \[\], but is to be an object"),
+        ("m.json", '{"a": 1}', "'a' has no one name: 1"),
+        ("m.json", "{", "Expecting property name"),
+        ("m.txt", "", "give imagenet, or a .json, .csv or .tsv file"),
+        ("m.csv", "a\nb\n", "line 1: 1 fields where there should be two"),
+        ("m.csv", "label;class\na;x\n", "with a comma between them: 'label;class'"),
+        ("m.csv", "label,class,more\na,x,y\n", "line 1: 3 fields where there should be two, a label and a class"),
+        ("m.tsv", "label\tclass\na,x\n", "line 2: 1 fields .* with a tab between them"),
+        ("m.csv", "a,t\udcea\n", r"not UTF-8 \(byte 3\)"),
     ],
 )
-def test_what_is_no_label_map(name: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match="--label-map"):
+def test_what_is_no_label_map(name: str, text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError, match=f"--label-map .*{name}: .*{problem}"):
         read_label_map(str(tmp_path / name))
+
+
+def test_the_first_line_of_a_label_map_is_never_lost(tmp_path: Path) -> None:
+    for titles in ("", "id,name\n"):
+        (tmp_path / "m.csv").write_text(f"\ufeff{titles}9,ankle boot\r\n8,bag\n")
+        assert {"9": "ankle boot", "8": "bag"}.items() <= read_label_map(str(tmp_path / "m.csv")).items()
 
 
 def test_labels_of_another_world_are_an_error_that_names_both() -> None:

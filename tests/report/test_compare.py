@@ -150,12 +150,12 @@ def test_what_ci_sees(tmp_path: Path) -> None:
 
 def test_names_and_labels_forge_no_line_of_a_log(tmp_path: Path) -> None:
     name = "a\n::error::\x1b[2J\u202egpj.exe"
-    old = write(tmp_path / "old.jsonl", [record(0, name, ("can\r", 0.9))])
+    old = write(tmp_path / "old.jsonl", [record(0, name, ("ca\rn", 0.9))])
     new = write(tmp_path / "new.jsonl", [record(0, name, ("jar\x9b", 0.9))])
     lines = invoke("compare", old, new).stdout.split("\n")
     assert lines[-3:] == [
-        r"flip  can\r → jar\x9b: 1",
-        r"change  -0.9000 can\r 0.9000 → jar\x9b 0.9000: a\n::error::\x1b[2J\u202egpj.exe",
+        r"flip  ca\rn → jar\x9b: 1",
+        r"change  -0.9000 ca\rn 0.9000 → jar\x9b 0.9000: a\n::error::\x1b[2J\u202egpj.exe",
         "",
     ]
 

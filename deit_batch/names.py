@@ -1,0 +1,45 @@
+"""Names that look alike: of classes, files and inputs, as two machines or two programs have written them down."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+_LONGEST = 4096
+"""Characters, as in the longest path of Linux. Normalisation takes the square of a run of accents."""
+
+
+def alike(name: str) -> str:
+    """One spelling for all names that look the same: without white space around it, and in the Unicode form NFC, in
+    which an é is one character (macOS writes an e and an accent, NFD). A name that is too long for one stays as it
+    is."""
+    return name if len(name) > _LONGEST else unicodedata.normalize("NFC", name.strip())
+
+
+def path_on_disk(path: str) -> str:
+    """The path itself if something is there, or if nothing is there that looks the same; or else what is: each part of
+    it as it is, without white space around it, or in another Unicode form."""
+    if len(path) > _LONGEST or _is_there(path):
+        return path
+    found = ""
+    for part in path.split("/"):
+        spellings = dict.fromkeys([part, part.strip(), *_forms(part.strip())])
+        there = (spelling for spelling in spellings if spelling and _is_there(found + spelling))
+        found += next(there, part) + "/"
+    return found[:-1] if _is_there(found[:-1]) else path
+
+
+def other_forms(name: str) -> list[str]:
+    """The name in the Unicode forms that it is not in; none for a name without accents."""
+    return [] if len(name) > _LONGEST else [form for form in dict.fromkeys(_forms(name)) if form != name]
+
+
+def _forms(name: str) -> list[str]:
+    return [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL byte, or half a surrogate pair
+        return False
