@@ -128,10 +128,10 @@ class Reference:
 @dataclass(frozen=True, slots=True)
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
-    gets better, or None. `passed_over` counts by reason the files of a folder that are not inputs. `class_names`: as in
-    input.tables.Table. `whole()`: of a shard that has been read to its end, the digest of the whole input.
-    `has_columns`: whether its rows have fields that can be named; `is_open_file`: whether a file stays open until all
-    is read."""
+    gets better, or None. `passed_over` counts what was found and is no input, by the ending of its name or another
+    reason (input/passed_over.py); it grows as references are taken. `class_names`: as in input.tables.Table.
+    `whole()`: of a shard that has been read to its end, the digest of the whole input. `has_columns`: whether its rows
+    have fields that can be named; `is_open_file`: whether a file stays open until all is read."""
 
     references: Iterator[Reference]
     total: Callable[[int], int | None] = lambda read: None
@@ -162,6 +162,13 @@ class Tally:
             self.failures[record["error"]["type"]] += 1
         else:
             self.scored += 1
+
+
+def counts(counter: Mapping[str, int], *, most: int | None = None) -> str:
+    """As in "3 FetchError, 1 DecodeError"; of more than `most` kinds, the most frequent, and "12 others"."""
+    ranked = Counter(counter).most_common()
+    shown, others = ranked[:most], sum(number for _, number in ranked[len(ranked[:most]) :])
+    return ", ".join([*(f"{number:,} {name}" for name, number in shown), *([f"{others:,} others"] if others else [])])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Unpack
 
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
+from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
 from deit_batch.input.webdataset import paths_of
-from deit_batch.io import Failure, FeatureName, Features, LocalFile, Prediction, Record, Reference, Source, Tally
+from deit_batch.io import (
+    Failure,
+    FeatureName,
+    Features,
+    LocalFile,
+    Prediction,
+    Record,
+    Reference,
+    Source,
+    Tally,
+    counts,
+)
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import PredictionCache
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged
-from deit_batch.output.threshold import ErrorThreshold, counts
+from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
 from deit_batch.system import machine
 from deit_batch.system.progress import Progress, Stopwatch
@@ -55,7 +67,7 @@ class RunResult:
         parts = [
             f"{tally.scored:,} of {tally.inputs:,} images {done}{before}",
             f"{tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
-            f"{counts(self.passed_over)} passed over" if self.passed_over else "",
+            f"{counts(self.passed_over, most=MOST_SHOWN)} passed over" if self.passed_over else "",
             f"{speed} images/s" if speed else "",
         ]
         return ", ".join(filter(None, parts))
@@ -132,8 +144,13 @@ def embed(
 def _records(options: Options) -> Iterator[Record]:
     source = options.open_source()
     plan = Plan.of(options)
-    batches = scored(plan.batches(source.references), plan, options, Stopwatch())
-    return (record for batch in batches for record in batch)
+    return _yielded(scored(plan.batches(source.references), plan, options, Stopwatch()), source)
+
+
+def _yielded(batches: Iterator[list[Record]], source: Source) -> Iterator[Record]:
+    for batch in batches:
+        yield from batch
+    warn_of_photos(source.passed_over)
 
 
 def scored(
@@ -290,6 +307,7 @@ def run(
         begun(output.tally)
         if output.complete:
             logger.info("%s is finished already: nothing to do", out)
+            warn_of_photos(source.passed_over)
             return RunResult(output.tally, {}, source.passed_over)
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
@@ -313,6 +331,7 @@ def run(
         output.finish(final)
         if cache:
             cache.forget_the_vanished()
+        warn_of_photos(source.passed_over)
         return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
 
 

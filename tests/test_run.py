@@ -165,7 +165,7 @@ def test_the_report_says_how_the_run_went(photos: Path, vit: Path, tmp_path: Pat
     assert report["status"] == "finished"
     assert report["counts"] == {
         "inputs": 40, "scored": 38, "failed": 2, "failures": {"DecodeError": 1, "FetchError": 1},
-        "passed_over": {"not an image name": 1},
+        "passed_over": {".md": 1},
     }  # fmt: skip
     assert report["settings"]["recipe"]["resize"] == [32, 32]
     assert report["settings"]["dtype"] == "float32"

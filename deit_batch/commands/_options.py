@@ -270,7 +270,11 @@ CONFIG = option(
     help="TOML file with values for the options of this command. Environment variables (DEIT_BATCH_…) and the command "
     "line take precedence over it.",
 )
-QUIET = option("--quiet", is_flag=True, help="Show errors only, and no progress.")
+QUIET = option(
+    "--quiet",
+    is_flag=True,
+    help="Show only errors, and warnings of images that are missing or may be misread.",
+)
 VERBOSE = option("--verbose", is_flag=True, help="Show more messages, and tracebacks of errors.")
 LOG_FORMAT = option(
     "--log-format",

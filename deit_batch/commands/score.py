@@ -233,8 +233,7 @@ def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, increm
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
-    from deit_batch.io import Failure
-    from deit_batch.output.threshold import counts
+    from deit_batch.io import Failure, counts
 
     options = Options(**chosen)
     if out is not None:

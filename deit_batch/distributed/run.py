@@ -22,6 +22,7 @@ import ray.data
 from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, task
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
+from deit_batch.input.passed_over import warn_of_photos
 from deit_batch.io import Tally
 from deit_batch.output.formats import FORMATS
 from deit_batch.output.parts import PART_SIZE, Folder, Part, in_order, part_name, split_into_blocks, tally_of
@@ -113,6 +114,7 @@ def run(
             logger.info("%s is finished already: nothing to do", out)
             tally = tally_of(parts)
             begun(tally)
+            warn_of_photos(source.passed_over)
             return RunResult(tally, {}, source.passed_over)
         folder.begin()
         found = Found(folder.standing(blocks))
@@ -142,6 +144,7 @@ def run(
         result = _converted(folder.partial, parts, format, options.keep, layout)
         final = report()
         folder.finish(parts, final, result, format)
+        warn_of_photos(found.end.passed_over)
         return RunResult(found.tally, final, found.end.passed_over)
 
 

@@ -27,7 +27,8 @@ from deit_batch.errors import InputError, OutputError, UsageError
 from deit_batch.finetune.settings import Settings
 from deit_batch.input.identity import identity_of
 from deit_batch.input.labels import LabelledSource, open_labelled
-from deit_batch.io import Failure, Reference, json_line, name_fields, stamp
+from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
+from deit_batch.io import Failure, Reference, counts, json_line, name_fields, stamp
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import Loader, batched
 from deit_batch.model.recipe import Recipe
@@ -150,6 +151,7 @@ def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Li
         "layout": source.layout,
         "fingerprint": digest.hexdigest(),
         "skipped": [asdict(one) for one in skipped],
+        "passed_over": source.passed_over,
     }
     write_atomically(folder / "prepared.json", json_line(about))
 
@@ -162,6 +164,10 @@ def _labels(reference: Reference) -> list[str]:
 def _prepared(folder: Path, recipe: Recipe) -> Prepared:
     about = json.loads((folder / "prepared.json").read_bytes())
     skipped = [Skipped(**one) for one in about.pop("skipped")]
+    passed_over = about.pop("passed_over", {})  # an earlier version has not counted
+    if passed_over:
+        logger.info("passed over: %s", counts(passed_over, most=MOST_SHOWN))
+    warn_of_photos(passed_over)
     labels = [json.loads(line) for line in (folder / "labels.jsonl").read_bytes().splitlines()]
     if not labels:
         raise InputError(f"none of the {len(skipped)} images can be trained on; the first: {skipped[0].message}")

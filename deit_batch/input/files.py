@@ -12,7 +12,8 @@ from pathlib import Path
 
 from deit_batch.errors import InputError, UsageError
 from deit_batch.input.kinds import IMAGES, InputKind, InputName, is_image_name
-from deit_batch.io import LocalFile, Reference, Source, StoredFile
+from deit_batch.input.passed_over import ending_of, pass_over, photos_in, remedy
+from deit_batch.io import LocalFile, Reference, Source, StoredFile, counts
 from deit_batch.system import object_store
 
 
@@ -41,8 +42,10 @@ def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Sour
 
 
 def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
-    reasons = ", ".join(f"{number} {reason}" for reason, number in passed_over.items()) or "it is empty"
-    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGES))}")
+    reasons = counts(passed_over) or "it is empty"
+    photos = photos_in(passed_over)
+    hint = f"; to have its photos read, {remedy(photos)}" if photos else ""
+    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGES))}{hint}")
 
 
 def open_stored(spec: str, given: InputName, recursive: bool) -> Source:
@@ -70,13 +73,13 @@ def _images(found: Iterator[StoredFile | str], start: int, passed_over: Counter[
     """`start`: how long the folder's own address is."""
     for file in found:
         if isinstance(file, str):
-            passed_over["folders"] += 1
+            pass_over(passed_over, "folders")
         elif file.address.startswith(".", start) or "/." in file.address[start:]:
-            passed_over["hidden"] += 1
+            pass_over(passed_over, "hidden")
         elif is_image_name(file.address):
             yield file
         else:
-            passed_over["not an image name"] += 1
+            pass_over(passed_over, ending_of(file.address))
 
 
 def _until_broken(spec: str, first: Iterable[StoredFile], files: Iterable[StoredFile]) -> Iterator[StoredFile]:
@@ -102,19 +105,19 @@ def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tup
     for name in map(os.fsdecode, names):
         path = os.path.join(folder, name)
         if name.startswith("."):
-            passed_over["hidden"] += 1
+            pass_over(passed_over, "hidden")
         elif os.path.isdir(path):
             inner = os.stat(path)
             if not recursive:
-                passed_over["folders"] += 1
+                pass_over(passed_over, "folders")
             elif (inner.st_dev, inner.st_ino) in seen:
-                passed_over["folders seen under another name"] += 1
+                pass_over(passed_over, "folders seen under another name")
             else:
                 yield from _walk(path, recursive, passed_over, seen)
         elif is_image_name(name):
             yield path
         else:
-            passed_over["not an image name"] += 1
+            pass_over(passed_over, ending_of(name))
 
 
 def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
@@ -124,10 +127,10 @@ def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
     wanted = {part for part in path.parts if part.startswith(".")}
     for found in sorted(start.glob(str(path.relative_to(start))), key=os.fsencode):
         if any(part.startswith(".") and part not in wanted for part in found.parts):
-            passed_over["hidden"] += 1
+            pass_over(passed_over, "hidden")
         elif found.is_dir():
-            passed_over["folders"] += 1
+            pass_over(passed_over, "folders")
         elif is_image_name(found.name):
             yield str(found)
         else:
-            passed_over["not an image name"] += 1
+            pass_over(passed_over, ending_of(found.name))

@@ -17,6 +17,7 @@ from deit_batch.input import arrow, files, tables, webdataset
 from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.kinds import TABLES, InputKind, InputName, parse_input_name
 from deit_batch.input.locate import digest_of_inline, locate_value
+from deit_batch.input.passed_over import pass_over
 from deit_batch.input.tables import Row, Table
 from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
 from deit_batch.redaction import redact
@@ -151,7 +152,8 @@ def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> So
             for reference in source.references:
                 read[-1] += 1
                 yield replace(reference, index=before + reference.index)
-            passed_over.update(source.passed_over)
+            for reason, number in source.passed_over.items():
+                pass_over(passed_over, reason, number)
             opened[place] = None  # its file may be closed
             read.append(0)
 
@@ -201,6 +203,7 @@ def _of_rows(
     return Source(
         references,
         table.total,
+        passed_over=table.passed_over,
         class_names=table.class_names,
         has_columns=given.kind is not InputKind.LIST,
         is_open_file=given.kind is not InputKind.STDIN,

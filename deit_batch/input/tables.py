@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeAlias, cast
@@ -39,12 +40,14 @@ class Table:
 
     `total(n)` says how many rows there are, exactly or judged from how far n rows went into the file; None if unknown.
     `class_names`: of the columns that hold numbers of classes, the names of those, from 0.
+    `passed_over`: as in io.Source, what is beside the rows and no row.
     """
 
     rows: Iterator[Row]
     columns: list[str] | None = None
     total: Callable[[int], int | None] = lambda read: None
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 def row_failure(message: str) -> Failure:

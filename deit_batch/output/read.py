@@ -64,7 +64,10 @@ def _is_report(report: Any) -> bool:
     numbers, text = (int, float), str
     if not (isinstance(report, dict) and isinstance(report.get("settings"), dict)):
         return False
-    if not _has(report, {"images_per_second": numbers, "seconds": dict, "versions": dict}):
+    if not _has(report, {"images_per_second": numbers, "seconds": dict, "versions": dict, "counts": dict}):
+        return False
+    passed_over = (report.get("counts") or {}).get("passed_over") or {}
+    if not (isinstance(passed_over, dict) and all(isinstance(number, int) for number in passed_over.values())):
         return False
     settings, seconds = report["settings"], report.get("seconds") or {}
     if not _has(settings, {"commit": text, "recipe": dict, "column": text, "limit": int}):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from deit_batch.errors import TooManyFailures
-from deit_batch.io import Tally
+from deit_batch.io import Tally, counts
 
 FEWEST_INPUTS = 1000
 """Of which a percentage is taken while a run goes on, so that a bad start ends nothing."""
@@ -41,8 +39,3 @@ class ErrorThreshold:
                 "--error-threshold allows. Mend the cause and run the same command again: it goes on from the first "
                 "that failed"
             )
-
-
-def counts(counter: Mapping[str, int]) -> str:
-    """As in "3 FetchError, 1 DecodeError"."""
-    return ", ".join(f"{number:,} {name}" for name, number in Counter(counter).most_common())

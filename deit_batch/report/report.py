@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_batch.io import Failure
+from deit_batch.input.passed_over import photos_in
+from deit_batch.io import Failure, counts
 from deit_batch.limits import Limits
 from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.files import write_file
@@ -103,6 +104,7 @@ def as_page(
         "file": str(predictions),
         "summary": summary,
         "figures": _figures(summary, run),
+        "lost_photos": counts(photos_in(_passed_over(run))),
         "run": _run(run) if run else {},
         "classes": [
             {"name": name, "number": table.label(name), "images": images}
@@ -124,6 +126,9 @@ def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str,
     tally = summary.tally
     figures = [("images", f"{tally.inputs:,}"), ("scored", f"{tally.scored:,}"), ("failed", f"{tally.failed:,}")]
     figures.append(("classes found", f"{len(summary.classes):,}"))
+    passed_over = _passed_over(run)
+    if passed_over:
+        figures.append(("passed over", f"{sum(passed_over.values()):,}"))
     if run and run.get("images_per_second"):
         figures.append(("images/s", f"{run['images_per_second']:,}"))
     if summary.confusions and summary.confusions.labelled:
@@ -131,11 +136,18 @@ def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str,
     return figures
 
 
+def _passed_over(run: Mapping[str, Any] | None) -> dict[str, int]:
+    """By reason, as the run's report counts what it found and did not score."""
+    found: dict[str, int] = ((run or {}).get("counts") or {}).get("passed_over") or {}
+    return found
+
+
 def _run(run: Mapping[str, Any]) -> dict[str, str]:
     seconds = (run.get("seconds") or {}).get("total")
     told = {
         "Input": _listed(run["settings"].get("input")),
         **settings_of(run),
+        "Passed over": counts(_passed_over(run)),
         "Machine": run.get("machine"),
         "Took": f"{seconds:,.0f} s" if seconds else None,
         "Ended": run.get("ended_at"),

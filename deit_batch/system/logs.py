@@ -17,9 +17,16 @@ logger = logging.getLogger("deit_batch")
 
 
 class _Handler(logging.Handler):
-    """Shows nothing that gives access, whatever a message or a traceback quotes."""
+    """Shows nothing that gives access, whatever a message or a traceback quotes. `quiet`: errors, and the warnings that
+    `warn_even_if_quiet` gives."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__()
+        self._quiet = quiet
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if self._quiet and record.levelno < logging.ERROR and not hasattr(record, "even_if_quiet"):
+            return False
         record.msg, record.args = redact_message(record.getMessage()), ()
         if record.exc_info:
             record.exc_text = redact_message(logging.Formatter().formatException(record.exc_info))
@@ -78,11 +85,16 @@ def goes_to_journal() -> bool:
 
 def set_up_logging(*, quiet: bool, verbose: bool, log_format: str = "text") -> None:
     """`log_format`: text, json or github."""
-    handler = _Handler()
+    handler = _Handler(quiet=quiet)
     handler.setFormatter(_formatter(log_format))
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def warn_even_if_quiet(message: str, *values: object) -> None:
+    """For what makes a result something else than its user believes: once a run, with the count and the remedy."""
+    logger.warning(message, *values, extra={"even_if_quiet": True})
 
 
 def _formatter(log_format: str) -> logging.Formatter:

@@ -60,7 +60,7 @@ ALL = [(number, f"{number:02}.jpg") for number in range(6)]
 
 def test_indices_the_limit_and_shards_count_over_all(three: tuple[str, ...]) -> None:
     source = open_source(three, column="url")
-    assert (names(source.references), source.passed_over) == (ALL, {"not an image name": 1})
+    assert (names(source.references), source.passed_over) == (ALL, {".md": 1})
     assert names(open_source(three, column="url", limit=4).references) == ALL[:4]
     assert names(open_source(three, column="url", shard=(1, 4)).references) == [ALL[1], ALL[5]]
     digests = set()
@@ -150,7 +150,7 @@ def test_a_run_over_several_inputs_is_stopped_continued_sharded_and_merged(
     assert [(r["index"], os.path.basename(r["image"])) for r in read_jsonl(whole)] == ALL
     report = read_json(tmp_path / "whole.jsonl.run.json")
     assert report["settings"]["input"] == report["options"]["input"] == list(three)
-    assert report["counts"]["passed_over"] == {"not an image name": 1}
+    assert report["counts"]["passed_over"] == {".md": 1}
     with pytest.raises(Interrupted), interrupted_after(2, monkeypatch):
         scored(tmp_path, vit, tmp_path, **chosen)
     assert scored(tmp_path, vit, tmp_path, **chosen).read_bytes() == whole.read_bytes()

@@ -314,6 +314,9 @@ def test_a_run_report_of_another_file_is_not_believed(
         {"settings": {"threshold": float("nan")}},
         {"settings": {"limit": "x"}},
         {"settings": None},
+        {"counts": [1]},
+        {"counts": {"passed_over": [".mov"]}},
+        {"counts": {"passed_over": {".mov": "1"}}},
     ],
     ids=str,
 )

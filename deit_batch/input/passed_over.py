@@ -1,0 +1,85 @@
+"""What is found among images and is no input: counted by the ending of its name, and said when all has been read.
+
+Every kind of input that finds names, where the user has not given each of them, counts here what it passes over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from deit_batch.input.kinds import IMAGES
+from deit_batch.io import counts
+from deit_batch.system.logs import warn_even_if_quiet
+
+PHOTOS = frozenset(
+    # phones and newer formats
+    ".heic .heif .hif .heics .heifs .avifs .jxl .jxr .wdp .hdp .jp2 .j2k .j2c .jpc .jpf .jpx .jpm .mpo .jps "
+    # raw, of cameras
+    ".3fr .ari .arw .bay .cap .cr2 .cr3 .crw .dcr .dcs .dng .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw "
+    ".orf .ori .pef .raf .raw .rw2 .rwl .rwz .sr2 .srf .srw .x3f "
+    # of programs
+    ".apng .bpg .cur .dib .exr .flif .hdr .ico .icns .jif .jfi .jps .pam .pbm .pcx .pfm .pgm .pjp .pjpeg .pnm .ppm "
+    ".psb .psd .qoi .ras .sgi .tga .xbm .xcf .xpm "
+    # of medicine
+    ".dcm .dicom".split()
+)
+"""Endings of still pictures that are not read: whoever has such files will have meant them to be."""
+
+MOST_KINDS = 100
+"""Reasons and endings that are told apart, so that a folder of a million endings takes no memory."""
+
+MOST_SHOWN = 6
+
+WITHOUT_ENDING, OTHER_ENDINGS = "without an ending", "of other endings"
+
+_PLAIN_ENDING = re.compile(r"\.[\w+~-]{1,16}")
+
+
+def pass_over(passed_over: Counter[str], reason: str, number: int = 1) -> None:
+    """Counts under `reason`: an ending, or why else there is no input."""
+    known = reason in passed_over or len(passed_over) < MOST_KINDS or is_photo(reason)
+    passed_over[reason if known else OTHER_ENDINGS] += number
+
+
+def ending_of(name: str) -> str:
+    """Under which a file that is no image by its name is counted: ".mov". Of a long or odd one the beginning."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in ("", "."):
+        return WITHOUT_ENDING
+    plain = _PLAIN_ENDING.match(ending)
+    if plain is None:
+        return OTHER_ENDINGS
+    return ending if plain[0] == ending else f"{plain[0]}…"
+
+
+def is_photo(reason: str) -> bool:
+    return reason in PHOTOS or _is_spoilt(reason)
+
+
+def _is_spoilt(reason: str) -> bool:
+    """Whether an image's ending has something behind it, as what was fetched with its query has: "a.jpg?width=300"."""
+    return reason.endswith("…") and reason[:-1] in IMAGES
+
+
+def photos_in(passed_over: Mapping[str, int]) -> Counter[str]:
+    return Counter({reason: number for reason, number in passed_over.items() if is_photo(reason)})
+
+
+def remedy(photos: Collection[str]) -> str:
+    """What to do to have these endings of photos read."""
+    spoilt = {ending for ending in photos if _is_spoilt(ending)}
+    ways = {
+        "convert them to JPEG or PNG": set(photos) - spoilt,
+        "rename those that end in more than .jpg or the like": spoilt,
+    }
+    return " and ".join(way for way, endings in ways.items() if endings)
+
+
+def warn_of_photos(passed_over: Mapping[str, int]) -> None:
+    """At the end of a run, of those that it passed over; for whoever reads nothing but what --quiet lets through."""
+    photos = photos_in(passed_over)
+    if photos:
+        warn_even_if_quiet("photos were passed over: %s; to have them read, %s", counts(photos), remedy(photos))
