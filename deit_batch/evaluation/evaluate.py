@@ -13,7 +13,7 @@ from typing import Any
 from deit_batch import __version__
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import Judged, Pair, judge, summarise_predictions
+from deit_batch.evaluation.judged import Judged, Pair, judge, known_classes, summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
@@ -193,12 +193,7 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
     source = request.open_input()
     told = summarise_predictions(read_records(path), multi_label=source.multi_label)
     labels = Labels(source, read_records(path))
-    classes = told.classes
-    if not told.full:
-        # What the model knows can't be told from its best few: a label that it never predicts is a class, too.
-        is_class = Matching(classes, label_map)
-        others = {label_map.get(name, name) for name in labels.names if is_class(name) is None}
-        classes = sorted({*classes, *others})
+    classes = known_classes(told, labels.names, label_map)
     judged = judge(
         labels.join(read_records(path)),
         classes,

@@ -19,7 +19,7 @@ class Labels:
     name alone, if one image of the input and one of the records have it, and no other. An image that is there twice
     counts once; if its labels differ, it has none. `records`: those that are to be joined, for a first look at their
     names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions; `without_label`
-    counts records."""
+    counts records without labels."""
 
     def __init__(self, source: LabelledSource, records: Iterable[Mapping[str, Any]]) -> None:
         self.inputs = self.without_label = 0
@@ -43,6 +43,7 @@ class Labels:
             elif (other := self._by_key[key]) and other[1] != row[1]:
                 self._by_key[key] = self._by_file[file_name(named)] = None
                 self.failures["labelled twice, differently"] += 1
+        self._joined: set[int] = set()
         self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record that has it
         for record in records:
             if self._by_file.get(file := file_name(record)):
@@ -50,21 +51,29 @@ class Labels:
                 self._only[file] = key if self._only.get(file, key) == key else None
 
     def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
-        joined: set[int] = set()
+        """All records that are to be joined, each with its labels; those that have none are left out."""
         for record in records:
-            row = self._row(record)
-            if row is None or row[0] in joined:
-                self.without_label += row is None
-                continue
-            joined.add(row[0])
-            yield Pair(record, row[1], row[0])
-        if missing := self.inputs - self.failures.total() - len(joined):
-            self.failures["no prediction"] += missing
+            if row := self._take(record):
+                yield Pair(record, row[1], row[0])
+        self.count_missing()
 
     def of(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """Those of a record's image, None if it has none."""
-        row = self._row(record)
+        """The labels of a record's image; None if it has none, or a record before this one was of the same image."""
+        row = self._take(record)
         return row[1] if row else None
+
+    def count_missing(self) -> None:
+        """Once all records are joined."""
+        if missing := self.inputs - self.failures.total() - len(self._joined):
+            self.failures["no prediction"] += missing
+
+    def _take(self, record: Mapping[str, Any]) -> _Row | None:
+        row = self._row(record)
+        self.without_label += row is None
+        if row is None or row[0] in self._joined:
+            return None
+        self._joined.add(row[0])
+        return row
 
     def _row(self, record: Mapping[str, Any]) -> _Row | None:
         key = identity_of(record)

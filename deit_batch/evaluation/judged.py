@@ -117,6 +117,15 @@ def summarise_predictions(records: Iterable[dict[str, Any]], *, multi_label: boo
     return PredictionsSummary(sorted(names), first.total() if first and whole else 0, multi_label)
 
 
+def known_classes(told: PredictionsSummary, labels: Iterable[str], label_map: Mapping[str, str]) -> list[str]:
+    """The classes that predictions are judged by. What the model knows can't be told from its best few: a label that it
+    never predicts is a class, too."""
+    if told.full:
+        return told.classes
+    is_class = Matching(told.classes, label_map)
+    return sorted({*told.classes, *(label_map.get(name, name) for name in labels if is_class(name) is None)})
+
+
 def judge(
     pairs: Iterable[Pair], classes: Sequence[str], matching: Matching, *, multi_label: bool, full: int, threshold: float
 ) -> Judged:
@@ -171,7 +180,7 @@ class _Kept:
 
 def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Sequence[str], full: int) -> _Kept:
     predictions = pair.record["predictions"]
-    summed = _summed(predictions)
+    summed = sum_by_label(predictions)
     predicted = np.array([numbers.get(label, -1) for label in summed], np.int64)
     values = np.array(list(summed.values()), np.float32)
     scores = None
@@ -197,11 +206,11 @@ def _digest(told: list[Any]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:_KEY_CHARS]
 
 
-def _summed(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Labels with their scores, the best first; classes of one name are one label."""
+def sum_by_label(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Labels with their scores, the best first; classes of one name are one label, and a score is 1 at the most."""
     sums: dict[str, float] = {}
     for prediction in predictions:
-        sums[prediction["label"]] = sums.get(prediction["label"], 0.0) + prediction["score"]
+        sums[prediction["label"]] = min(1.0, sums.get(prediction["label"], 0.0) + prediction["score"])
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 

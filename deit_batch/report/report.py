@@ -76,7 +76,12 @@ def report(request: ReportRequest) -> Summary:
 
 
 def _say_how_many(summary: Summary, labelling: Labelling) -> None:
-    labelled = summary.confusions.labelled if summary.confusions else 0
+    labelled = summary.confusions.labelled + labelling.unknown_images if summary.confusions else 0
+    if missing := labelling.without_record:
+        told = ", ".join(f"{images:,} {reason}" for reason, images in missing.items())
+        logger.warning("of the labelled images, %s are not judged: %s", f"{missing.total():,}", told)
+    if labelling.unknown_images:
+        logger.warning("%s images have a label that the model does not know", f"{labelling.unknown_images:,}")
     if labelled < summary.tally.inputs:
         logger.warning(
             "%s of %s images have a label (%s); labels of another input are joined by the images' names, or by --id",
@@ -114,7 +119,7 @@ def as_page(
         "galleries": _galleries(summary, pictures),
         "reasons": _reasons(summary, table),
         "labelling": labelling,
-        "confusions": _confusions(summary, table),
+        "confusions": _confusions(summary, labelling, table),
         "predicted_from": PREDICTED_FROM,
         "sampled": summary.tally.inputs > len(summary.rows),
     }
@@ -131,8 +136,8 @@ def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str,
         figures.append(("passed over", f"{sum(passed_over.values()):,}"))
     if run and run.get("images_per_second"):
         figures.append(("images/s", f"{run['images_per_second']:,}"))
-    if summary.confusions and summary.confusions.labelled:
-        figures.append(("right", f"{100 * summary.confusions.right / summary.confusions.labelled:.1f} %"))
+    if summary.confusions and summary.confusions.judged:
+        figures.append(("right", f"{100 * summary.confusions.right / summary.confusions.judged:.1f} %"))
     return figures
 
 
@@ -231,16 +236,20 @@ def _card(seen: Seen, pictures: Mapping[int, str | Failure]) -> dict[str, Any]:
     }
 
 
-def _confusions(summary: Summary, table: PageTable) -> dict[str, Any] | None:
+def _confusions(summary: Summary, labelling: Labelling | None, table: PageTable) -> dict[str, Any] | None:
     confusions = summary.confusions
-    if not confusions:
+    if not (confusions and labelling):
         return None
+    missing = labelling.without_record.total()
     wrong = Counter({pair: images for pair, images in confusions.taken.items() if pair[0] != pair[1]})
     counts = {"found": confusions.found, "missed": confusions.missed, "made up": confusions.made_up}
     trouble = confusions.missed + confusions.made_up
     return {
         "several": confusions.several,
-        "labelled": confusions.labelled,
+        "labelled": confusions.labelled + labelling.unknown_images + missing,
+        "judged": confusions.judged,
+        "unknown": labelling.unknown_images,
+        "missing": missing,
         "right": confusions.right,
         "failed": confusions.failed,
         "without_prediction": confusions.without_prediction,

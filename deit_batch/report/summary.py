@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from deit_batch.evaluation.judged import sum_by_label
 from deit_batch.io import NAME_FIELDS, Tally
 from deit_batch.report.chosen import Best, Sample
 from deit_batch.report.table import SCALE, Bar
@@ -53,9 +54,9 @@ class Reason(NamedTuple):
 
 @dataclass(slots=True)
 class Confusions:
-    """`labelled`: all images with labels, those included that `failed` or are `without_prediction`; `taken`: how many
-    of one label (the first) were taken for another; where an image may have several, `found`, `missed` and `made_up`
-    count by label instead."""
+    """`labelled`: all images with labels, those included that `failed` or are `without_prediction`; `judged`: the
+    others, as an evaluation counts them; `taken`: how many of one label (the first) were taken for another; where an
+    image may have several, `found`, `missed` and `made_up` count by label instead."""
 
     several: bool
     labelled: int = 0
@@ -67,6 +68,10 @@ class Confusions:
     missed: Counter[str] = field(default_factory=Counter)
     made_up: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def judged(self) -> int:
+        return self.labelled - self.failed - self.without_prediction
+
     def add(self, truth: Sequence[str], predictions: Sequence[Json], state: State) -> None:
         self.labelled += 1
         self.right += state == "right"
@@ -75,7 +80,7 @@ class Confusions:
         if state not in ("right", "wrong"):
             return
         if not self.several:
-            self.taken[truth[0], predictions[0]["label"]] += 1
+            self.taken[truth[0], _best(predictions)] += 1
             return
         labels, predicted = set(truth), _predicted(predictions)
         self.found.update(labels & predicted)
@@ -85,11 +90,16 @@ class Confusions:
 
 def _is_right(truth: Sequence[str], predictions: Sequence[Json], *, several: bool) -> bool:
     """Whether the best label is the image's; where it may have several, whether all are found and none is made up."""
-    return set(truth) == _predicted(predictions) if several else predictions[0]["label"] == truth[0]
+    return set(truth) == _predicted(predictions) if several else _best(predictions) == truth[0]
+
+
+def _best(predictions: Iterable[Json]) -> str:
+    """Classes of one name are one."""
+    return next(iter(sum_by_label(predictions)))
 
 
 def _predicted(predictions: Iterable[Json]) -> set[str]:
-    return {prediction["label"] for prediction in predictions if prediction["score"] >= PREDICTED_FROM}
+    return {label for label, score in sum_by_label(predictions).items() if score >= PREDICTED_FROM}
 
 
 @dataclass(slots=True)

@@ -1,44 +1,82 @@
-"""The true labels of the images that records are of."""
+"""The true labels of the images that records are of, and which of those are judged: the same as in an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import summarise_predictions
+from deit_batch.evaluation.judged import PredictionsSummary, known_classes, summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
 from deit_batch.output.read import read_records
-from deit_batch.report.summary import Truth
+
+_Given: TypeAlias = str | Sequence[str] | None
 
 
-@dataclass(frozen=True, slots=True)
 class Labelling:
-    """Where the true labels are from, and what they say of a record."""
+    """`origin`: where the true labels are from; `several`: whether an image may have more than one. Once all records
+    have been asked for: `unknown_images` counts those that were scored, but have a label that the model does not know,
+    and `without_record` the labelled images that no record is of, or whose labels can't be read, by reason."""
 
-    origin: str
-    several: bool
-    of: Truth
+    def __init__(
+        self,
+        origin: str,
+        told: PredictionsSummary,
+        classes: Sequence[str],
+        label_map: Mapping[str, str],
+        given: Callable[[Mapping[str, Any]], _Given],
+        labels: Labels | None = None,
+    ) -> None:
+        self.origin = origin
+        self.several = told.multi_label
+        self.unknown_images = 0
+        self._classes = classes
+        self._map = label_map
+        self._matching = Matching(classes, label_map)
+        self._given = given
+        self._labels = labels
+
+    def of(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The labels of a record's image, in the model's own names where it has them; None for an image that can't be
+        judged: of no label, of many where the others have one, or of one that the model does not know."""
+        labels = self._given(record)
+        labels = (labels,) if isinstance(labels, str) else labels
+        if labels is None or (len(labels) != 1 and not self.several):
+            return None
+        numbers = [self._matching.find(label) for label in labels]
+        if None in numbers and "error" not in record and (record["predictions"] or self.several):
+            self.unknown_images += 1
+            return None
+        named = zip(labels, numbers, strict=True)
+        return tuple(self._map.get(label, label) if n is None else self._classes[n] for label, n in named)
+
+    @property
+    def without_record(self) -> Counter[str]:
+        if self._labels is None:
+            return Counter()
+        self._labels.count_missing()
+        return self._labels.failures
 
 
 def find_labels(
     predictions: Path, labels: str | None, *, column: str | None, label_map: str | None, id: str | None = None
 ) -> Labelling | None:
     """Those of another input, joined by the images' identities, which the column `id` of it may say; or else of a field
-    that the records carry along; None if there are none. A label has the name that the model has for it, as an
-    evaluation matches them, or else its own.
+    that the records carry along; None if there are none. They are matched with the model's names, and images are
+    counted, as an evaluation does.
 
     Raises UsageError if what was asked for is not there."""
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
         source = open_labelled(labels, id=id, label_column=column, image_optional=True)
-        several, known = source.multi_label, Labels(source, read_records(predictions))
-        named = _namer(predictions, mapping, several)
-        return Labelling(source.layout, several, lambda record: named(known.of(record)))
+        known = Labels(source, read_records(predictions))
+        told = summarise_predictions(read_records(predictions), multi_label=source.multi_label)
+        classes = known_classes(told, known.names, mapping)
+        return Labelling(source.layout, told, classes, mapping, known.of, known)
     if id:
         raise UsageError("--id is for the labels of --labels")
     field, several = _carried(predictions, column)
@@ -46,8 +84,15 @@ def find_labels(
         if mapping:
             raise UsageError("--label-map: there are no labels; give --labels, or carry them along by score --keep")
         return None
-    named = _namer(predictions, mapping, several)
-    return Labelling(f"the records' field {field!r}", several, lambda record: named(_parsed(record.get(field))))
+    told = summarise_predictions(read_records(predictions), multi_label=several)
+    classes = known_classes(told, set(_names(predictions, field)), mapping)
+    return Labelling(f"the records' field {field!r}", told, classes, mapping, lambda record: _parsed(record.get(field)))
+
+
+def _names(predictions: Path, field: str) -> Iterator[str]:
+    for record in read_records(predictions):
+        labels = _parsed(record.get(field))
+        yield from (labels,) if isinstance(labels, str) else labels or ()
 
 
 def _carried(predictions: Path, column: str | None) -> tuple[str | None, bool]:
@@ -72,22 +117,3 @@ def _parsed(value: object) -> str | tuple[str, ...] | None:
         return parse_labels(value)
     except RowError:
         return None
-
-
-def _namer(
-    predictions: Path, mapping: dict[str, str], several: bool
-) -> Callable[[str | Sequence[str] | None], tuple[str, ...] | None]:
-    classes = summarise_predictions(read_records(predictions), multi_label=several).classes
-    matching = Matching(classes, mapping)
-
-    @cache
-    def name(label: str) -> str:
-        number = matching.find(label)
-        return mapping.get(label, label) if number is None else classes[number]
-
-    def named(labels: str | Sequence[str] | None) -> tuple[str, ...] | None:
-        """None for an image that can't be judged: of no label, or of many where the others have one."""
-        labels = (labels,) if isinstance(labels, str) else labels
-        return None if labels is None or (len(labels) != 1 and not several) else tuple(map(name, labels))
-
-    return named

@@ -7,12 +7,14 @@ import base64
 import faulthandler
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import EXAMPLES, LABELS, jpeg, photo, read_json, read_jsonl, scored
 from hypothesis import given, settings
@@ -83,7 +85,8 @@ def test_a_page_of_many_records_says_that_it_holds_a_sample(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["folders", "carried", "several"])
 def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
     records = [
-        record(n, f"v/{'jar' if n < 6 else 'milk_bottle'}/{n}.jpg", ("jar", 0.9), ("can", 0.1)) for n in range(8)
+        record(n, f"v/{'jar' if n < 6 else 'milk_bottle'}/{n}.jpg", ("jar", 0.9), ("milk_bottle", 0.1))
+        for n in range(8)
     ]
     records.append(record(8, "v/jar/8.jpg", error="broken"))
     options: list[str | Path] = ["--thumbnails", "0"]
@@ -98,7 +101,7 @@ def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
             label = "jar" if n < 6 else "milk_bottle"
             each["label"] = [label] if kind == "several" else label
     page = reported(write(tmp_path / "p.jsonl", records), *options)
-    assert "6 of 9 labelled images are right (66.7 %); 1 could not be scored" in page.text
+    assert "6 of 8 judged images are right (75.0 %), of 9 labelled ones; 1 could not be scored" in page.text
     if kind == "several":
         assert "milk_bottle 0 2 0" in page.text  # found, missed, made up
         assert "jar 6 0 2" in page.text
@@ -108,21 +111,60 @@ def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
     assert states == ["right"] * 6 + ["wrong"] * 2 + ["failed"]
 
 
-def test_labelled_images_that_failed_or_have_no_prediction_are_not_right(tmp_path: Path) -> None:
+def test_labelled_images_that_failed_or_have_no_prediction_are_not_judged(tmp_path: Path) -> None:
     records = [record(n, f"{n}.jpg", ("can", 0.9), label="can") for n in range(5)]
     records += [record(n, f"{n}.jpg", error="broken", label="can") for n in range(5, 9)]
-    records.append(record(9, "9.jpg", label="can"))
+    records += [record(9, "9.jpg", label="can"), record(10, "10.jpg", ("jar", 0.9), label="can")]
     page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0")
-    told = "5 of 10 labelled images are right (50.0 %); 4 could not be scored; 1 had no label from the run's threshold"
+    told = (
+        "5 of 6 judged images are right (83.3 %), of 11 labelled ones; 4 could not be scored; "
+        "1 had no label from the run's threshold"
+    )
     assert told in page.text
-    assert "right 50.0 %" in page.text
+    assert "right 83.3 %" in page.text
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_report_counts_as_an_evaluation_does(several: bool, whole: bool, tmp_path: Path) -> None:
+    """Of images that are there twice, failed, without prediction, label or record, of labels that are unknown or can't
+    be read, and of two classes of one name. `whole`: records hold every class's score."""
+    classes = ["can", "crane", "crane", "jar"]
+    labels = [*classes * 6, "Can", "unheard of", "can", "jar", ""]
+    names = [f"{n}.jpg" for n in range(len(labels))]
+    random = np.random.default_rng(0)
+    records: list[dict[str, Any]] = []
+    for n, name in enumerate([*names[:-3], "0.jpg", "other.jpg"]):
+        scores = random.random(4) if several else random.dirichlet(np.ones(4))
+        best = sorted(zip(classes, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+        records.append(record(n, name, *best[: None if whole else 2]))
+    records[3] = record(3, names[3], error="broken")
+    records[4] = record(4, names[4], *([] if not whole else best))
+    table = [
+        {"image": n, "label": [label] if several and label else label} for n, label in zip(names, labels, strict=True)
+    ]
+    table.append(table[5])
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    predictions = write(tmp_path / "p.jsonl", records)
+    done = invoke("evaluate", "--input", tmp_path / "l.jsonl", "--predictions", predictions, "--out", tmp_path / "ev")
+    assert done.exit_code in (0, 3), done.output
+    evaluated = read_json(tmp_path / "ev" / "metrics.json")
+    page = reported(predictions, "--labels", tmp_path / "l.jsonl", "--thumbnails", "0")
+    found = re.search(r"(\d+) of (\d+) judged images are right \(.*?\), of (\d+) labelled ones", page.text)
+    assert found, page.text
+    assert evaluated["inputs"] == len(labels)
+    assert list(map(int, found.groups()[1:])) == [evaluated["judged"], evaluated["inputs"]]
+    if "accuracy" in evaluated["metrics"]:
+        assert int(found[1]) == round(evaluated["metrics"]["accuracy"] * evaluated["judged"])
+    states = Counter(page.data["states"][number] for number in page.data["values"]["state"])
+    assert states["right"] + states["wrong"] == evaluated["judged"]
 
 
 @pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
 def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
     records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
     page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0", *options)
-    assert "1 of 1 labelled images are right" in page.text
+    assert "1 of 1 judged images are right" in page.text
 
 
 def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
