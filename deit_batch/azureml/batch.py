@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import TYPE_CHECKING
 
 from deit_batch.azureml.deployed import deployed_options
-from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError, UsageError
+from deit_batch.errors import DeitBatchError, FetchError, RowError, UsageError
 from deit_batch.input.kinds import InputKind, by_ending_of
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from deit_batch.model.classifier import Classifier
 
 TABLES = (InputKind.CSV, InputKind.TSV, InputKind.JSON_LINES, InputKind.PARQUET)
+
+_SAY_NOTHING_OF_THE_BYTES = (FetchError.__name__, RowError.__name__)
+"""Errors of images of which no byte was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     has the table as `file` and its place in it as `row`, from 0.
 
     An image that can't be scored is a line with its error, so that every image has one. But if none of a mini-batch can
-    be read at all, as of a dead mount, this raises DeitBatchError: the service tries it again (`retry_settings`), and
-    counts it (`error_threshold`)."""
+    be read at all, as of a dead mount, or a table can't be read to its end, so that nobody knows what is missing, this
+    raises DeitBatchError: the service tries it again (`retry_settings`), and counts it (`error_threshold`)."""
     if _deployed is None:
         raise UsageError("init() has not been called")
     options, plan = _deployed.options, _deployed.plan
@@ -58,7 +60,7 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     work = scored(plan.batches(numbered), plan, options, Stopwatch(), classifier=_deployed.classifier)
     records = [record for batch in work for record in batch]
     unread = [record.error for record in records if record.error and record.error.type == FetchError.__name__]
-    if unread and len(unread) == len(records):
+    if unread and all(record.error and record.error.type in _SAY_NOTHING_OF_THE_BYTES for record in records):
         raise DeitBatchError(f"nothing of this mini-batch of {len(records):,} could be read: {unread[0].message}")
     return [_line(record) for record in records]
 
@@ -70,11 +72,34 @@ def _references(paths: Sequence[str], options: Options) -> Iterator[Reference]:
             continue
         try:
             rows = open_source(path, column=options.column, keep=options.keep, id=options.id).references
-            for row, reference in zip(count(), rows, strict=False):
-                yield replace(reference, keep={"file": path, "row": row, **reference.keep})
         except DeitBatchError as error:
-            failure = Failure.of(error if isinstance(error, ImageError) else RowError(str(error)))
-            yield Reference(0, path, failure, {"file": path})
+            yield _unreadable(path, error)
+        else:
+            yield from rows_of(path, rows)
+
+
+def rows_of(path: str, rows: Iterator[Reference]) -> Iterator[Reference]:
+    """Those of a table, and its end, if that is not the table's. Raises DeitBatchError if the disk gives no more of
+    it."""
+    read = 0
+    try:
+        for row in rows:
+            yield replace(row, keep={"file": path, "row": read, **row.keep})
+            read += 1
+    except DeitBatchError as error:
+        if read and _is_fault_of_the_disk(error):
+            raise
+        yield _unreadable(path, error)
+
+
+def _unreadable(path: str, error: DeitBatchError) -> Reference:
+    failure = FetchError(str(error)) if _is_fault_of_the_disk(error) else RowError(str(error))
+    return Reference(0, path, Failure.of(failure), {"file": path})
+
+
+def _is_fault_of_the_disk(error: DeitBatchError) -> bool:
+    """Whether the system refused to read on: damaged content is an error without a number."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
 
 
 def _line(record: Record) -> str:

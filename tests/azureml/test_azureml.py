@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from deit_batch.azureml import batch
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
+from deit_batch.input.open import open_source
 from deit_batch.model.checkpoint import find_checkpoint
 
 REPOSITORY = EXAMPLES.parent
@@ -85,6 +87,40 @@ def test_a_mini_batch_of_which_nothing_can_be_scored_is_the_services_to_try_agai
     with pytest.raises(DeitBatchError, match=r"nothing of this mini-batch of 2 could be read: "):
         batch.run(["/gone/a.jpg", "/gone/b.jpg"])
     assert batch.run([]) == []
+
+
+def test_tables_that_cannot_be_read_are_the_services_to_try_again(deployed: None, tmp_path: Path) -> None:
+    """Alone, or with rows that are malformed; beside what can be read, they are a line each."""
+    for ending in ("csv", "tsv", "jsonl", "parquet", "csv.gz"):
+        (tmp_path / f"folder.{ending}").mkdir()
+        for dead in (f"/gone/a.{ending}", f"{tmp_path}/folder.{ending}/b.{ending}"):
+            with pytest.raises(DeitBatchError, match=r"nothing of this mini-batch of 1 could be read: .*No such file"):
+                batch.run([dead])
+    (tmp_path / "rows.csv").write_text("image\n/gone/a.png\n/gone/b.png,1\n")
+    with pytest.raises(DeitBatchError, match="nothing of this mini-batch of 3 could be read: "):
+        batch.run([str(tmp_path / "rows.csv"), "/gone/c.csv"])
+    (tmp_path / "damaged.csv.gz").write_bytes(b"no gzip")
+    *found, gone, damaged = results([*PICTURES, "/gone/c.csv", str(tmp_path / "damaged.csv.gz")])
+    assert all(line["predictions"] for line in found)
+    assert (gone["file"], gone["error"]["type"]) == ("/gone/c.csv", "FetchError")
+    assert damaged["error"]["type"] == "RowError"
+
+
+def test_a_table_that_breaks_off_is_the_services_to_try_again(deployed: None, tmp_path: Path) -> None:
+    """As of a mount that dies: what is missing is known to nobody. A terminal whose other side is closed gives an error
+    behind what was written."""
+    master, slave = os.openpty()
+    os.write(slave, "".join(f"{picture}\n" for picture in PICTURES).encode())
+    os.close(slave)
+    with open(master, "rb") as stream:
+        rows = batch.rows_of("t.txt", open_source("-", stdin=stream).references)
+        assert [next(rows).keep["row"] for _ in PICTURES] == list(range(len(PICTURES)))
+        with pytest.raises(DeitBatchError, match=r"can't be read past line 5: .*Input/output error"):
+            next(rows)
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(f'{{"image": "{PICTURES[0]}"}}\n'.encode() * 9)[:-9])
+    *found, end = results([str(tmp_path / "cut.jsonl.gz")])
+    assert {len(line["predictions"]) for line in found} <= {2}
+    assert (end["file"], end["error"]["type"]) == (str(tmp_path / "cut.jsonl.gz"), "RowError")
 
 
 def test_a_bad_image_alone_is_a_line(deployed: None, tmp_path: Path) -> None:
