@@ -19,6 +19,7 @@ ImageError                one image that can't be scored; becomes a failed recor
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 
 from deit_batch.redaction import redact_message
 
@@ -83,3 +84,9 @@ class DecodeError(ImageError):
 
 class ScoreError(ImageError):
     pass
+
+
+def nothing_left(message: str, failures: Iterable[str]) -> DeitBatchError:
+    """The error of a run in which every image failed, by the types of the `failures`: an InputError if one could not be
+    fetched, which another try may mend, or else a UsageError."""
+    return InputError(message) if FetchError.__name__ in failures else UsageError(message)

@@ -27,14 +27,13 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
-from deit_batch.finetune.settings import Settings
+from deit_batch.finetune.settings import METRICS, Settings
 from deit_batch.limits import Limits
 from deit_batch.system.extras import needing
 
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
-METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "average_precision", "loss")
 
 
 @click.command(

@@ -12,7 +12,7 @@ import logging
 import random
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from deit_batch.errors import InputError, OutputError, UsageError
+from deit_batch.errors import OutputError, RowError, UsageError, nothing_left
 from deit_batch.finetune.settings import Settings
 from deit_batch.input.identity import identity_of
-from deit_batch.input.labels import LabelledSource, open_labelled
+from deit_batch.input.labels import LABELLED_TWICE, LabelledSource, find_unclear, open_labelled
 from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
 from deit_batch.io import Failure, Reference, counts, json_line, name_fields, stamp
 from deit_batch.limits import Limits
@@ -39,6 +39,9 @@ logger = logging.getLogger("deit_batch")
 
 BATCH = 64
 FIRST_SHOWN = 3
+CLASSES_SHOWN = 100
+PREPARED = "prepared.json"
+"""Written last: where it is, the rest is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The images that could be decoded. `pixels`: uint8 [n, height, width, 3], in a file; `labels`: of each, in the
-    data set's names; `class_names`: all of them, in the order of the model's outputs; `fingerprint`: SHA-256 over
-    every image's bytes and labels."""
+    """The images that can be trained on. `pixels`: uint8 [all that were decoded, height, width, 3], in a file; `rows`:
+    int64 [n], which of them is which image's; `labels`: of each image, in the data set's names; `class_names`: all of
+    them, in the order of the model's outputs; `fingerprint`: SHA-256 over the bytes and labels of all that were
+    decoded."""
 
     pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
     labels: list[list[str]]
     class_names: list[str]
     multi_label: bool
@@ -78,8 +83,10 @@ class Prepared:
 class Examples(Dataset[dict[str, NDArray[Any]]]):
     """Some of the prepared images, with their targets."""
 
-    def __init__(self, pixels: NDArray[np.uint8], targets: NDArray[np.float32], places: Sequence[int]) -> None:
-        self._pixels, self._targets = pixels, targets
+    def __init__(self, prepared: Prepared, class_names: Sequence[str], places: Sequence[int]) -> None:
+        """Raises UsageError for a class that is not among `class_names`."""
+        self._pixels, self._rows = prepared.pixels, prepared.rows
+        self._targets = prepared.targets(class_names)
         self._places = places
 
     def __len__(self) -> int:
@@ -87,7 +94,7 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
 
     def __getitem__(self, number: int) -> dict[str, NDArray[Any]]:
         place = self._places[number]
-        return {"pixels": self._pixels[place], "targets": self._targets[place]}
+        return {"pixels": self._pixels[self._rows[place]], "targets": self._targets[place]}
 
 
 def collate(rows: Sequence[dict[str, NDArray[Any]]]) -> dict[str, torch.Tensor]:
@@ -112,15 +119,15 @@ def listing_digest(settings: Settings) -> str | None:
 
 
 def prepare(
-    folder: Path, source: Callable[[], LabelledSource], recipe: Recipe, limits: Limits, stop: Stop, *, workers: int
+    folder: Path, source: LabelledSource | None, recipe: Recipe, limits: Limits, stop: Stop, *, workers: int
 ) -> Prepared:
-    """Decodes what `source` gives into `folder`, or takes what an earlier run has left there whole. Raises InputError
-    if not one image is left, OutputError if the disk is full."""
-    if not (folder / "prepared.json").exists():
+    """Decodes what `source` gives into `folder`; None takes what an earlier run has left there whole. Raises
+    DeitBatchError if not one image is left, OutputError if the disk is full."""
+    if source is not None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            _decode_all(folder, source(), recipe, limits, stop, workers)
+            _decode_all(folder, source, recipe, limits, stop, workers)
         except OSError as error:
             raise OutputError(
                 f"{error.filename or folder}: {error.strerror}; is there room for decoded images?"
@@ -131,6 +138,8 @@ def prepare(
 def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Limits, stop: Stop, workers: int) -> None:
     skipped: list[Skipped] = []
     digest = hashlib.sha256()
+    images: list[str | None] = []
+    given: list[tuple[str | None, list[str]]] = []
     references = source.as_source().references
     loader = Loader(batched(references, BATCH), recipe, limits, workers=workers, pin_memory=False, digests=True)
     with closing(loader), open(folder / "pixels", "wb") as pixels, open(folder / "labels.jsonl", "wb") as lines:
@@ -142,18 +151,24 @@ def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Li
                 if isinstance(failure, Failure):
                     skipped.append(Skipped(reference.image, failure.type, failure.message))
                     continue
-                line = json_line(_labels(reference))
+                labels = _labels(reference)
+                images.append(reference.image)
+                given.append((identity_of(name_fields(reference)), labels))
+                line = json_line(labels)
                 digest.update(decoded.digests[place].encode() + line)
                 lines.write(line)
+    unclear = find_unclear(given)
+    skipped += [Skipped(images[row], RowError.__name__, LABELLED_TWICE) for row in unclear]
     about = {
         "class_names": source.class_names,
         "multi_label": source.multi_label,
         "layout": source.layout,
         "fingerprint": digest.hexdigest(),
+        "unclear": unclear,
         "skipped": [asdict(one) for one in skipped],
         "passed_over": source.passed_over,
     }
-    write_atomically(folder / "prepared.json", json_line(about))
+    write_atomically(folder / PREPARED, json_line(about))
 
 
 def _labels(reference: Reference) -> list[str]:
@@ -162,24 +177,28 @@ def _labels(reference: Reference) -> list[str]:
 
 
 def _prepared(folder: Path, recipe: Recipe) -> Prepared:
-    about = json.loads((folder / "prepared.json").read_bytes())
+    about = json.loads((folder / PREPARED).read_bytes())
     skipped = [Skipped(**one) for one in about.pop("skipped")]
     passed_over = about.pop("passed_over", {})  # an earlier version has not counted
     if passed_over:
         logger.info("passed over: %s", counts(passed_over, most=MOST_SHOWN))
     warn_of_photos(passed_over)
-    labels = [json.loads(line) for line in (folder / "labels.jsonl").read_bytes().splitlines()]
-    if not labels:
-        raise InputError(f"none of the {len(skipped)} images can be trained on; the first: {skipped[0].message}")
     _report(skipped)
-    names = {label for row in labels for label in row}
+    labels = [json.loads(line) for line in (folder / "labels.jsonl").read_bytes().splitlines()]
+    unclear = set(about.pop("unclear"))
+    rows = np.array([row for row in range(len(labels)) if row not in unclear], np.int64)
+    if not len(rows):
+        first = skipped[0].message if skipped else "there is none"
+        types = [one.type for one in skipped]
+        raise nothing_left(f"none of the {len(skipped)} images can be trained on; the first: {first}", types)
+    names = {label for row in rows for label in labels[row]}
     listed = about["class_names"] or sorted(names)
     about["class_names"] = [name for name in listed if name in names]
     lost = [name for name in listed if name not in names]
     if lost:
         logger.warning("classes without an image that can be read, which the model won't know: %s", ", ".join(lost))
     pixels = np.memmap(folder / "pixels", np.uint8, "r", shape=(len(labels), *recipe.size, 3))
-    return Prepared(pixels, labels, skipped=skipped, **about)
+    return Prepared(pixels, rows, [labels[row] for row in rows], skipped=skipped, **about)
 
 
 def _report(skipped: Sequence[Skipped]) -> None:
@@ -254,37 +273,70 @@ class Sets:
 
 
 def load_sets(settings: Settings, recipe: Recipe, folder: Path, stop: Stop, *, workers: int) -> Sets:
-    """Decodes the inputs into `folder` and divides them. Raises DeitBatchError where there is too little to learn."""
-    inputs = [
-        _prepare(folder / name, spec, settings, recipe, stop, workers)
-        for name, spec in (("inputs", settings.input), ("validation", settings.validation))
+    """Decodes the inputs into `folder` and divides them. Raises DeitBatchError where there is too little to learn, or
+    the settings do not fit the labels; the latter before the first image is decoded."""
+    specs = {"inputs": settings.input, "validation": settings.validation}
+    places = [folder / name for name, spec in specs.items() if spec is not None]
+    opened = [
+        None if (folder / name / PREPARED).exists() else _open(spec, settings)
+        for name, spec in specs.items()
         if spec is not None
     ]
+    multi_label = _kind_of_labels(places, opened, settings)
+    inputs = [
+        prepare(place, source, recipe, settings.limits, stop, workers=workers)
+        for place, source in zip(places, opened, strict=True)
+    ]
     first, last = inputs[0], inputs[-1]
-    if first.multi_label != last.multi_label:
-        raise UsageError("of --input and --validation, one has several labels an image and the other has one")
-    names = first.class_names
-    if len(names) < 2:
-        raise InputError(f"all images show {names[0]}: there is nothing to tell apart")
+    _check_there_is_something_to_learn(first)
     if first is last:
         training, validation = split(first.labels, settings.validation_share, settings.seed)
     else:
         training, validation = list(range(len(first.labels))), list(range(len(last.labels)))
     if not validation:
-        raise InputError("no image can be spared for validation: no class has two; name others with --validation")
+        raise UsageError("no image can be spared for validation: no class has two; name others with --validation")
+    if not any(last.labels[place] for place in validation):
+        raise UsageError("no image to validate with has a label; name others with --validation")
     return Sets(
-        training=Examples(first.pixels, first.targets(names), training),
-        validation=Examples(last.pixels, last.targets(names), validation),
-        class_names=names,
-        multi_label=first.multi_label,
+        training=Examples(first, first.class_names, training),
+        validation=Examples(last, first.class_names, validation),
+        class_names=first.class_names,
+        multi_label=multi_label,
         layouts=[one.layout for one in inputs],
         fingerprints=[one.fingerprint for one in inputs],
         skipped=[skipped for one in inputs for skipped in one.skipped],
     )
 
 
-def _prepare(folder: Path, spec: str, settings: Settings, recipe: Recipe, stop: Stop, workers: int) -> Prepared:
-    return prepare(folder, lambda: _open(spec, settings), recipe, settings.limits, stop, workers=workers)
+def _kind_of_labels(places: Sequence[Path], opened: Sequence[LabelledSource | None], settings: Settings) -> bool:
+    """Whether an image may have several labels. Raises UsageError if the settings are for the other kind."""
+    kinds = {
+        source.multi_label if source else bool(json.loads((place / PREPARED).read_bytes())["multi_label"])
+        for place, source in zip(places, opened, strict=True)
+    }
+    if len(kinds) > 1:
+        raise UsageError("of --input and --validation, one has several labels an image and the other has one")
+    multi_label = kinds.pop()
+    settings.best_metric(multi_label=multi_label)
+    if settings.teacher and multi_label:
+        raise UsageError("--teacher is for inputs of one label an image, for it names one")
+    return multi_label
+
+
+def _check_there_is_something_to_learn(prepared: Prepared) -> None:
+    """Says which classes there are. Raises DeitBatchError if no image differs from another."""
+    names, labels = prepared.class_names, prepared.labels
+    counts = Counter(label for row in labels for label in row)
+    shown = ", ".join(f"{name} ({counts[name]:,})" for name in names[:CLASSES_SHOWN])
+    more = f" and {len(names) - CLASSES_SHOWN:,} more" if len(names) > CLASSES_SHOWN else ""
+    logger.info("classes to learn, with their images: %s%s", shown or "none", more)
+    skipped = [one.type for one in prepared.skipped]
+    if not names:
+        raise nothing_left(f"none of the {len(labels):,} images has a label: there is nothing to learn", skipped)
+    if len(names) == 1:
+        raise nothing_left(f"{names[0]} is the only class: there is nothing to tell it from", skipped)
+    if all(len(row) == len(names) for row in labels):
+        raise nothing_left(f"all images show {', '.join(names):.200}: there is nothing to tell apart", skipped)
 
 
 def _open(spec: str, settings: Settings, *, again: bool = False) -> LabelledSource:

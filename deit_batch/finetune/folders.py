@@ -62,6 +62,10 @@ def publish(result: Path, out: Path) -> None:
     for path in (path for path in result.rglob("*") if path.is_file()):
         path.chmod(0o644)  # safetensors makes its own private
     publish_folder(result, out, replace=True)  # what is there: with --fresh
+    remove_partial(out)
+
+
+def remove_partial(out: Path) -> None:
     shutil.rmtree(beside(out, ".partial"))
 
 

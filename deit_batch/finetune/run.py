@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,21 @@ from deit_batch.finetune import folders, mlflow_model
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.card import model_card
 from deit_batch.finetune.data import Sets, collate, listing_digest, load_sets
-from deit_batch.finetune.settings import Settings
+from deit_batch.finetune.settings import LOWER_IS_BETTER, METRICS, Settings
 from deit_batch.finetune.students import finished, make_student
 from deit_batch.finetune.teacher import Teacher
 from deit_batch.finetune.training import (
-    HIGHER_IS_BETTER,
+    Diverged,
     EarlyStopping,
     Learner,
     StopAndSave,
+    StopIfDiverged,
     TrainingProgress,
     last_checkpoint,
     loss_for,
     metrics_for,
 )
+from deit_batch.input.labels import find_split
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.classifier import choose_device
 from deit_batch.model.recipe import Recipe
@@ -64,6 +66,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
     with ExitStack() as stack:
         stack.callback(folders.lock(out).release)
         stop = stack.enter_context(stop_on_signals(SECONDS_TO_FINISH))
+        settings = _with_split(settings)
         checkpoint = find_checkpoint(settings.model, revision=settings.revision, allow_pickle=settings.allow_pickle)
         recipe = _recipe(checkpoint, settings)
         facts = _facts(settings, checkpoint, recipe)
@@ -73,9 +76,14 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
         else:
             flavour = mlflow_model.load_flavour() if settings.mlflow else None
             partial = folders.open_partial(out, facts, fresh=fresh)
-            report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop, quiet)}
+            try:
+                report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop, quiet)}
+            except Diverged:
+                folders.remove_partial(out)  # to go on from it would end the same
+                raise
             result = partial / "result"
-            (result / folders.REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+            (result / folders.REPORT).write_text(text, encoding="utf-8")
             (result / "README.md").write_text(model_card(report), encoding="utf-8")
             if flavour:
                 mlflow_model.save(flavour, result, result / "mlflow")
@@ -83,11 +91,31 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
     return TrainingResult(report["metrics"], len(report["data"]["skipped"]))
 
 
+def _with_split(settings: Settings) -> Settings:
+    """Of an input that is divided into folders to train on and to validate with, these for it."""
+    split = find_split(settings.input)
+    if split is None:
+        return settings
+    validation = settings.validation or split.validation
+    used = f"trains on {split.training}, validates with {validation}"
+    logger.info("%s is split into %s: %s", settings.input, ", ".join(split.names), used)
+    return replace(settings, input=split.training, validation=validation)
+
+
 def _recipe(checkpoint: Checkpoint, settings: Settings) -> Recipe:
+    """Raises UsageError if the model can't be trained, or not at this size."""
     if checkpoint.exported_dtype:
         raise UsageError(f"{checkpoint.name} is exported; fine-tune the checkpoint that it was made from")
     recipe = find_recipe(checkpoint, settings.image_processor)
-    return recipe.scaled(settings.image_size) if settings.image_size else recipe
+    size, patch = settings.image_size, checkpoint.geometry.patch_size
+    if size is None:
+        return recipe
+    if len(set(recipe.size)) > 1:
+        height, width = recipe.size
+        raise UsageError(f"--image-size is for models that take squares; {checkpoint.name} takes {height}x{width}")
+    if size % patch:
+        raise UsageError(f"--image-size {size} is no multiple of the model's patches, {patch}")
+    return recipe.scaled(size)
 
 
 def _facts(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
@@ -109,12 +137,8 @@ def _train(
     device = choose_device(settings.device)
     workers = default_workers(device) if settings.workers is None else settings.workers
     sets = load_sets(settings, recipe, partial, stop, workers=workers)
-    if settings.teacher and sets.multi_label:
-        raise UsageError("--teacher is for inputs of one label an image, for it names one")
     teacher = Teacher(settings.teacher, sets.class_names, device) if settings.teacher else None
-    student = make_student(
-        checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size[0]
-    )
+    student = make_student(checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size)
     loss = loss_for(multi_label=sets.multi_label, label_smoothing=settings.label_smoothing_factor)
     learner = Learner(student, recipe, loss, Augmentation(settings, recipe.size), teacher)
     arguments = _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu")
@@ -126,7 +150,7 @@ def _train(
         sets.training,
         sets.validation,
         compute_metrics=metrics_for(multi_label=sets.multi_label),
-        callbacks=_callbacks(settings, arguments, stop, last),
+        callbacks=[StopIfDiverged(learner), *_callbacks(settings, arguments, stop, last)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=last)
@@ -173,13 +197,13 @@ def _described(sets: Sets) -> dict[str, Any]:
 
 
 def _is_metric(name: str) -> bool:
-    return name.startswith("eval_") and name.removeprefix("eval_") in HIGHER_IS_BETTER
+    return name.startswith("eval_") and name.removeprefix("eval_") in METRICS
 
 
 def _arguments(
     settings: Settings, sets: Sets, folder: Path, *, quiet: bool, on_cpu: bool
 ) -> transformers.TrainingArguments:
-    best = settings.metric_for_best_model or ("average_precision" if sets.multi_label else "accuracy")
+    best = settings.best_metric(multi_label=sets.multi_label)
     return transformers.TrainingArguments(
         output_dir=str(folder),
         eval_strategy="epoch",
@@ -187,8 +211,9 @@ def _arguments(
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model=best,
-        greater_is_better=HIGHER_IS_BETTER[best],
+        greater_is_better=best not in LOWER_IS_BETTER,
         logging_steps=20,
+        logging_nan_inf_filter=False,  # it would hide from StopIfDiverged what it is for
         disable_tqdm=quiet or not sys.stderr.isatty(),
         report_to="none",
         remove_unused_columns=False,

@@ -14,6 +14,11 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 50
 LARGEST_BATCH = 32
 BATCHES_AN_EPOCH = 8
 """At least, as long as a batch has four images."""
+SINGLE_LABEL_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "loss")
+MULTI_LABEL_METRICS = ("average_precision", "accuracy", "f1_macro", "loss")
+"""What a validation measures; the best epoch is chosen by the first, if by no other."""
+METRICS = tuple(dict.fromkeys(SINGLE_LABEL_METRICS + MULTI_LABEL_METRICS))
+LOWER_IS_BETTER = ("loss",)
 LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "head": 1e-3}
 """For AdamW: what is trained anew bears larger steps than what is only refined."""
 
@@ -77,6 +82,17 @@ class Settings:
     @property
     def way(self) -> str:
         return "head" if self.freeze_backbone else "lora" if self.lora_rank else "full"
+
+    def best_metric(self, *, multi_label: bool) -> str:
+        """The one by which the best epoch is chosen. Raises UsageError if there is no such one of labels like these."""
+        metrics = MULTI_LABEL_METRICS if multi_label else SINGLE_LABEL_METRICS
+        chosen = self.metric_for_best_model or metrics[0]
+        if chosen not in metrics:
+            kind = "any number of labels" if multi_label else "one label"
+            raise UsageError(
+                f"--metric-for-best-model {chosen} is not measured where an image has {kind}; {', '.join(metrics)} are"
+            )
+        return chosen
 
     def batch_size(self, images: int) -> int:
         if self.per_device_train_batch_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -16,10 +17,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from deit_batch.errors import UsageError
 from deit_batch.finetune.settings import Settings
 from deit_batch.model.architecture import CLASSES
 from deit_batch.model.checkpoint import Checkpoint
+from deit_batch.model.transformer import load_tensors
+from deit_batch.names import alike
+
+logger = logging.getLogger("deit_batch")
 
 Student: TypeAlias = Any
 """One of the three classes, or a PeftModel around one: their declarations have little in common."""
@@ -31,38 +35,73 @@ LORA_SCALE = 2
 
 
 def make_student(
-    checkpoint: Checkpoint, settings: Settings, class_names: Sequence[str], *, multi_label: bool, image_size: int
+    checkpoint: Checkpoint,
+    settings: Settings,
+    class_names: Sequence[str],
+    *,
+    multi_label: bool,
+    image_size: tuple[int, int],
 ) -> Student:
     """In float32 on the CPU. A plain DeiT stays a ViT, a distilled one gets a plain head; with a teacher, either is
-    given two. What of it is to be trained requires its gradient; a head for other classes starts anew.
+    given two. What of it is to be trained requires its gradient. `image_size`: whole patches.
 
-    Raises UsageError if the images are no whole number of patches.
+    Raises CheckpointError if the weights can't be loaded.
     """
-    torch.manual_seed(settings.seed)  # for the head
-    named = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: number for number, name in enumerate(class_names)},
-        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
-    }
-    # Heads for another number of classes are left out and made anew. The tensors were checked: nothing else can be.
-    load: dict[str, Any] = {**named, "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    torch.manual_seed(settings.seed)  # for the heads
     is_vit = checkpoint.geometry.parts.body == "vit"
-    with_teacher: Any = DeiTForImageClassificationWithTeacher
-    kind: Any = {
-        "vit": ViTForImageClassification,
-        "deit": with_teacher if settings.teacher else DeiTForImageClassification,
-    }[checkpoint.geometry.parts.body]
-    model: Student = kind.from_pretrained(checkpoint.folder, **load)
+    kind: Any = ViTForImageClassification if is_vit else DeiTForImageClassification
+    if settings.teacher and not is_vit:
+        kind = DeiTForImageClassificationWithTeacher
+    config = kind.config_class.from_pretrained(
+        checkpoint.folder,
+        id2label=dict(enumerate(class_names)),
+        label2id={name: number for number, name in enumerate(class_names)},
+        problem_type="multi_label_classification" if multi_label else "single_label_classification",
+    )
+    tensors = _with_heads(load_tensors(checkpoint), checkpoint, kind, class_names, config.initializer_range)
+    model: Student = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
     if is_vit and settings.teacher:
         model = _with_distillation_token(model)
-    heads = CLASSES[type(model).__name__].heads
-    if list(class_names) != checkpoint.labels:
-        for head in heads:
-            nn.init.trunc_normal_(model.get_parameter(f"{head}.weight"), std=model.config.initializer_range)
-            nn.init.zeros_(model.get_parameter(f"{head}.bias"))
-    if image_size != model.config.image_size:
-        model = _resized(model, image_size)
-    return _trained_in_part(model, settings, heads)
+    if image_size != checkpoint.geometry.image_size:
+        model = _resized(model, checkpoint.geometry.image_size, image_size)
+    return _trained_in_part(model, settings, CLASSES[type(model).__name__].heads)
+
+
+def _with_heads(
+    tensors: dict[str, Tensor], checkpoint: Checkpoint, kind: type, class_names: Sequence[str], deviation: float
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors with the heads of `kind` for `class_names`: the rows of classes that the checkpoint has
+    by the same name are taken over, the others start anew, and which do is said. A head that the checkpoint has not
+    takes the rows of its first one, which looks at the same token."""
+    parts = checkpoint.geometry.parts
+    known = [alike(label) for label in checkpoint.labels]
+    rows = {name: known.index(name) for name in class_names if known.count(name) == 1}
+    new = [name for name in class_names if name not in rows]
+    _say_what_starts_anew(len(rows), new)
+    heads = CLASSES[kind.__name__].heads
+    if rows and len(heads) < len(parts.heads):
+        logger.info("of the checkpoint's two heads, that of the [CLS] token goes on alone; its scores were of both")
+    kept = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in parts.heads}
+    for head in heads:
+        old = head if head in parts.heads else parts.heads[0]
+        weight = torch.empty(len(class_names), checkpoint.geometry.hidden_size)
+        nn.init.trunc_normal_(weight, std=deviation)
+        bias = torch.zeros(len(class_names))
+        for place, name in enumerate(class_names):
+            if name in rows:
+                weight[place] = tensors[f"{old}.weight"][rows[name]]
+                bias[place] = tensors[f"{old}.bias"][rows[name]]
+        kept |= {f"{head}.weight": weight, f"{head}.bias": bias}
+    return kept
+
+
+def _say_what_starts_anew(taken: int, new: Sequence[str]) -> None:
+    if not new:
+        logger.info("the head starts as the checkpoint's, which has all %d classes", taken)
+    elif not taken:
+        logger.info("the head starts anew: the checkpoint has none of the classes")
+    else:
+        logger.info("the head starts as the checkpoint's for %d classes, and anew for: %s", taken, ", ".join(new))
 
 
 def _trained_in_part(model: Student, settings: Settings, heads: Sequence[str]) -> Student:
@@ -99,28 +138,29 @@ def _with_distillation_token(vit: ViTForImageClassification) -> DeiTForImageClas
     return deit
 
 
-def _resized(model: Student, image_size: int) -> Student:
-    """For images of another size: the same patches, more or fewer of them, and their position embeddings interpolated
-    (arXiv 2012.12877, section 3, "Fixing the positional encoding across resolutions")."""
+def _resized(model: Student, old: tuple[int, int], new: tuple[int, int]) -> Student:
+    """From images of one size, (height, width), to those of another: the same patches, more or fewer of them, and their
+    position embeddings interpolated (arXiv 2012.12877, section 3, "Fixing the positional encoding across
+    resolutions")."""
     config = model.config
-    if image_size % config.patch_size:
-        raise UsageError(f"--image-size {image_size} is no multiple of the model's patches, {config.patch_size}")
-    old, new = config.image_size // config.patch_size, image_size // config.patch_size
+    grids = [(height // config.patch_size, width // config.patch_size) for height, width in (old, new)]
+    count = grids[0][0] * grids[0][1]
     weights = model.state_dict()
     (name,) = (name for name in weights if name.endswith("position_embeddings"))
-    firsts, patches = weights[name].split([weights[name].shape[1] - old**2, old**2], 1)
-    weights[name] = torch.cat([firsts, interpolated(patches, old, new)], 1)
-    config.image_size = image_size
+    firsts, patches = weights[name].split([weights[name].shape[1] - count, count], 1)
+    weights[name] = torch.cat([firsts, interpolated(patches, *grids)], 1)
+    config.image_size = new[0] if new[0] == new[1] else list(new)
     resized = type(model)(config)
     resized.load_state_dict(weights)
     return resized
 
 
-def interpolated(position: Tensor, old: int, new: int) -> Tensor:
-    """[1, old², width] to [1, new², width], bicubic, which keeps the vectors' norms nearly as they were."""
-    grid = position.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).reshape(1, new**2, -1)
+def interpolated(position: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """[1, patches, width] of a grid of `old` (rows, columns) to that of a `new` one, bicubic, which keeps the vectors'
+    norms nearly as they were."""
+    grid = position.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, new, mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1)
 
 
 def finished(model: Student) -> Student:

@@ -18,20 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from deit_batch.errors import DeitBatchError
+from deit_batch.errors import UsageError
 from deit_batch.finetune.augmentation import Augmentation
+from deit_batch.finetune.settings import LOWER_IS_BETTER, METRICS
 from deit_batch.finetune.students import Student
 from deit_batch.finetune.teacher import Teacher
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.signals import Stop
-
-HIGHER_IS_BETTER = {
-    "accuracy": True,
-    "balanced_accuracy": True,
-    "f1_macro": True,
-    "average_precision": True,
-    "loss": False,
-}
 
 logger = logging.getLogger("deit_batch")
 
@@ -85,11 +78,18 @@ def loss_for(*, multi_label: bool, label_smoothing: float) -> Loss:
 
 
 def metrics_for(*, multi_label: bool) -> Callable[[EvalPrediction], dict[str, float]]:
-    return _multi_label_metrics if multi_label else _metrics
+    """Of logits that are not finite there are none: their loss is not finite either, and ends the run."""
+    measure = _multi_label_metrics if multi_label else _single_label_metrics
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        truth, logits = _arrays(prediction)
+        return measure(truth, logits) if np.isfinite(logits).all() else {}
+
+    return metrics
 
 
-def _metrics(prediction: EvalPrediction) -> dict[str, float]:
-    truth, guess = (values.argmax(-1) for values in _arrays(prediction))
+def _single_label_metrics(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
+    truth, guess = targets.argmax(-1), logits.argmax(-1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
         return {
@@ -99,9 +99,8 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
         }
 
 
-def _multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def _multi_label_metrics(truth: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
     """At a threshold of 0.5, but for the average precision: the mean of the classes that are there."""
-    truth, logits = _arrays(prediction)
     there = truth.any(0)
     return {
         "f1_macro": float(f1_score(truth, logits > 0, average="macro", zero_division=0)),
@@ -115,8 +114,39 @@ def _arrays(prediction: EvalPrediction) -> tuple[NDArray[np.float32], NDArray[np
     return np.asarray(prediction.label_ids), np.asarray(logits[0] if isinstance(logits, tuple) else logits)
 
 
+class Diverged(UsageError):  # noqa: N818 - says it all
+    """The training came to numbers that are none, as it would again with the same settings."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(
+            f"{what} at step {step:,}: the training has diverged, and nothing is kept of it; give a lower "
+            "--learning-rate, or --bf16 for --fp16"
+        )
+
+
+class StopIfDiverged(TrainerCallback):
+    """Raises Diverged as soon as a loss, a metric or a weight is seen that is no number: each is looked at whenever it
+    is logged, judged or saved."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        for name, value in more.get("logs", {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                if name != "grad_norm":  # with --fp16, steps of such a gradient are left out
+                    raise Diverged(f"the {name.removeprefix('eval_')} is {value}", state.global_step)
+                last: dict[str, Any] = state.log_history[-1]
+                last[name] = None  # JSON has no word for such numbers
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for name, weight in self._learner.student.named_parameters():
+            if not weight.isfinite().all():
+                raise Diverged(f"{name} is not finite", state.global_step)
+
+
 class StopAndSave(TrainerCallback):
-    """When a signal has come, saves after the step in hand and ends there. A loss that is no number ends the run."""
+    """When a signal has come, saves after the step in hand and ends there."""
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
@@ -131,13 +161,6 @@ class StopAndSave(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._stop.check()
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        loss = more.get("logs", {}).get("loss")
-        if loss is not None and not math.isfinite(float(loss)):
-            raise DeitBatchError(
-                f"the loss is {loss} at step {state.global_step}; try a lower --learning-rate, or --bf16 for --fp16"
-            )
-
 
 class EarlyStopping(TrainerCallback):
     """Ends the training after so many epochs without a better one. It is told by the log alone, so that a resumed run
@@ -148,7 +171,7 @@ class EarlyStopping(TrainerCallback):
 
     def is_over(self, state: TrainerState) -> bool:
         values = [entry[name] for entry in state.log_history if (name := f"eval_{self._metric}") in entry]
-        if not HIGHER_IS_BETTER[self._metric]:
+        if self._metric in LOWER_IS_BETTER:
             values = [-value for value in values]
         return bool(values) and len(values) - 1 - values.index(max(values)) >= self._patience
 
@@ -173,8 +196,6 @@ class TrainingProgress(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         metrics = more.get("metrics", {})
-        shown = ", ".join(
-            f"{name} {metrics[f'eval_{name}']:.4f}" for name in HIGHER_IS_BETTER if f"eval_{name}" in metrics
-        )
+        shown = ", ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in METRICS if f"eval_{name}" in metrics)
         epochs = f"epoch {state.epoch or 0:g} of {state.num_train_epochs:g}"
         logger.info("%s, step %s of %s: %s", epochs, f"{state.global_step:,}", f"{state.max_steps:,}", shown)

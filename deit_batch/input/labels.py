@@ -2,19 +2,23 @@
 
 | the input | the labels of an image |
 | --- | --- |
-| a folder that holds `labels.csv` (or that file itself) | its field `labels`, separated by spaces; several an image |
+| a folder that holds `labels.csv`, or that file | its field `labels`: a list, or split at spaces; several an image |
 | any other folder | the name of the folder in it that the image lies in, at whatever depth; one an image |
 | a glob, or one image | the name of the folder that the image lies in; one an image |
-| a table | its label column: text or a number is one; a list, also as JSON text, is several |
+| a table | its label column: text, a number or a truth value is one; a list, also as the text of one, is several |
+
+A folder of class folders for each part of a split (train/ and val/) is no folder of classes: `find_split`.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +26,7 @@ from itertools import chain
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.kinds import InputKind, InputName, parse_input_name
+from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, Reference, Source, clean
 from deit_batch.names import alike
@@ -33,7 +37,13 @@ logger = logging.getLogger("deit_batch")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "cls")
 """The usual names of the column that holds the label, the likeliest first."""
 
+LABELLED_TWICE = "labelled twice, differently"
+"""Why an image is left out that `find_unclear` finds."""
+
 LABELS_FILE = "labels.csv"
+TRAINING_FOLDERS = ("train", "training")
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+"""What the parts of a split are called, in any case; of several, the first is validated with."""
 _SHOWN = 3
 
 
@@ -112,6 +122,18 @@ def open_labelled(
     return labelled
 
 
+def find_unclear(images: Iterable[tuple[str | None, Collection[str]]]) -> list[int]:
+    """The places, from 0, of images that are there more than once (by their identities, input/identity.py), and not
+    every time with the same labels."""
+    places: dict[str, list[int]] = {}
+    labels: dict[str, set[frozenset[str]]] = {}
+    for place, (identity, given) in enumerate(images):
+        if identity is not None:
+            places.setdefault(identity, []).append(place)
+            labels.setdefault(identity, set()).add(frozenset(given))
+    return sorted(place for identity, found in labels.items() if len(found) > 1 for place in places[identity])
+
+
 # --- by folder ------------------------------------------------------------------------------------------------------
 
 
@@ -124,10 +146,54 @@ def _folders(spec: str, given: InputName) -> list[str]:
     return [os.path.basename(folder.rstrip("/")) for folder in found if isinstance(folder, str)]
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The parts of a data set, each with class folders of its own: their paths, and the names of all."""
+
+    training: str
+    validation: str
+    names: list[str]
+
+
+def find_split(spec: str) -> Split | None:
+    """The parts that a folder holds, if all folders in it are called as parts are, one of them is to train on, and
+    each holds folders: a class may be called "train". Raises UsageError if there are images beside them."""
+    given = parse_input_name(spec)
+    if given.kind is not InputKind.FOLDER or labels_table(spec):
+        return None
+    try:
+        names = sorted(name for name in _folders(spec, given) if not name.startswith("."))
+    except OSError:
+        return None  # to open it says why
+    parts = {name.casefold(): os.path.join(spec, name) for name in names}
+    training = [parts[name] for name in TRAINING_FOLDERS if name in parts]
+    validation = [parts[name] for name in VALIDATION_FOLDERS if name in parts]
+    if len(training) != 1 or not validation or len(names) > 1 + len(validation):
+        return None
+    if not all(_folders(part, given) for part in parts.values()):
+        return None
+    if _has_image(spec, given):
+        raise UsageError(f"{spec} is split into {', '.join(names)}, and there are images beside them, in no part")
+    return Split(training[0], validation[0], names)
+
+
+def _has_image(spec: str, given: InputName) -> bool:
+    if not given.stored:
+        return any(is_image_name(entry.name) and entry.is_file() for entry in os.scandir(spec))
+    store, path = object_store.open_store(spec)
+    found = store.list(path.rstrip("/") + "/", recursive=False)
+    return any(not isinstance(file, str) and is_image_name(file.address) for file in found)
+
+
 def _by_folder(spec: str, given: InputName, source: Source) -> LabelledSource:
     names, root = None, None
     layout = "the folder that an image lies in"
     if given.kind is InputKind.FOLDER:
+        if split := find_split(spec):
+            raise UsageError(
+                f"{spec} is split into {', '.join(split.names)}, which are no classes; give one of them, as "
+                f"{split.validation}"
+            )
         root = spec
         folders = Counter(alike(clean(name)) for name in _folders(spec, given) if not name.startswith("."))
         for name in (name for name, count in folders.items() if count > 1):
@@ -211,8 +277,8 @@ def _form(reference: Reference, class_names: Mapping[str, Sequence[str]], separa
         return RowError("no label")  # the row is malformed, as its location says
     ((column, value),) = reference.keep.items()
     try:
-        if separated and column.lower() == "labels" and isinstance(value, str):
-            return tuple(dict.fromkeys(map(alike, value.split())))
+        if separated and column.lower() == "labels" and isinstance(value, str) and not _looks_like_list(value):
+            value = value.split()
         return parse_labels(value, class_names.get(column, ()))
     except RowError as error:
         return error
@@ -232,21 +298,60 @@ def _example(reference: Reference, form: Form, several: bool) -> Example:
 
 
 def parse_labels(value: object, class_names: Sequence[str] = ()) -> str | tuple[str, ...]:
-    """The label that a field holds (text, or the number of a class), or the labels (a list of those, also as the JSON
-    text of one, without doubles). A number is looked up in `class_names` where there are any, and is its own name
+    """The label that a field holds (text, a truth value, or the number of a class), or the labels (a list of those,
+    also as text, without doubles). A number is looked up in `class_names` where there are any, and is its own name
     elsewhere. Raises RowError if it is empty or something else."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and _looks_like_list(value):
+        value = _read_list(value)
+    if not isinstance(value, list | tuple):
+        return _label(value, class_names)
+    if not class_names and _is_indicator_vector(value):
+        raise RowError(f"the label is a vector of zeros and ones, {value!r:.60}; give the names of the classes")
+    return tuple(dict.fromkeys(_label(item, class_names) for item in value))
+
+
+LIST_OPENINGS = ("[", "('", '("', "{'", '{"')
+"""How a list begins as text, or a tuple or set; a class may well be called "(none)"."""
+LONGEST_LIST = 100_000  # characters
+
+
+def _looks_like_list(text: str) -> bool:
+    return text.lstrip().startswith(LIST_OPENINGS)
+
+
+def _read_list(text: str) -> list[object]:
+    """Of the text of a list: JSON, or what Python writes of a list or tuple (as pandas does into a CSV). Raises
+    RowError for any other, as numpy's `['a' 'b']`, which Python would read as the one text "ab"."""
+    if len(text) <= LONGEST_LIST:
         with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    if isinstance(value, list | tuple):
-        return tuple(dict.fromkeys(_label(item, class_names) for item in value))
-    return _label(value, class_names)
+            value = json.loads(text)
+            if isinstance(value, list):
+                return value
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Python finds odd in it
+            value = ast.literal_eval(text.strip())
+            if isinstance(value, list | tuple) and _without_spaces(str(value)) == _without_spaces(text):
+                return list(value)
+    raise RowError(f"the label is no list that can be read: {text!r:.60}; write it as JSON")
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+def _is_indicator_vector(items: Sequence[object]) -> bool:
+    """Whether they say of each class in turn if the image shows it, and are no numbers of classes, which would stand
+    in order and once each. Of two classes, [0, 1] can't be told from the numbers of both."""
+    flags = [str(item).removesuffix(".0").casefold() for item in items]
+    return len(items) > 1 and {*flags} <= {"0", "1", "false", "true"} and flags != ["0", "1"]
 
 
 def _label(value: object, class_names: Sequence[str]) -> str:
+    if isinstance(value, bool):
+        return str(value)  # as pandas writes it into a CSV
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # as a table writes whole numbers if some are missing
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         if not class_names:
             return str(value)
         if 0 <= value < len(class_names):

@@ -26,11 +26,9 @@ Linear: TypeAlias = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
 
 
-def load_weights(
-    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, pass_size: int | None = None
-) -> Transformer:
-    """With `pass_size`, laid out for passes of so many images. Raises CheckpointError unless every tensor that is
-    scored with comes from the checkpoint, and every tensor of the checkpoint has its place."""
+def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All that a model of its class has, by their names on the Hub, on the CPU. Raises CheckpointError unless each
+    comes from the checkpoint, and every tensor of the checkpoint has its place."""
     weights: dict[str, Tensor] = {}
     try:
         for path in checkpoint.files:
@@ -42,8 +40,15 @@ def load_weights(
         raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
     geometry = checkpoint.geometry
     check_tensors({name: tuple(tensor.shape) for name, tensor in weights.items()}, geometry, checkpoint.name)
-    used = {name: weights[name].to(device, dtype) for name, _ in geometry.tensors()}
-    return Transformer(used, geometry, pass_size=pass_size)
+    return {name: weights[name] for name, _ in geometry.tensors()}
+
+
+def load_weights(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, pass_size: int | None = None
+) -> Transformer:
+    """With `pass_size`, laid out for passes of so many images. Raises CheckpointError as `load_tensors` does."""
+    weights = {name: tensor.to(device, dtype) for name, tensor in load_tensors(checkpoint).items()}
+    return Transformer(weights, checkpoint.geometry, pass_size=pass_size)
 
 
 class Transformer(nn.Module):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,18 +25,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerControl,
+    TrainerState,
+    pipeline,
+)
 
 from deit_batch import score
 from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, UsageError
 from deit_batch.finetune.augmentation import Augmentation
-from deit_batch.finetune.data import split
+from deit_batch.finetune.data import load_sets, split
 from deit_batch.finetune.run import TrainingResult, finetune
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import interpolated
 from deit_batch.finetune.teacher import Teacher
+from deit_batch.finetune.training import Diverged, StopIfDiverged
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
+from deit_batch.model.recipe import recipe_from_config
+from deit_batch.system.signals import stop_on_signals
 
 COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
 EACH = 10
@@ -171,8 +184,8 @@ def test_a_larger_image_size(colours: Path, start: Path, tmp_path: Path) -> None
 
 def test_positions_are_interpolated_in_their_place() -> None:
     rows = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 2).reshape(1, 16, 2)
-    assert torch.equal(interpolated(rows, 4, 4), rows)
-    larger = interpolated(rows, 4, 8).view(8, 8, 2)
+    assert torch.equal(interpolated(rows, (4, 4), (4, 4)), rows)
+    larger = interpolated(rows, (4, 4), (8, 8)).view(8, 8, 2)
     assert (larger.diff(dim=0) > -0.1).all()
     assert torch.allclose(larger.diff(dim=1), torch.zeros(()), atol=1e-5)
 
@@ -347,10 +360,199 @@ def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
 
 
 def test_too_little_to_learn_from_is_said(colours: Path, start: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="all images show"):
+    with pytest.raises(UsageError, match="blue is the only class"):
         finetune(settings(colours, start, limit=3), tmp_path / "out")
     with pytest.raises(UsageError, match="has no class folders"):
         finetune(settings(colours / "red", start), tmp_path / "other")
+
+
+def write_rows(table: Path, colours: Path, labels: Callable[[int], object]) -> Path:
+    """A table of all images, and of each number its label."""
+    images = sorted(colours.glob("*/*.png"))
+    rows = [{"image": str(path), "label": labels(number)} for number, path in enumerate(images)]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    return table
+
+
+def test_labels_that_nothing_can_be_learned_from_are_wrong_usage(colours: Path, start: Path, tmp_path: Path) -> None:
+    for name, labels, message in (
+        ("none", lambda number: [], "none of the 30 images has a label"),
+        ("same", lambda number: ["a", "b"], "all images show a, b: there is nothing to tell apart"),
+        ("vectors", lambda number: [0, 1, 0], "none of the 30 images can be trained on.*vector of zeros and ones"),
+    ):
+        table = write_rows(tmp_path / f"{name}.jsonl", colours, labels)
+        with pytest.raises(UsageError, match=message):
+            finetune(settings(table, start), tmp_path / name)
+    several = write_rows(tmp_path / "several.jsonl", colours, lambda number: ["a", "b"][: number % 3])
+    with pytest.raises(UsageError, match="no image to validate with has a label"):
+        finetune(settings(several, start, validation=str(tmp_path / "none.jsonl")), tmp_path / "out")
+
+
+def test_images_that_cannot_be_fetched_may_come_back(start: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone.jsonl").write_text('{"image": "gone/1.png", "label": "a"}\n{"image": "gone/2.png", "label": "b"}')
+    with pytest.raises(InputError, match="none of the 2 images can be trained on; the first: No such file"):
+        finetune(settings(tmp_path / "gone.jsonl", start), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric"), [("one", "average_precision"), ("several", "balanced_accuracy"), ("several", "teacher")]
+)
+def test_settings_that_do_not_fit_the_labels_are_refused_before_the_first_image(
+    colours: Path, start: Path, tmp_path: Path, labels: str, metric: str
+) -> None:
+    of: Callable[[int], object] = (lambda number: "a") if labels == "one" else lambda number: ["a", "b"][: number % 3]
+    table = write_rows(tmp_path / "t.jsonl", colours, of)
+    more: dict[str, Any] = {"teacher": "no such"} if metric == "teacher" else {"metric_for_best_model": metric}
+    with pytest.raises(UsageError, match=r"is not measured where an image has|--teacher is for inputs of one label"):
+        finetune(settings(table, start, **more), tmp_path / "out")
+    assert not (tmp_path / "out.partial" / "inputs").exists()
+
+
+def test_a_diverged_run_publishes_nothing(colours: Path, start: Path, tmp_path: Path) -> None:
+    options: list[str | Path] = ["--input", colours, "--model", start, "--out", "out"]
+    options += ["--workers", "0", "--num-train-epochs", "2"]
+    done = deit_batch("finetune", *options, "--learning-rate", "1e30", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"(is (nan|inf)|is not finite) at step \d+: .*give a lower --learning-rate", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out*"))
+    assert deit_batch("finetune", *options, "--quiet", cwd=tmp_path).returncode == 0  # as the message says
+
+
+def test_what_is_logged_is_json_and_no_number_is_missed(start: Path) -> None:
+    learner: Any = SimpleNamespace(student=torch.nn.Linear(2, 2))
+    guard, state, control = StopIfDiverged(learner), TrainerState(), TrainerControl()
+    arguments: Any = None
+    state.log_history.append({"loss": 1.0, "grad_norm": float("inf"), "step": 3})
+    guard.on_log(arguments, state, control, logs={"loss": 1.0, "grad_norm": float("inf")})
+    assert json.dumps(state.log_history, allow_nan=False) == '[{"loss": 1.0, "grad_norm": null, "step": 3}]'
+    state.global_step = 7
+    for logs in ({"loss": float("nan")}, {"eval_loss": float("inf")}, {"train_loss": float("nan")}):
+        with pytest.raises(Diverged, match=r"loss is (nan|inf) at step 7"):
+            guard.on_log(arguments, state, control, logs=logs)
+    guard.on_evaluate(arguments, state, control)
+    torch.nn.init.constant_(learner.student.bias, float("inf"))
+    with pytest.raises(Diverged, match="bias is not finite at step 7"):
+        guard.on_evaluate(arguments, state, control)
+
+
+def test_a_split_is_trained_on_and_validated_with(
+    colours: Path, start: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    for part in ("train", "val", "test"):
+        shutil.copytree(colours, tmp_path / "data" / part)
+    (tmp_path / "data" / "train" / "red" / "0.png").unlink()
+    once: dict[str, Any] = {"max_steps": 1}
+    finetune(settings(tmp_path / "data", start, **once), tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]
+    assert (data["class_names"], data["images"]) == (sorted(COLOURS), {"training": 29, "validation": 30})
+    split = f"{tmp_path / 'data'} is split into test, train, val: "
+    assert f"{split}trains on {tmp_path / 'data' / 'train'}, validates with {tmp_path / 'data' / 'val'}" in messages
+    assert "classes to learn, with their images: blue (10), green (10), red (9)" in messages
+    finetune(settings(tmp_path / "data", start, validation=str(colours), **once), tmp_path / "other")
+    assert f"{split}trains on {tmp_path / 'data' / 'train'}, validates with {colours}" in messages
+
+
+def test_an_image_that_is_labelled_twice_differently_is_left_out(colours: Path, start: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(path), "label": path.parent.name} for path in sorted(colours.glob("*/*.png"))]
+    rows += [{**rows[0], "label": "red"}, rows[1]]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    outcome = finetune(settings(tmp_path / "t.jsonl", start, max_steps=1), tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]
+    assert outcome.skipped == len(data["skipped"]) == 2
+    assert {(one["image"], one["message"]) for one in data["skipped"]} == {
+        (rows[0]["image"], "labelled twice, differently")
+    }
+    assert sum(data["images"].values()) == 30
+
+
+def test_images_are_learned_with_their_own_labels(colours: Path, tmp_path: Path) -> None:
+    """Also where one before them is left out."""
+    rows = [{"image": str(path), "label": path.parent.name} for path in sorted(colours.glob("*/*.png"))]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, [{**rows[0], "label": "red"}, *rows])))
+    recipe = recipe_from_config({"size": 32}, "vit")
+    with stop_on_signals(60) as stop:
+        sets = load_sets(Settings(input=str(tmp_path / "t.jsonl")), recipe, tmp_path / "work", stop, workers=0)
+    assert len(sets.training) + len(sets.validation) == 29
+    for part in (sets.training, sets.validation):
+        for number in range(len(part)):
+            mean = part[number]["pixels"].mean((0, 1))
+            assert sets.class_names[part[number]["targets"].argmax()] == ["red", "green", "blue"][mean.argmax()]
+
+
+NEVER = {"max_steps": 1, "learning_rate": 1e-12}
+"""What is trained so is what it was."""
+
+
+def scores(model: Path, images: Path) -> list[dict[str, float]]:
+    records = score(str(images), model=str(model), top_k=None, workers=0)
+    return [{one["label"]: one["score"] for one in record.predictions} for record in records]
+
+
+@pytest.fixture(scope="module")
+def named_by_colour(make_checkpoint: MakeCheckpoint) -> Callable[..., Path]:
+    def make(architecture: str, *names: str, **more: Any) -> Path:
+        numbers = {name: number for number, name in enumerate(names)}
+        return make_checkpoint(architecture, id2label=dict(enumerate(names)), label2id=numbers, **more)
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "DeiTForImageClassification"])
+def test_the_rows_of_a_head_are_matched_by_name(
+    colours: Path, tmp_path: Path, messages: list[str], named_by_colour: Callable[..., Path], architecture: str
+) -> None:
+    base = named_by_colour(architecture, "red", "blue", "green")
+    finetune(settings(colours, base, **NEVER), tmp_path / "out")
+    assert find_checkpoint(str(tmp_path / "out")).labels == ["blue", "green", "red"]
+    assert "the head starts as the checkpoint's, which has all 3 classes" in messages
+    for before, after in zip(scores(base, colours), scores(tmp_path / "out", colours), strict=True):
+        assert after == pytest.approx(before, abs=1e-5)
+
+
+def test_classes_that_the_checkpoint_has_not_start_anew(
+    colours: Path, start: Path, tmp_path: Path, messages: list[str], named_by_colour: Callable[..., Path]
+) -> None:
+    base = named_by_colour("ViTForImageClassification", "grey", "red", "blue", "blue", "mauve")
+    finetune(settings(colours, base, **NEVER), tmp_path / "out")
+    assert "the head starts as the checkpoint's for 1 classes, and anew for: blue, green" in messages
+    old, new = (weights(folder)["classifier.weight"] for folder in (base, tmp_path / "out"))
+    assert torch.allclose(new[2], old[1], atol=1e-6)
+    finetune(settings(colours, start, **NEVER), tmp_path / "other")
+    assert "the head starts anew: the checkpoint has none of the classes" in messages
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_two_heads_are_taken_over(
+    colours: Path, teacher: Path, tmp_path: Path, named_by_colour: Callable[..., Path], with_teacher: bool
+) -> None:
+    base = named_by_colour("DeiTForImageClassificationWithTeacher", "red", "blue", "green")
+    more = {"teacher": str(teacher)} if with_teacher else {}
+    finetune(settings(colours, base, **NEVER, **more), tmp_path / "out")
+    old, new = weights(base), weights(tmp_path / "out")
+    order = [1, 2, 0]
+    heads = ("cls_classifier", "distillation_classifier") if with_teacher else ("classifier",)
+    for head in heads:
+        source = head if with_teacher else "cls_classifier"
+        assert torch.allclose(new[f"{head}.weight"], old[f"{source}.weight"][order], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [[32, 32], [48, 32]])
+def test_image_sizes_of_two_numbers(
+    colours: Path, tmp_path: Path, make_checkpoint: MakeCheckpoint, size: list[int]
+) -> None:
+    base = make_checkpoint(image_size=size, initializer_range=0.05)
+    recipe = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
+    (base / "preprocessor_config.json").write_text(json.dumps(recipe))
+    finetune(settings(colours, base, max_steps=2), tmp_path / "out")
+    assert find_checkpoint(str(tmp_path / "out")).geometry.image_size == tuple(size)
+    assert_scores_as_the_pipeline(tmp_path / "out", colours)
+    if size[0] == size[1]:
+        finetune(settings(colours, base, max_steps=2, image_size=48), tmp_path / "larger")
+        assert_scores_as_the_pipeline(tmp_path / "larger", colours)
+    else:
+        with pytest.raises(UsageError, match=r"--image-size is for models that take squares; .* takes 48x32"):
+            finetune(settings(colours, base, image_size=64), tmp_path / "other")
 
 
 rows = st.lists(st.lists(st.sampled_from("abc"), max_size=2, unique=True), min_size=1, max_size=60)

@@ -17,9 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.labels import Example, LabelledSource, open_labelled, parse_labels
+from deit_batch.input.labels import (
+    LIST_OPENINGS,
+    Example,
+    LabelledSource,
+    Split,
+    find_split,
+    open_labelled,
+    parse_labels,
+)
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile
+from deit_batch.names import alike
 
 
 def labels_of(source: LabelledSource) -> list[tuple[str, ...] | str]:
@@ -64,6 +73,34 @@ def test_of_a_glob_it_is_the_folder_that_the_image_lies_in(tmp_path: Path, monke
     assert labels_of(open_labelled("*/*/*.jpg")) == [("cat",), ("dog",)]
     assert labels_of(open_labelled("train/cat/1.jpg")) == [("cat",)]
     assert labels_of(open_labelled("*.jpg")) == ["it lies in no class folder"]
+
+
+@pytest.mark.parametrize("other", ["val", "Valid", "validation", "test"])
+def test_a_split_is_no_folder_of_classes(other: str, tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", f"{other}/cat/1.jpg", "README.md", ".git/x/y")
+    assert find_split(str(tmp_path)) == Split(f"{tmp_path}/train", f"{tmp_path}/{other}", sorted([other, "train"]))
+    with pytest.raises(UsageError, match=f"is split into .* which are no classes; give one of them, as .*{other}"):
+        open_labelled(str(tmp_path))
+    touch(tmp_path, "left.jpg")
+    with pytest.raises(UsageError, match="images beside them, in no part"):
+        open_labelled(str(tmp_path))
+
+
+def test_of_three_parts_the_first_is_validated_with(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{part}/cat/1.jpg" for part in ("test", "train", "val")))
+    split = find_split(str(tmp_path))
+    assert split == Split(f"{tmp_path}/train", f"{tmp_path}/val", ["test", "train", "val"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train/1/a.jpg", "car/1/a.jpg"), ("train/1/a.jpg", "val/1/a.jpg", "bus/1/a.jpg"), ("train/a.jpg", "test/a.jpg"),
+     ("train/1/a.jpg",), ("val/1/a.jpg", "test/1/a.jpg")],
+)  # fmt: skip
+def test_a_class_may_be_called_train(names: tuple[str, ...], tmp_path: Path) -> None:
+    touch(tmp_path, *names)
+    assert find_split(str(tmp_path)) is None
+    assert open_labelled(str(tmp_path)).class_names == sorted({name.split("/")[0] for name in names})
 
 
 def test_a_folder_of_classes_may_be_called_like_a_list(tmp_path: Path) -> None:
@@ -132,6 +169,22 @@ def test_a_column_of_labels(suffix: str, tmp_path: Path, messages: list[str]) ->
         open_labelled(str(several), label_column="x")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_truth_values_are_the_same_names_in_every_format(suffix: str, tmp_path: Path) -> None:
+    write(tmp_path / f"t{suffix}", [{"image": "a.jpg", "label": False}, {"image": "b.jpg", "label": True}])
+    assert labels_of(open_labelled(str(tmp_path / f"t{suffix}"))) == [("False",), ("True",)]
+
+
+def test_labels_csv_may_hold_lists(tmp_path: Path) -> None:
+    rows = [["0.jpg", '["can", "carton"]'], ["1.jpg", "['can', 'milk bottle']"], ["2.jpg", "can carton"]]
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["filename", "labels"], *rows, ["3.jpg", "[0 1 0]"], ["4.jpg", "0 1 0"]])
+    told = labels_of(open_labelled(str(tmp_path)))
+    assert told[:3] == [("can", "carton"), ("can", "milk bottle"), ("can", "carton")]
+    assert "is no list that can be read" in told[3]
+    assert "a vector of zeros and ones" in told[4]
+
+
 def test_a_row_whose_label_cannot_be_read_fails_alone(tmp_path: Path) -> None:
     rows = ["{", '{"image": "a.jpg"}', '{"image": "b.jpg", "label": ""}', '{"image": "c.jpg", "label": "can"}']
     rows += ['{"image": "d.jpg", "label": ["can", "carton"]}', '{"image": "e.jpg", "label": true}']
@@ -143,7 +196,7 @@ def test_a_row_whose_label_cannot_be_read_fails_alone(tmp_path: Path) -> None:
     assert "line 3: no column looks like the label" in told[2]
     assert told[4] == ("can",)
     assert "2 labels, where the first row has text for one" in told[5]
-    assert told[6] == "the label is True"
+    assert told[6] == ("True",)
 
 
 def test_records_keep_their_labels(tmp_path: Path) -> None:
@@ -175,7 +228,7 @@ def test_numbers_of_a_data_sets_classes_become_their_names(how: str, tmp_path: P
 
 # --- one field ------------------------------------------------------------------------------------------------------
 
-names = st.text(min_size=1).map(str.strip).filter(lambda text: text and not text.startswith("["))
+names = st.text(min_size=1).map(alike).filter(lambda text: text and not text.startswith(LIST_OPENINGS))
 
 
 @given(names)
@@ -184,9 +237,42 @@ def test_text_is_one_label(name: str) -> None:
 
 
 @given(st.lists(names))
-def test_a_list_is_several_also_as_json(given_names: list[str]) -> None:
+def test_a_list_is_several_also_as_text(given_names: list[str]) -> None:
     expected = tuple(dict.fromkeys(given_names))
-    assert parse_labels(given_names) == parse_labels(json.dumps(given_names)) == expected
+    texts = [json.dumps(given_names), str(given_names), json.dumps(given_names, ensure_ascii=False)]
+    if given_names:
+        texts.append(str(tuple(given_names)))
+    if not {*given_names} <= {"0", "1"}:
+        assert {parse_labels(given_names), *map(parse_labels, texts)} == {expected}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['a' 'b']",
+        "['a', 'b'",
+        "[a, b]",
+        "[0 1 0]",
+        "('a' 'b')",
+        "{'a', 'b'}",
+        '{"a": 1}',
+        "[" * 90_000,
+        "[1," * 90_000,
+    ],
+)
+def test_text_that_begins_like_a_list_is_never_one_label(text: str) -> None:
+    with pytest.raises(RowError, match="is no list that can be read"):
+        parse_labels(text)
+
+
+@pytest.mark.parametrize(("one", "zero"), [(1, 0), (1.0, 0.0), (True, False), ("1", "0")])
+def test_a_vector_of_zeros_and_ones_is_no_list_of_classes(one: object, zero: object) -> None:
+    for vector in ([zero, one, zero], [one, zero], [one, one], [zero, zero, zero]):
+        for written in (vector, str(vector)):
+            with pytest.raises(RowError, match=r"a vector of zeros and ones, \["):
+                parse_labels(written)
+    assert parse_labels([0, 1]) == ("0", "1")  # numbers of classes, in order and once each
+    assert parse_labels([1, 0, 1], ["can", "jar"]) == ("jar", "can")  # of a data set that names them: two of one class
 
 
 @given(st.integers(), st.lists(names, unique=True))
