@@ -17,6 +17,7 @@ from deit_batch.io import FeatureName, Reference, Source
 from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
 from deit_batch.model.architecture import FEATURES
 from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
+from deit_batch.model.labels import are_placeholders, digest_of
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.machine import cores
 
@@ -45,6 +46,7 @@ class Options:
     image_processor: str | None = None
     decode: Literal["exact", "fast"] = "exact"
     allow_pickle: bool = False
+    id2label: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     top_k: int | None = 5
@@ -61,7 +63,7 @@ class Options:
             raise UsageError("no input is given")
         for spec in self.inputs:
             _require_name(spec)
-        for name in ("column", "id", "model", "revision", "image_processor", "device", "dtype"):
+        for name in ("column", "id", "model", "revision", "image_processor", "id2label", "device", "dtype"):
             self._require(name, str)
         for name in ("recursive", "allow_pickle", "compile"):
             self._require(name, bool)
@@ -142,6 +144,7 @@ class EmbedOptions(TypedDict, total=False):
     image_processor: str | os.PathLike[str] | None
     decode: Literal["exact", "fast"]
     allow_pickle: bool
+    id2label: str | os.PathLike[str] | None
     device: str
     dtype: str
     compile: bool
@@ -180,6 +183,16 @@ def options_of(
     return Options(input=specs[0] if len(specs) == 1 else specs, **{**given, **paths, **keep, **more})
 
 
+def checkpoint_of(options: Options) -> Checkpoint:
+    """Raises as `find_checkpoint` does."""
+    return find_checkpoint(
+        options.model,
+        revision=options.revision,
+        allow_pickle=options.allow_pickle,
+        id2label=options.id2label,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything decided about a run before its first image is read. Making one imports torch, but loads no weights."""
@@ -196,7 +209,13 @@ class Plan:
 
     @classmethod
     def of(cls, options: Options) -> Self:
-        checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+        checkpoint = checkpoint_of(options)
+        if not options.features and are_placeholders(checkpoint.labels):
+            logger.warning(
+                "%s has no names for its classes: predictions say %s, …; --id2label FILE gives names",
+                checkpoint.name,
+                checkpoint.labels[0],
+            )
         if options.features:
             _require_features(options.features, options, checkpoint)
         recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
@@ -265,6 +284,7 @@ class Plan:
             "model": self.checkpoint.name,
             "commit": self.checkpoint.commit,
             "checkpoint_sha256": self.checkpoint.digest,
+            "id2label_sha256": digest_of(self.checkpoint.labels) if options.id2label else None,
             "recipe": self.recipe.as_dict(),
             "device": self.device.type,
             "dtype": self.dtype,

@@ -97,6 +97,8 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
         image_processor: Preprocessing: a folder, Hub name, JSON file, or "card". Default: the checkpoint's own.
         decode: "exact", or "fast": short cuts with large images, whose scores change a little. Default: "exact".
         allow_pickle: Whether weights that are not safetensors are loaded. Default: False.
+        id2label: The names of the model's classes: a file of one name a line, a .json file, or "imagenet". Default: the
+            checkpoint's own.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps". Default: "auto".
         dtype: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16", "bfloat16", "int8". Default: "auto".
         compile: Whether the model is compiled first, on a GPU. Default: False.

@@ -134,7 +134,7 @@ deit-batch is under [Apache-2.0](../LICENSE). Its texts, pages, styles and scrip
 | sample pictures | `examples/` | [Fashion-MNIST][], Zalando SE | [MIT](../examples/LICENSE) |
 | `doctor`'s picture | `deit_batch/doctor.py` | the same | the same |
 | the demo model, trained by us | `deit_batch/demo/` | the pictures of the same | the same |
-| the names of ImageNet's classes | `deit_batch/evaluation/imagenet.csv` | [timm][], Ross Wightman | Apache-2.0 |
+| the names of ImageNet's classes | `deit_batch/model/imagenet.csv` | [timm][], Ross Wightman | Apache-2.0 |
 
 [Fashion-MNIST]: https://github.com/zalandoresearch/fashion-mnist
 [timm]: https://github.com/huggingface/pytorch-image-models

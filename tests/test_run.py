@@ -488,7 +488,11 @@ def test_python_refuses_limits_and_inputs_that_the_command_would(photos: Path, v
 def test_what_python_may_give_is_what_the_options_are() -> None:
     """The names and types of the one second list."""
     fields = {field.name: field.type for field in dataclasses.fields(Options)} | {"keep": "Sequence[str]"}
-    paths = {"model": "str | os.PathLike[str]", "image_processor": "str | os.PathLike[str] | None"}
+    paths = {
+        "model": "str | os.PathLike[str]",
+        "image_processor": "str | os.PathLike[str] | None",
+        "id2label": "str | os.PathLike[str] | None",
+    }
     given = {name: str(kind.__forward_arg__) for name, kind in ScoreOptions.__annotations__.items()}
     assert given == {name: kind for name, kind in {**fields, **paths}.items() if name not in ("input", "features")}
     arguments = str(inspect.getdoc(score)).split("Args:\n")[1].split("\n\n")[0]
@@ -504,6 +508,7 @@ NO_PART_OF_RESULTS = {
     "revision": "its commit and digest are there",
     "image_processor": "the recipe is there",
     "decode": "it is part of the recipe",
+    "id2label": "the digest of its names is there",
     "allow_pickle": "the digest of what was loaded is there",
     "batch_size": "the pass size is there; batches change no score",
     "workers": "who decodes changes no pixel",

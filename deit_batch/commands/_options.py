@@ -86,6 +86,13 @@ ALLOW_PICKLE = option(
     is_flag=True,
     help="Also load weights that are not safetensors. They can run code: use this only for weights that you trust.",
 )
+ID2LABEL = option(
+    "--id2label",
+    type=PLACE,
+    metavar="FILE|imagenet",
+    help="Names of the model's classes, instead of the checkpoint's own: a file of one name per line, a .json file (an "
+    "id2label, or a list), or 'imagenet' for the 1,000 names of ImageNet-1k.",
+)
 
 IMAGE_PROCESSOR = option(
     "--image-processor",
@@ -110,6 +117,7 @@ MODEL = (
         "their scores a little.",
     ),
     ALLOW_PICKLE,
+    ID2LABEL,
     DEVICE,
     option(
         "--dtype",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from deit_batch.commands._command import ExampleCommand, option
-from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE
+from deit_batch.commands._options import ALLOW_PICKLE, ID2LABEL, REVISION, VERBOSE
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint
@@ -40,14 +40,15 @@ logger = logging.getLogger("deit_batch")
 )
 @REVISION
 @ALLOW_PICKLE
+@ID2LABEL
 @VERBOSE
-def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool) -> None:
+def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle: bool, id2label: str | None) -> None:
     """Export a checkpoint to ONNX.
 
     The result is a folder that score takes as --model. It starts faster than the checkpoint, and runs on CPUs only.
     Needs the extra onnx.
     """
-    checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+    checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle, id2label=id2label)
     from deit_batch.model.onnx import export as write
 
     write(checkpoint, out, dtype)

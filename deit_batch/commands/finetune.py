@@ -13,6 +13,7 @@ from deit_batch.commands._options import (
     ALLOW_PICKLE,
     CONFIG,
     DEVICE,
+    ID2LABEL,
     IMAGE_PROCESSOR,
     LABEL_COLUMN,
     LIMITS,
@@ -66,6 +67,7 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     REVISION,
     IMAGE_PROCESSOR,
     ALLOW_PICKLE,
+    ID2LABEL,
     DEVICE,
     option(
         "--image-size",

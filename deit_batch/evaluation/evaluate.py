@@ -23,10 +23,9 @@ from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import PLOTS, draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
-from deit_batch.model.checkpoint import find_checkpoint
 from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
+from deit_batch.plan import Options, checkpoint_of
 from deit_batch.runner import run
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.junit import Case
@@ -155,7 +154,7 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
         quiet=request.quiet,
         source=source.as_source(),
     )
-    checkpoint = find_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle)
+    checkpoint = checkpoint_of(options)
     classes = list(dict.fromkeys(checkpoint.labels))
     multi_label = checkpoint.multi_label or source.multi_label
     if source.multi_label and not checkpoint.multi_label:

@@ -7,15 +7,11 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from deit_batch.errors import UsageError
+from deit_batch.model.labels import IMAGENET, imagenet_names
 from deit_batch.names import alike
-
-IMAGENET = "imagenet"
-"""The label map that comes with us: the 1000 WordNet ids of ImageNet-1k, as its folders are called, to the names in
-the `id2label` of facebook/deit-*. From timm 1.0.31 (Apache-2.0): imagenet_synsets.txt, imagenet_synset_to_lemma.txt."""
 
 
 def read_label_map(name: str) -> dict[str, str]:
@@ -25,8 +21,7 @@ def read_label_map(name: str) -> dict[str, str]:
     Raises UsageError if it is none of them, or gives one name two meanings."""
     mapping: dict[str, str] = {}
     try:
-        text, suffix = _text(name)
-        for label, class_ in _json_pairs(text) if suffix == ".json" else _table_pairs(text, suffix):
+        for label, class_ in imagenet_names().items() if name == IMAGENET else _pairs(Path(name)):
             if not isinstance(class_, str) or mapping.setdefault(alike(label), alike(class_)) != alike(class_):
                 raise ValueError(f"{label!r} has no one name: {class_!r:.60}")
     except OSError as error:
@@ -38,14 +33,12 @@ def read_label_map(name: str) -> dict[str, str]:
     return mapping
 
 
-def _text(name: str) -> tuple[str, str]:
-    """A file's text, and the ending that says what it is."""
-    if name == IMAGENET:
-        return (files(__package__) / "imagenet.csv").read_text("utf-8"), ".csv"
-    suffix = Path(name).suffix.lower()
+def _pairs(path: Path) -> Iterable[tuple[str, object]]:
+    suffix = path.suffix.lower()
     if suffix not in (".json", ".csv", ".tsv"):
         raise ValueError(f"give {IMAGENET}, or a .json, .csv or .tsv file")
-    return Path(name).read_text("utf-8-sig"), suffix
+    text = path.read_text("utf-8-sig")
+    return _json_pairs(text) if suffix == ".json" else _table_pairs(text, suffix)
 
 
 def _json_pairs(text: str) -> Iterable[tuple[str, object]]:

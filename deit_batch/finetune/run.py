@@ -36,6 +36,7 @@ from deit_batch.finetune.training import (
 from deit_batch.input.labels import find_split
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.classifier import choose_device
+from deit_batch.model.labels import digest_of
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import default_workers
 from deit_batch.system import machine
@@ -67,7 +68,12 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
         stack.callback(folders.lock(out).release)
         stop = stack.enter_context(stop_on_signals(SECONDS_TO_FINISH))
         settings = _with_split(settings)
-        checkpoint = find_checkpoint(settings.model, revision=settings.revision, allow_pickle=settings.allow_pickle)
+        checkpoint = find_checkpoint(
+            settings.model,
+            revision=settings.revision,
+            allow_pickle=settings.allow_pickle,
+            id2label=settings.id2label,
+        )
         recipe = _recipe(checkpoint, settings)
         facts = _facts(settings, checkpoint, recipe)
         report = None if fresh else folders.finished_report(out, facts)
@@ -125,6 +131,7 @@ def _facts(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> dict[s
         "recipe": recipe.as_dict(),
         "what_is_in_the_inputs": listing_digest(settings),
     }
+    facts["id2label"] = digest_of(checkpoint.labels) if settings.id2label else None
     del facts["workers"]
     return dict(json.loads(json.dumps(facts)))
 

@@ -39,6 +39,7 @@ class Settings:
     revision: str | None = None
     image_processor: str | None = None
     allow_pickle: bool = False
+    id2label: str | None = None
     image_size: int | None = None
     freeze_backbone: bool = False
     lora_rank: int | None = None

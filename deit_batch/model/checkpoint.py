@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,6 +21,7 @@ import safetensors
 
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.architecture import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
+from deit_batch.model.labels import labels_from_config, read_id2label
 from deit_batch.model.recipe import CARD_RECIPE, Recipe, recipe_from_config
 from deit_batch.system.atomic import publish_folder
 
@@ -32,7 +34,6 @@ _FORMATS: dict[str, WeightsFormat] = {".safetensors": "safetensors", ".bin": "pi
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,24 @@ class Checkpoint:
     multi_label: bool
 
 
-def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
-    """The checkpoint called `name`: "demo", a folder, or a name on the Hub (fetched if not cached).
+def find_checkpoint(
+    name: str, *, revision: str | None = None, allow_pickle: bool = False, id2label: str | None = None
+) -> Checkpoint:
+    """The checkpoint called `name`: "demo", a folder, or a name on the Hub (fetched if not cached); its classes are
+    called as `id2label` says, if that is given (labels.read_id2label).
 
-    Raises CheckpointError, saying what to do, if it can't be had or must not be scored with.
+    Raises CheckpointError, saying what to do, if it can't be had or must not be scored with, UsageError if the names
+    are not of its classes.
     """
     folder, commit = _find_folder(name, revision, allow_pickle)
     config = _read_json(folder / "config.json", f"{name} is no checkpoint")
     try:
         files = _weights(folder, name, allow_pickle)
         weights = _FORMATS[files[0].suffix]
-        architecture, labels = _architecture(config, name), _labels(config, name)
+        # The headers of safetensors say what is in them; other weights are checked when they are loaded.
+        shapes = _shapes(files) if weights == "safetensors" else None
+        architecture = _architecture(config, name)
+        labels = _labels(config, _classes(architecture, shapes or {}), id2label, name)
         image_size = _image_size(config, name)
         geometry = geometry_from_config(config, architecture, classes=len(labels), image_size=image_size)
         checkpoint = Checkpoint(
@@ -76,14 +84,14 @@ def find_checkpoint(name: str, *, revision: str | None = None, allow_pickle: boo
             exported_dtype=_exported_dtype(config) if weights == "onnx" else None,
             geometry=geometry,
             labels=labels,
-            multi_label=_multi_label(config, name),
+            multi_label=_multi_label(config, len(labels), name),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration in {folder} can't be understood: {error!r}") from error
     except OSError as error:
         raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
-    if weights == "safetensors":  # whose headers say what is in them; other weights are checked when they are loaded
-        check_tensors(_shapes(files), geometry, name)
+    if shapes is not None:
+        check_tensors(shapes, geometry, name)
     return checkpoint
 
 
@@ -297,22 +305,21 @@ def _architecture(config: dict[str, Any], name: str) -> str:
     return str(named[0])
 
 
-def _labels(config: dict[str, Any], name: str) -> list[str]:
-    names = config.get("id2label")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{name} names no labels: its config.json needs an id2label of one name a class")
-    try:
-        labels = [names[str(number)] for number in range(len(names))]
-    except KeyError as error:
-        raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
-    if not all(isinstance(label, str) and label for label in labels):
-        raise CheckpointError(f"{name}: the id2label of its config.json has names that are no text")
-    if all(_PLACEHOLDER.fullmatch(label) for label in labels):
-        raise CheckpointError(
-            f"{name} names no labels, only {labels[0]}, …: write the classes' names into the id2label of its "
-            "config.json"
-        )
-    return labels
+def _classes(architecture: str, shapes: Mapping[str, Shape]) -> int | None:
+    """How many the head has, where that is known."""
+    head = shapes.get(f"{CLASSES[architecture].heads[0]}.weight")
+    return head[0] if head else None
+
+
+def _labels(config: dict[str, Any], classes: int | None, id2label: str | None, name: str) -> list[str]:
+    """Those that are given, or the config's."""
+    own = labels_from_config(config, classes, name)
+    if id2label is None:
+        return own
+    given = read_id2label(id2label)
+    if len(given) != len(own):
+        raise UsageError(f"--id2label {id2label} names {len(given):,} classes, but {name} has {len(own):,}")
+    return given
 
 
 def _image_size(config: dict[str, Any], name: str) -> tuple[int, int]:
@@ -327,9 +334,9 @@ def _exported_dtype(config: dict[str, Any]) -> Literal["float32", "int8"]:
     return "int8" if config.get("dtype") == "int8" else "float32"
 
 
-def _multi_label(config: dict[str, Any], name: str) -> bool:
+def _multi_label(config: dict[str, Any], classes: int, name: str) -> bool:
     """Whether each label is scored for itself (sigmoid) or all share one (softmax); as the pipeline decides it."""
     problem = config.get("problem_type")
     if problem == "regression":
         raise CheckpointError(f"{name} is a regression model, not a classifier")
-    return problem == "multi_label_classification" or len(config["id2label"]) == 1
+    return problem == "multi_label_classification" or classes == 1

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint
+from deit_batch.model.labels import id2label_of, placeholders
 from deit_batch.model.transformer import load_weights
 from deit_batch.system.atomic import publish_folder
 from deit_batch.system.extras import needing
@@ -104,11 +105,14 @@ def exported(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     if not folder.exists():
         logger.info("exporting %s to %s, once: it is kept in %s", checkpoint.name, dtype, folder)
         try:
-            export(checkpoint, folder, dtype)
+            # Without names, for the next run may give others.
+            export(replace(checkpoint, labels=placeholders(len(checkpoint.labels))), folder, dtype)
         except OutputError:
             if not folder.exists():  # made by another run meanwhile
                 raise
-    return replace(find_checkpoint(str(folder)), name=checkpoint.name, commit=checkpoint.commit)
+    return replace(
+        find_checkpoint(str(folder)), name=checkpoint.name, commit=checkpoint.commit, labels=checkpoint.labels
+    )
 
 
 def _library(name: str) -> ModuleType:
@@ -130,7 +134,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _copy_settings(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
-    config = json.loads((checkpoint.folder / "config.json").read_bytes())
+    config = json.loads((checkpoint.folder / "config.json").read_bytes()) | id2label_of(checkpoint.labels)
     (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2), encoding="utf-8")
     recipe = checkpoint.folder / "preprocessor_config.json"
     if recipe.exists():

@@ -1,0 +1,98 @@
+"""The names of a model's classes: those that its config says, or those that the user gives."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import CheckpointError, UsageError
+
+IMAGENET = "imagenet"
+"""What the names that come with us are called, for --id2label and --label-map: those of the 1000 classes of
+ImageNet-1k, as in the `id2label` of facebook/deit-*. From timm 1.0.31 (Apache-2.0): imagenet_synsets.txt,
+imagenet_synset_to_lemma.txt."""
+DEFAULT_CLASSES = 2
+"""`PretrainedConfig` of `transformers` leaves its own default out of a config.json: LABEL_0 and LABEL_1."""
+
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+
+
+@cache
+def imagenet_names() -> dict[str, str]:
+    """The names of the classes of ImageNet-1k by their WordNet ids, in the order of the classes."""
+    text = (files(__package__) / "imagenet.csv").read_text("utf-8")
+    return dict(csv.reader(text.splitlines(), strict=True))
+
+
+def labels_from_config(config: dict[str, Any], classes: int | None, name: str) -> list[str]:
+    """Those of a config.json; placeholders where it names none, as `transformers` does: of as many `classes` as the
+    weights have. Raises CheckpointError for what can't be names."""
+    names = config.get("id2label")
+    if names is None:
+        return placeholders(DEFAULT_CLASSES if classes is None else classes)
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{name} names no labels: its config.json needs an id2label of one name a class")
+    try:
+        labels = [names[str(number)] for number in range(len(names))]
+    except KeyError as error:
+        raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
+    if not all(isinstance(label, str) and label for label in labels):
+        raise CheckpointError(f"{name}: the id2label of its config.json has names that are no text")
+    return labels
+
+
+def read_id2label(name: str) -> list[str]:
+    """What --id2label gives: IMAGENET, or a file of one name a line, or of JSON: a list of names, an object of numbers
+    and names, or one that has such an `id2label`, as a config.json. Raises UsageError if it is none of them."""
+    try:
+        labels = list(imagenet_names().values()) if name == IMAGENET else _read_names(Path(name))
+        for number, label in enumerate(labels):
+            if not isinstance(label, str) or not label.strip():
+                raise ValueError(f"class {number} has no name")
+        return [label.strip() for label in labels]
+    except OSError as error:
+        raise UsageError(f"--id2label {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--id2label {name}: not UTF-8 (byte {error.start:,}); save it as that") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--id2label {name}: {error}") from error
+
+
+def _read_names(path: Path) -> list[Any]:
+    text = path.read_text("utf-8-sig")
+    value = json.loads(text) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
+    if isinstance(value, dict):
+        value = value.get("id2label", value)
+    if isinstance(value, dict):
+        value = [value.get(str(number)) for number in range(len(value))]
+    if not isinstance(value, list) or not value:
+        raise ValueError("it holds neither a list of names nor an object of numbers and names")
+    return value
+
+
+def placeholders(classes: int) -> list[str]:
+    """As `transformers` calls classes that have no names."""
+    return [f"LABEL_{number}" for number in range(classes)]
+
+
+def are_placeholders(labels: Sequence[str]) -> bool:
+    return all(map(_PLACEHOLDER.fullmatch, labels))
+
+
+def id2label_of(labels: Sequence[str]) -> dict[str, Any]:
+    """What a config.json says of them."""
+    return {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def digest_of(labels: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()
