@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from deit_batch.errors import DeitBatchError, Interrupted
+from deit_batch.escaping import escape_controls
 
 logger = logging.getLogger("deit_batch")
 
@@ -71,6 +72,8 @@ def show_wrong_usage(arguments: Sequence[str]) -> Iterator[None]:
         from deit_batch.system.logs import goes_to_journal, set_up_logging
 
         if log_format not in ("json", "github") and not goes_to_journal():
+            # Click lists choices in lines of their own.
+            error.message = escape_controls(error.message, but="\n\t")  # type: ignore[misc]
             raise
         set_up_logging(quiet=False, verbose=False, log_format=str(log_format))
         logger.error("%s", " ".join(error.format_message().split()))

@@ -6,6 +6,7 @@ import click
 
 from deit_batch.commands._command import ExampleCommand
 from deit_batch.commands._options import VERBOSE
+from deit_batch.escaping import escape_controls
 
 
 @click.command(cls=ExampleCommand, example="deit-batch doctor")
@@ -21,5 +22,5 @@ def doctor() -> None:
     from deit_batch.doctor import examined, score_one
 
     for name, value in examined():
-        click.echo(f"{name}: {value}")
-    click.echo(f"demo image: {score_one()}")
+        click.echo(escape_controls(f"{name}: {value}"))
+    click.echo(escape_controls(f"demo image: {score_one()}"))

@@ -33,6 +33,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import UsageError
+from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
 from deit_batch.output.formats import choose_format, names, suffixes
 from deit_batch.output.parts import PART_SIZE
@@ -249,9 +250,9 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
             first.append(reference.image or f"({kind.removesuffix('s')})")
     click.echo(f"{kinds.total():,} inputs: {counts(kinds) or 'none'}")
     if source.passed_over:
-        click.echo(f"passed over: {counts(source.passed_over)}")
+        click.echo(f"passed over: {escape_controls(counts(source.passed_over))}")
     for image in first:
-        click.echo(f"  {image}".encode("utf-8", "replace").decode())
+        click.echo(f"  {escape_controls(image)}")
     if kinds.total() > len(first):
         click.echo("  …")
     click.echo("options:")

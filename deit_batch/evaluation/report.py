@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from deit_batch.escaping import escape_controls
 from deit_batch.evaluation.names import LOWER_IS_BETTER
 
 _HEADLINES = {
@@ -43,9 +44,10 @@ def as_markdown(document: Mapping[str, Any], pictures: Iterable[str]) -> str:
 
 def _what(document: Mapping[str, Any]) -> Iterator[str]:
     model = document.get("model")
-    lines = [f"`{document['input']}`, labels from {document['labels']}; predictions in `{document['predictions']}`."]
+    labels = escape_controls(document["labels"])
+    lines = [f"{_code(document['input'])}, labels from {labels}; predictions in {_code(document['predictions'])}."]
     if model:
-        lines.append(f"Model `{model['model']}`, {model['dtype']} on {model['device']}.")
+        lines.append(f"Model {_code(model['model'])}, {model['dtype']} on {model['device']}.")
     judged, inputs = document["judged"], document["inputs"]
     lines.append(f"{judged:,} of {inputs:,} images are judged.")
     if judged < inputs:
@@ -182,8 +184,8 @@ def _number(value: float | None) -> str:
 
 
 def _code(name: str) -> str:
-    return f"`{name.replace('`', chr(39))}`"
+    return f"`{escape_controls(name).replace('`', chr(39))}`"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return escape_controls(text).replace("|", "\\|")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deit_batch.escaping import escape_controls
+
 SHOWN = 200  # characters of a long list
 
 
 def model_card(report: Mapping[str, Any]) -> str:
     """Markdown, with the metadata that the Hub reads at its top. `report` is training.json's."""
     data, settings, base = report["data"], report["settings"], report["trained_from"]
-    images, names = data["images"], ", ".join(data["class_names"])
+    images, names = data["images"], escape_controls(", ".join(data["class_names"]))
     kind = "any number of labels an image" if data["multi_label"] else "one label an image"
     commit = f" at {base['commit']}" if base["commit"] else ""
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(report["metrics"].items()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import UsageError
+from deit_batch.escaping import escape_controls
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
 from deit_batch.report.comparison import Answer, Change, Comparison
@@ -20,7 +20,6 @@ from deit_batch.report.table import Bar, Column, PageRow, PageTable
 MOST_LINES = 10  # of one kind in the text
 MOST_FLIPS = 50  # pairs of labels on the page
 _SUFFIXES = (".html", ".htm", ".json")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def check_names(paths: Sequence[Path]) -> None:
@@ -61,11 +60,7 @@ def as_json(document: Mapping[str, Any]) -> bytes:
 
 def as_text(document: Mapping[str, Any]) -> bytes:
     """What would end a line, drive a terminal or turn the order of the text about, in a name or label, is escaped."""
-    return "".join(f"{_CONTROL.sub(_escaped, line)}\n" for line in _lines(document)).encode("utf-8", "replace")
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+    return "".join(f"{escape_controls(line)}\n" for line in _lines(document)).encode()
 
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:

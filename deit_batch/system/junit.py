@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from xml.etree import ElementTree
 
 from deit_batch.errors import Interrupted, OutputError
+from deit_batch.escaping import escape_controls
 from deit_batch.system.atomic import require_room, write_atomically
 
 Verdict: TypeAlias = Literal["passed", "failure", "error"]
@@ -52,7 +53,7 @@ def write_junit(path: Path | None, suite: str) -> Iterator[list[Case]]:
 
 
 def as_xml(suite: str, cases: list[Case]) -> bytes:
-    """The document, in UTF-8. Control characters are replaced by U+FFFD."""
+    """The document, in UTF-8. Control characters are escaped."""
     counts = {f"{kind}s": sum(case.verdict == kind for case in cases) for kind in ("failure", "error")}
     about = {"name": suite, "tests": str(len(cases)), **{kind: str(number) for kind, number in counts.items()}}
     root = ElementTree.Element("testsuites")
@@ -70,4 +71,4 @@ def as_xml(suite: str, cases: list[Case]) -> bytes:
 
 
 def _clean(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)
+    return _NO_XML.sub("\ufffd", escape_controls(text))

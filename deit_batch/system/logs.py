@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from tqdm import tqdm
 
+from deit_batch.escaping import escape_controls
 from deit_batch.redaction import redact_message
 
 logger = logging.getLogger("deit_batch")
@@ -52,7 +53,29 @@ class _Json(logging.Formatter):
         return json.dumps(values)
 
 
-class _GitHub(logging.Formatter):
+class _Text(logging.Formatter):
+    """A message is one line, and shows what would end it or drive a terminal; a traceback has its own lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = escape_controls(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.exc_text:
+            record.exc_text = _escape_traceback(record.exc_text, record.exc_info[1] if record.exc_info else None)
+        return super().format(record)
+
+
+def _escape_traceback(text: str, error: BaseException | None) -> str:
+    """With its own lines, but not those of the messages in it."""
+    while error is not None:
+        if message := redact_message(str(error)):
+            text = text.replace(message, escape_controls(message))
+        error = error.__cause__ or error.__context__
+    return escape_controls(text, but="\n")
+
+
+class _GitHub(_Text):
     """Warnings and errors as annotations, which GitHub shows beside a run. Its workflow commands:
     https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands"""
 
@@ -60,18 +83,18 @@ class _GitHub(logging.Formatter):
         text = super().format(record)
         if record.levelno < logging.WARNING:
             return f"deit-batch: {text}"
-        escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        escaped = text.replace("%", "%25").replace("\n", "%0A")
         return f"::{record.levelname.lower()} title=deit-batch::{escaped}"
 
 
-class _Journal(logging.Formatter):
+class _Journal(_Text):
     """Each line behind its priority, by which journalctl -p chooses; systemd takes it off again: sd-daemon(3)."""
 
     _PRIORITIES: ClassVar = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
     def format(self, record: logging.LogRecord) -> str:
         priority = self._PRIORITIES.get(record.levelname, 6)
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
 def goes_to_journal() -> bool:
@@ -104,5 +127,5 @@ def _formatter(log_format: str) -> logging.Formatter:
         case "github":
             return _GitHub()
         case _:
-            text = _Journal if goes_to_journal() else logging.Formatter
+            text = _Journal if goes_to_journal() else _Text
             return text("deit-batch: %(message)s")

@@ -139,8 +139,8 @@ def test_the_journal_gets_the_priority_of_wrong_usage_that_click_finds(tmp_path:
 @pytest.mark.parametrize(
     ("connected", "as_json", "expected"),
     [
-        (True, False, "<3>deit-batch: no\n<3>room\n<4>deit-batch: late\n<6>deit-batch: done\n"),
-        (False, False, "deit-batch: no\nroom\ndeit-batch: late\ndeit-batch: done\n"),
+        (True, False, "<3>deit-batch: no\\nroom\n<4>deit-batch: late\n<6>deit-batch: done\n"),
+        (False, False, "deit-batch: no\\nroom\ndeit-batch: late\ndeit-batch: done\n"),
         (True, True, None),
     ],
 )
