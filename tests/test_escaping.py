@@ -65,5 +65,5 @@ def test_a_hostile_name_forges_no_line_of_any_command(tmp_path: Path) -> None:
     (report,) = tmp_path.glob("*/report.md")
     assert drives(report.read_text()) == set()
     assert SHOWN in report.read_text()
-    assert ElementTree.parse(tmp_path / "j.xml")
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().tag == "testsuites"
     assert os.path.exists(tmp_path / out)
