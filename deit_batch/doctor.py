@@ -19,6 +19,7 @@ from deit_batch.system import machine
 
 LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")
 EXTRAS = {
+    "heic": ("pi-heif",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "serve": ("fastapi", "fastapi-offline", "prometheus_client", "uvicorn"),
     "s3": ("s3fs",),

@@ -19,6 +19,7 @@ from deit_batch.model.architecture import FEATURES
 from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.labels import are_placeholders, digest_of
 from deit_batch.model.recipe import Recipe
+from deit_batch.system.extras import is_installed
 from deit_batch.system.machine import cores
 
 if TYPE_CHECKING:
@@ -307,7 +308,8 @@ class Plan:
     def versions(self) -> dict[str, str]:
         """Of all that scores depend on."""
         runtime = "onnxruntime" if self.checkpoint.exported_dtype else "torch"
-        libraries = {name: version(name) for name in ("deit-batch", "pillow", runtime)}
+        heif = ["pi-heif"] if is_installed("pi_heif") else []
+        libraries = {name: version(name) for name in ("deit-batch", "pillow", *heif, runtime)}
         return {"python": platform.python_version(), **libraries}
 
 

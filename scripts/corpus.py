@@ -22,7 +22,10 @@ from PIL import Image
 
 BOMB_SIDE = 30_000
 
-SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif")
+SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".avif", ".heic")
+
+HEIC = Path(__file__).parent.parent / "tests" / "heic" / "rgb.heic"
+"""Made before: what reads it has no encoder."""
 
 Named = tuple[str, bytes]
 
@@ -80,6 +83,7 @@ def valid() -> Iterator[Named]:
     yield "rgb.bmp", encoded(rgb, "BMP")
     yield "palette.bmp", encoded(rgb.convert("P"), "BMP")
     yield "rgb.avif", encoded(rgb, "AVIF")
+    yield "rgb.heic", HEIC.read_bytes()
 
 
 def mutated(name: str, data: bytes, dice: random.Random, *, flips: int, swaps: int) -> Iterator[Named]:

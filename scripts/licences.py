@@ -1,4 +1,5 @@
-"""Writes docs/licences.md: the licences of what is in the package, and of all that it or its extras install.
+"""Writes docs/licences.md: the licences of what is in the package, of all that it or its extras install, and of the
+libraries that their wheels hold.
 
 What a package says of itself is taken: its licence expression (PEP 639), or, where it has none yet, the licence or the
 classifiers of its metadata. Versions are left out, so that the page changes when a licence does.
@@ -18,6 +19,9 @@ from packaging.utils import canonicalize_name
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOT_FOR_USERS = ("bench", "dev", "docs", "release")
 CUDA = ("cuda-", "nvidia-", "triton")  # of PyPI's torch for Linux; the page says so
+
+LIBRARY = re.compile(r"lib([\w+]+?)(?:-[0-9a-f]{6,})*(?:\.[\d.]+)?\.(?:so|dylib)(?:\.[\d.]+)?")
+GRAFTED = re.compile(r"\.libs/|\.dylibs/")
 
 SPDX = {
     "3-Clause BSD License": "BSD-3-Clause",
@@ -41,6 +45,44 @@ PERMITTED = frozenset(
     "MPL-2.0 PSF-2.0 Zlib".split()
 )
 """Permissive ones, and MPL-2.0, whose copyleft ends at the files of the package itself."""
+
+BUNDLED = {
+    "Xau": "MIT",
+    "avif": "BSD-2-Clause",
+    "brotlicommon": "MIT",
+    "brotlidec": "MIT",
+    "crc32c": "BSD-3-Clause",
+    "de265": "LGPL-3.0-or-later",
+    "freetype": "FTL",
+    "gfortran": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "gomp": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "harfbuzz": "MIT-Modern-Variant",
+    "heif": "LGPL-3.0-or-later",
+    "jemalloc": "BSD-2-Clause",
+    "jpeg": "IJG AND BSD-3-Clause AND Zlib",
+    "lcms2": "MIT",
+    "lzma": "0BSD",
+    "openjp2": "BSD-2-Clause",
+    "png16": "libpng-2.0",
+    "quadmath": "LGPL-2.1-or-later",
+    "scipy_openblas": "BSD-3-Clause",
+    "scipy_openblas64_": "BSD-3-Clause",
+    "sharpyuv": "BSD-3-Clause",
+    "tiff": "libtiff",
+    "webp": "BSD-3-Clause",
+    "webpdemux": "BSD-3-Clause",
+    "webpmux": "BSD-3-Clause",
+    "x265": "GPL-2.0-or-later",
+    "xcb": "MIT",
+    "zstd": "BSD-3-Clause",
+}
+"""Libraries of others that wheels hold, by what stands between "lib" and the ending of the file's name."""
+
+PERMITTED_IF_BUNDLED = (
+    "FTL", "GPL-3.0-or-later WITH GCC-exception-3.1", "IJG AND BSD-3-Clause AND Zlib", "LGPL-2.1-or-later",
+    "LGPL-3.0-or-later", "MIT-Modern-Variant", "libpng-2.0", "libtiff",
+)  # fmt: skip
+"""Beside PERMITTED: what is permissive, too, and copyleft that ends at the shared library, which can be replaced."""
 
 EXCEPTIONS = {"azureml-inference-server-http": "proprietary"}
 """Of the extra `azureml`, which is of use inside Azure ML only; the page says so."""
@@ -95,11 +137,26 @@ def is_permitted(expression: str) -> bool:
     return bool(names) and names <= PERMITTED
 
 
+def bundled(name: str) -> dict[str, str]:
+    """The libraries of others in a package's wheel, with their licences: all in the folder where auditwheel and
+    delocate put them, and those of BUNDLED elsewhere. What is linked into an extension module is not seen."""
+    found = {}
+    for file in distribution(name).files or ():
+        library = LIBRARY.fullmatch(file.name)
+        if library and (library[1] in BUNDLED or GRAFTED.search(str(file))):
+            found[library[1]] = BUNDLED.get(library[1], "unknown")
+    return found
+
+
 def page() -> str:
     """The whole of docs/licences.md, of what is installed here."""
     direct = requirements()
     listed = [requirement for group in direct.values() for requirement in group]
     brought = installed_by(listed) - {canonicalize_name(requirement.name) for requirement in listed}
+    by_library: dict[str, list[str]] = {}
+    for name in sorted(installed_by(listed)):
+        for library in bundled(name):
+            by_library.setdefault(library, []).append(name)
     by_licence: dict[str, list[str]] = {}
     for name in sorted(brought):
         by_licence.setdefault(licence(name), []).append(name)
@@ -107,6 +164,10 @@ def page() -> str:
     return PAGE.format(
         dependencies="\n".join(_row(requirement.name, licence(requirement.name)) for requirement in direct[""]),
         extras="\n".join(_row(extra, needed.name, licence(needed.name)) for extra, needed in extras),
+        bundled="\n".join(
+            _row(f"lib{library}", BUNDLED[library], ", ".join(names))
+            for library, names in sorted(by_library.items(), key=lambda each: each[0].lower())
+        ),
         brought="\n".join(_row(text, ", ".join(names)) for text, names in sorted(by_licence.items())),
     )
 
@@ -121,6 +182,9 @@ def refused(names: Iterable[str]) -> Iterator[str]:
         stated = licence(name)
         if not is_permitted(stated) and EXCEPTIONS.get(name) != stated:
             yield f"{name}: {stated}"
+        for library, terms in bundled(name).items():
+            if not is_permitted(terms) and terms not in PERMITTED_IF_BUNDLED:
+                yield f"{name}: bundles lib{library}: {terms}"
 
 
 PAGE = """# Licences
@@ -171,6 +235,18 @@ On Linux with Python 3.11.
 
 "BSD" is what a package says that does not say which. A test refuses a package whose licence is neither permissive nor
 MPL-2.0, unless it is named above. What only tests and benchmarks use is not passed on, and not listed.
+
+## What their wheels hold of others
+
+Shared libraries, on Linux. What is linked into a package's own modules is in that package's licence texts.
+
+| library | licence | in |
+| --- | --- | --- |
+{bundled}
+
+Copyleft is permitted where it ends at the library itself, a file that anyone may replace by another: the LGPL, and the
+GPL with GCC's runtime exception. So HEIC is read with pi-heif, whose wheels hold a decoder alone; those of pillow-heif
+hold x265, too, an encoder under the GPL, and the same test would refuse them.
 """
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import pi_heif
 import pytest
 from PIL import Image
 
@@ -24,6 +26,8 @@ from deit_batch.limits import Limits
 from deit_batch.plan import Options
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+HEIC = sorted((Path(__file__).parent / "heic").glob("*.h*"))
 
 
 LABELS = ["can", "carton", "milk bottle", "water bottle", "jar"]
@@ -126,6 +130,9 @@ def write_all_kinds(folder: Path) -> list[Path]:
     for number in range(1, 9):
         rgb.save(folder / f"orientation{number}.jpg", exif=_orientation(number))
     rgb.save(folder / "orientation.png", exif=_orientation(6))
+    pi_heif.register_heif_opener()  # for Pillow, and so for the pipeline that ours is compared with
+    for path in HEIC:
+        shutil.copy(path, folder)
     return sorted(folder.iterdir())
 
 

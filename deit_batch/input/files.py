@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from deit_batch.errors import InputError, UsageError
-from deit_batch.input.kinds import IMAGES, InputKind, InputName, is_image_name
+from deit_batch.input.kinds import InputKind, InputName, image_endings, is_image_name
 from deit_batch.input.passed_over import ending_of, pass_over, photos_in, remedy
 from deit_batch.io import LocalFile, Reference, Source, StoredFile, counts
 from deit_batch.system import object_store
@@ -45,7 +45,7 @@ def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
     reasons = counts(passed_over) or "it is empty"
     photos = photos_in(passed_over)
     hint = f"; to have its photos read, {remedy(photos)}" if photos else ""
-    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(IMAGES))}{hint}")
+    return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(image_endings()))}{hint}")
 
 
 def open_stored(spec: str, given: InputName, recursive: bool) -> Source:

@@ -10,8 +10,10 @@ import glob
 import os
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
 
 from deit_batch.system import object_store
+from deit_batch.system.extras import is_installed
 
 
 class InputKind(Enum):
@@ -32,7 +34,10 @@ class InputKind(Enum):
 
 
 IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif".split())
-"""Of the formats that loading.decode.FORMATS names."""
+"""Of the formats that loading.decode.FORMATS names, but for those of HEIF."""
+
+HEIF = frozenset(".heic .heif .hif".split())
+HOW_TO_READ_HEIF = "pip install 'deit-batch[heic]'"
 
 TARS = (".tar", ".tar.gz", ".tgz")
 
@@ -89,7 +94,7 @@ def _kind_of(spec: str, stored: bool, exists: bool) -> InputKind:
 
 def by_ending_of(name: str) -> InputKind:
     """Of a file's name, wherever it lies."""
-    if is_image_name(name):
+    if _ending(name) in IMAGES | HEIF:  # a photo that is named is an input, whether it can be read or not
         return InputKind.IMAGE
     name = name.lower()
     if name.endswith(TARS):
@@ -98,4 +103,15 @@ def by_ending_of(name: str) -> InputKind:
 
 
 def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGES
+    """Of what is found, and could be passed over."""
+    return _ending(name) in image_endings()
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Of all that can be read here."""
+    return IMAGES | HEIF if is_installed("pi_heif") else IMAGES
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()

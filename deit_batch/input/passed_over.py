@@ -10,13 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from deit_batch.input.kinds import IMAGES
+from deit_batch.input.kinds import HEIF, HOW_TO_READ_HEIF, IMAGES
 from deit_batch.io import counts
 from deit_batch.system.logs import warn_even_if_quiet
 
 PHOTOS = frozenset(
     # phones and newer formats
-    ".heic .heif .hif .heics .heifs .avifs .jxl .jxr .wdp .hdp .jp2 .j2k .j2c .jpc .jpf .jpx .jpm .mpo .jps "
+    ".heics .heifs .avifs .jxl .jxr .wdp .hdp .jp2 .j2k .j2c .jpc .jpf .jpx .jpm .mpo .jps "
     # raw, of cameras
     ".3fr .ari .arw .bay .cap .cr2 .cr3 .crw .dcr .dcs .dng .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw "
     ".orf .ori .pef .raf .raw .rw2 .rwl .rwz .sr2 .srf .srw .x3f "
@@ -25,8 +25,9 @@ PHOTOS = frozenset(
     ".psb .psd .qoi .ras .sgi .tga .xbm .xcf .xpm "
     # of medicine
     ".dcm .dicom".split()
-)
-"""Endings of still pictures that are not read: whoever has such files will have meant them to be."""
+).union(HEIF)
+"""Endings of still pictures that are not read (those of HEIF: without its extra), though whoever has such files will
+have meant them to be."""
 
 MOST_KINDS = 100
 """Reasons and endings that are told apart, so that a folder of a million endings takes no memory."""
@@ -70,9 +71,10 @@ def photos_in(passed_over: Mapping[str, int]) -> Counter[str]:
 
 def remedy(photos: Collection[str]) -> str:
     """What to do to have these endings of photos read."""
-    spoilt = {ending for ending in photos if _is_spoilt(ending)}
+    heif, spoilt = HEIF.intersection(photos), set(filter(_is_spoilt, photos))
     ways = {
-        "convert them to JPEG or PNG": set(photos) - spoilt,
+        HOW_TO_READ_HEIF: heif,
+        "convert them to JPEG or PNG" if not heif else "convert the others to JPEG or PNG": set(photos) - heif - spoilt,
         "rename those that end in more than .jpg or the like": spoilt,
     }
     return " and ".join(way for way, endings in ways.items() if endings)

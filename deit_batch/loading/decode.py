@@ -10,17 +10,24 @@ import io
 import struct
 import warnings
 from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from deit_batch.errors import DecodeError
+from deit_batch.input.kinds import HOW_TO_READ_HEIF
 from deit_batch.limits import Limits
 from deit_batch.model.recipe import Recipe
+from deit_batch.system.extras import is_installed
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
-"""The decoders that input may reach; Pillow has some forty more, for formats that nobody photographs in."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+"""The decoders that input may reach, HEIF's with the extra heic; Pillow has some forty more, for formats that nobody
+photographs in."""
+
+HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
+"""What may stand in the first box of a HEIF file (ISO/IEC 23008-12, annex B), but for AVIF's."""
 
 FAST_GAP = 1.5
 """With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
@@ -29,7 +36,8 @@ FAST_GAP = 1.5
 def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
     """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`.
 
-    With `limits.allow_truncated`, what is missing at the end of a file is grey. Raises DecodeError if the bytes are no
+    With `limits.allow_truncated`, what is missing at the end of a file is grey (but for HEIF, which has no part that
+    could be shown). Raises DecodeError if the bytes are no
     whole image of an accepted format, or one that has more than `limits.image_pixels` or comes to have them.
     """
     # Pillow keeps these two in its modules; there is no other way to tell it.
@@ -42,7 +50,9 @@ def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
             if recipe.fast and recipe.resize:
                 # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
                 image.draft(None, _draft_size(recipe.resize))
-            return np.asarray(_crop_center(_resize(_rgb(_upright(image)), recipe, limits.image_pixels), recipe))
+            image = _upright(image)
+            _require_few_pixels(image, limits.image_pixels)  # HEIF's size is known for sure when it is decoded
+            return np.asarray(_crop_center(_resize(_rgb(image), recipe, limits.image_pixels), recipe))
     except DecodeError:
         raise
     except MemoryError as error:
@@ -52,13 +62,35 @@ def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
+    formats = _formats()
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
-        raise DecodeError(f"not an image that we read ({', '.join(FORMATS)}); starts with {data[:12]!r}") from error
+        if "HEIF" not in formats and data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            raise DecodeError(f"HEIC needs an extra: {HOW_TO_READ_HEIF}") from error
+        raise DecodeError(f"not an image that we read ({', '.join(formats)}); starts with {data[:12]!r}") from error
+    _require_few_pixels(image, max_pixels)
+    if image.format == "HEIF":
+        # Where a byte of it is missing, the plugin would give a black picture, of not one pixel of the file.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS whose decoders are installed. HEIF's (libheif with libde265) is made known to Pillow, for the
+    primary image alone; with one thread, for there are workers enough."""
+    if not is_installed("pi_heif"):
+        return tuple(name for name in FORMATS if name != "HEIF")
+    from pi_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return FORMATS
+
+
+def _require_few_pixels(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise DecodeError(f"{image.width}x{image.height} is more than {max_pixels:,} pixels")
-    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,11 +1,18 @@
-"""What is installed only on demand: an import that fails says which extra brings it."""
+"""What is installed only on demand: whether it is, and which extra brings what an import does not find."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 
 from deit_batch.errors import UsageError
+
+
+@cache
+def is_installed(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from helpers import EXAMPLES, deit_batch, read_json, read_jsonl
+from helpers import EXAMPLES, HEIC, deit_batch, read_json, read_jsonl
 from ray.cluster_utils import Cluster
 
 from deit_batch import runner
@@ -53,6 +53,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(picture, folder / f"{number}.png")
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:100])
     rows = [f"{number % 40}.png,{number}" for number in range(ROWS)]
+    shutil.copy(HEIC[0], folder / "phone.heic")
+    rows[50] = "phone.heic,50"
     rows[3], rows[100], rows[200] = "one field only", "missing.png,100", "broken.png,200"
     (folder / "t.csv").write_text("image,number\n" + "\n".join(rows) + "\n")
     return folder / "t.csv"

@@ -80,7 +80,7 @@ def test_embed_evaluate_finetune_and_python_warn_too(camera: Path, messages: lis
         (camera / name).mkdir()
         for number in range(3):
             (camera / name / f"{number}.jpg").write_bytes(jpeg(number + 10 * (name == "b")))
-        (camera / name / "x.heif").touch()
+        (camera / name / "x.jxl").touch()
     for command in (
         ("embed", "--out", "e.npy"),
         ("evaluate", "--out", "evaluation", "--label-map", "map.json"),
@@ -88,7 +88,7 @@ def test_embed_evaluate_finetune_and_python_warn_too(camera: Path, messages: lis
     ):
         (camera.parent / "map.json").write_text('{"a": "Bag", "b": "Coat"}')
         done = deit_batch(*command, "--input", "camera", "--model", "demo", "--quiet", cwd=camera.parent)
-        assert "photos were passed over: 2 .nef, 2 .heif, 1 .jpg…; " in done.stderr, done.stderr
+        assert "photos were passed over: 2 .nef, 2 .jxl, 1 .jpg…; " in done.stderr, done.stderr
     list(score(str(camera), model="demo", workers=0))
     assert [text for text in messages if text.startswith("photos were passed over: ")]
 

@@ -136,6 +136,28 @@ def test_a_licence_is_permitted_if_all_that_it_names_is(expression: str, permitt
     assert licences.is_permitted(expression) is permitted
 
 
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [
+        ("some.libs/libx265-4883ecb5.so.217", "some: bundles libx265: GPL-2.0-or-later"),
+        ("some/lib/libx265.so.217", "some: bundles libx265: GPL-2.0-or-later"),
+        ("some.libs/libnew-0123abcd.so", "some: bundles libnew: unknown"),
+        ("some/.dylibs/libnew.1.dylib", "some: bundles libnew: unknown"),
+        ("some.libs/libheif-7a3e919c.so.1.23.0", None),
+        ("some/libown.so", None),
+    ],
+)
+def test_a_library_in_a_wheel_must_have_a_licence_that_is_permitted(
+    file: str, complaint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "some-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: some\nVersion: 1.0\nLicense-Expression: MIT\n")
+    (info / "RECORD").write_text(f"{file},,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(licences.refused(["some"])) == ([complaint] if complaint else [])
+
+
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the page is of Python 3.11")
 def test_the_page_of_licences_is_current() -> None:
     assert (REPOSITORY / "docs" / "licences.md").read_text() == licences.page(), "run scripts/licences"
