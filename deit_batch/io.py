@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
@@ -32,6 +33,7 @@ LONGEST_MESSAGE = 1000
 """Characters of why an image can't be scored."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +160,15 @@ class Tally:
         return self.scored + self.failed
 
     def count(self, record: Mapping[str, Any]) -> None:
-        if "error" in record:
-            self.failures[record["error"]["type"]] += 1
-        else:
+        """One more record, as it is written."""
+        self.count_error(record["error"]["type"] if "error" in record else None)
+
+    def count_error(self, type: str | None) -> None:
+        """One more record, with an error of this type or without one."""
+        if type is None:
             self.scored += 1
+        else:
+            self.failures[type] += 1
 
 
 def counts(counter: Mapping[str, int], *, most: int | None = None) -> str:
@@ -222,6 +229,20 @@ class Record:
             values["error"] = {"type": self.error.type, "message": clean(self.error.message)}
         values.update({clean(name): json_value(value) for name, value in self.keep.items()})
         return values
+
+    def line(self) -> bytes:
+        """`json_line(self.as_dict())`. Of most records nothing but the name and the scores is new: the JSON of a label
+        is kept."""
+        if self.keep or self.error or self.features is not None:
+            return json_line(self.as_dict())
+        head = _encode(name_fields(self))[:-1]
+        pairs = [f'{{"label": {_label_json(p["label"])}, "score": {p["score"]!r}}}' for p in self.predictions]
+        return f'{head}, "predictions": [{", ".join(pairs)}]}}\n'.encode()
+
+
+@lru_cache(maxsize=2**16)
+def _label_json(label: str) -> str:
+    return _encode(clean(label))
 
 
 def name_fields(item: Reference | Record) -> dict[str, object]:
@@ -285,7 +306,7 @@ def unpack(text: str) -> bytes:
 
 def json_line(value: object) -> bytes:
     """One line of JSON that any reader takes: UTF-8, no NaN."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return _encode(value).encode() + b"\n"
 
 
 def pretty(value: object) -> bytes:

@@ -171,7 +171,13 @@ def scored(
 
     on_gpu = plan.device.type == "cuda"
     loader = Loader(
-        batches, plan.recipe, options.limits, workers=plan.workers, pin_memory=on_gpu, digests=cache is not None
+        batches,
+        plan.recipe,
+        options.limits,
+        workers=plan.workers,
+        pin_memory=on_gpu,
+        digests=cache is not None,
+        batch_size=plan.batch_size,
     )
     with ExitStack() as stack:
         stack.enter_context(closing(loader))
@@ -184,6 +190,7 @@ def scored(
             references, decoded, result = under_way.popleft()
             with stopwatch("wait for scores"):
                 scores = result()
+            loader.give_back(decoded)
             records = score_batch(references, decoded, scores, plan.checkpoint.labels, options)
             if cache:
                 cache.remember(references, decoded.digests, records)
@@ -240,8 +247,8 @@ def top_predictions(
 ) -> Iterator[list[Prediction] | Failure]:
     """Of each image its labels, best first; equal scores in the order of the classes. `scores`: float32 [n, classes].
     An image with a score that is not finite is a failure."""
-    finite = scores.isfinite().all(-1).tolist()
-    order = scores.argsort(descending=True, stable=True)[..., :top_k]
+    finite = scores.sum(-1).isfinite().tolist()  # of numbers in 0..1: it is, unless one of them is not
+    order = _best_classes(scores, top_k)
     for well, numbers, values in zip(finite, order.tolist(), scores.gather(-1, order).tolist(), strict=True):
         if well:
             pairs = zip(numbers, values, strict=True)
@@ -250,6 +257,19 @@ def top_predictions(
             yield Failure.of(
                 ScoreError("the model gave scores that are not finite; if --dtype is float16, try float32")
             )
+
+
+def _best_classes(scores: Tensor, top_k: int | None) -> Tensor:
+    """int64 [n, top_k]: `scores.argsort(descending=True, stable=True)[:, :top_k]`, but all classes are sorted only of
+    images where two scores that matter are equal: `topk` says nothing of the order of those."""
+    if top_k is None or top_k >= scores.shape[-1]:
+        return scores.argsort(descending=True, stable=True)
+    best, order = scores.topk(top_k + 1)
+    order = order[:, :top_k]
+    tied = (best[:, 1:] == best[:, :-1]).any(-1)
+    if tied.any():
+        order[tied] = scores[tied].argsort(descending=True, stable=True)[:, :top_k]
+    return order
 
 
 def name_features(features: Tensor, names: Sequence[FeatureName]) -> Iterator[Features | Failure]:

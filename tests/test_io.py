@@ -31,7 +31,8 @@ def test_any_record_is_one_line_of_strict_json(
 ) -> None:
     failure = None if error is None else Failure("X", error)
     record = Record(3, image, [{"label": label, "score": score} for label, score in predictions], failure, keep)
-    line = json_line(record.as_dict())
+    line = record.line()
+    assert line == json_line(record.as_dict())
     assert line.count(b"\n") == 1
     values = json.loads(line.decode("utf-8"), parse_constant=no_constant)
     assert [p["score"] for p in values["predictions"]] == [score for _, score in predictions]

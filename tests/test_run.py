@@ -9,6 +9,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,10 @@ from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import LABELS, interrupted_after, jpeg, read_json, read_jsonl, scored, valid
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deit_batch import embed, score
 from deit_batch import io as records_io
@@ -30,12 +34,12 @@ from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, Interrupted, OutputError, TooManyFailures, UsageError
 from deit_batch.io import FeatureName, Tally
 from deit_batch.limits import Limits
-from deit_batch.loading.loader import Loader, batched
+from deit_batch.loading.loader import PREFETCH_FACTOR, Loader, batched
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, Plan, ScoreOptions
-from deit_batch.runner import run
+from deit_batch.runner import run, top_predictions
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
@@ -294,6 +298,23 @@ def test_kept_values_of_any_kind_do_not_end_a_run(photos: Path, vit: Path, tmp_p
     first, second = read_jsonl(scored(photos / "t.jsonl", vit, tmp_path, keep=("m",), workers=workers))
     assert first["predictions"]
     assert second["m"] == ["\ufffd", None]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan, math.inf]), min_size=6, max_size=6), min_size=1),
+    st.none() | st.integers(1, 8),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_equal_scores_are_in_the_order_of_the_classes(
+    rows: list[list[float]], top_k: int | None, threshold: float
+) -> None:
+    labels = [f"class {number}" for number in range(6)]
+    for row, found in zip(rows, top_predictions(torch.tensor(rows), labels, top_k, threshold), strict=True):
+        if not all(map(math.isfinite, row)):
+            assert isinstance(found, records_io.Failure)
+            continue
+        best = sorted(range(6), key=lambda number: (-row[number], number))[:top_k]
+        assert found == [{"label": labels[n], "score": row[n]} for n in best if row[n] >= threshold]
 
 
 def test_columns_that_a_format_has_already_are_refused(photos: Path, vit: Path, tmp_path: Path) -> None:
@@ -561,7 +582,7 @@ def test_reading_runs_only_a_little_ahead_of_scoring(photos: Path) -> None:
         assert references[0].index == place * 4
         assert len(decoded.pixels) == 4
     loader.close()
-    assert 200 <= read <= 200 + 4 * 2 * 2 + 4
+    assert 200 <= read <= 200 + 2 * PREFETCH_FACTOR * 4 + 4
 
 
 def test_a_program_that_leaves_off_in_the_middle_ends_at_once(photos: Path, vit: Path) -> None:

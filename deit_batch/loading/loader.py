@@ -1,8 +1,9 @@
 """References to batches of pixels: a PyTorch DataLoader whose "sampler" is the lazily read input.
 
-DataLoader hands each list that the batch sampler yields to the data set's `__getitems__` in a worker, and gives the
-results back in order, reading ahead no further than workers x prefetch factor batches. So order and back-pressure
-come with it, and neither the input nor the results are ever held whole.
+A batch is decoded in tasks of a few images each, so that all workers have something to do whatever its size. DataLoader
+hands each task that the batch sampler yields to the data set's `__getitems__` in a worker, and gives the results back
+in order, reading ahead no further than workers x prefetch factor tasks. So order and back-pressure come with it, and
+neither the input nor the results are ever held whole.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import reduction, util
 from multiprocessing.process import BaseProcess
@@ -32,15 +35,25 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.input.stamps import stamp_of
-from deit_batch.io import Base64, Failure, Location, Reference
+from deit_batch.io import Base64, Failure, Location, Reference, StoredFile, Url
 from deit_batch.limits import Limits, end_process_after
+from deit_batch.loading.buffers import PixelBuffers
 from deit_batch.loading.decode import decode
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
 
 logger = logging.getLogger("deit_batch")
 
-PREFETCH_FACTOR = 2
+TASK_SECONDS = 0.05
+"""What a task may take to decode: much more than handing it over, much less than a user would wait."""
+TASK_IMAGES = 16
+"""In a task, at most."""
+TASK_FETCHES = 32
+"""Of images that are far away: a worker waits for them all at the same time."""
+PREFETCH_FACTOR = 4
+"""Tasks of each worker at a time, at least: some take longer than others, and results come in order."""
+HELD_BATCHES = 5
+"""At a time outside of the workers: one that is being put together, two that are scored, one that is written."""
 MAX_INLINE_CHARS = 32 * 2**20
 MOST_SETTLED = 4096
 MOST_DEATHS = 10
@@ -57,21 +70,25 @@ Settled: TypeAlias = Failure | Literal["same"]
 class Decoded(NamedTuple):
     """Of those of a batch's references that were not settled before. `pixels`: uint8 [n, height, width, 3] of the n
     images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the bytes by place, if
-    asked for; `stamps`: by place, what each file was before it was read (input/stamps.py)."""
+    asked for; `stamps`: by place, what each file was before it was read (input/stamps.py); `buffer`: which of the
+    loader's buffers holds the pixels, if one does."""
 
     pixels: Tensor
     settled: dict[int, Settled]
     digests: dict[int, str]
     stamps: Sequence[bytes] = ()
+    buffer: int | None = None
 
 
 class _Sent(NamedTuple):
-    """The same on its way out of a worker: an array where there was no shared memory for a tensor."""
+    """What comes out of a worker of one task, each place counted within it. `pixels`: None if they are in the task's
+    buffer, an array where there was no shared memory for a tensor; `seconds`: how long decoding took, of each image."""
 
-    pixels: Tensor | NDArray[np.uint8]
+    pixels: Tensor | NDArray[np.uint8] | None
     settled: dict[int, Settled]
     digests: dict[int, str]
     stamps: list[bytes]
+    seconds: float
 
 
 class _Deadly(NamedTuple):
@@ -89,6 +106,25 @@ class _Wanted(NamedTuple):
     location: Location
     known: str | None
     deadly: _Deadly | None = None
+
+
+class _Task(NamedTuple):
+    """Images of one batch that a worker fetches and decodes together; their pixels go to the rows of the buffer that
+    begin at `start`."""
+
+    images: list[_Wanted]
+    buffer: int | None = None
+    start: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One that is under way: its tasks, and what has come back of the first of them."""
+
+    references: list[Reference]
+    tasks: list[_Task]
+    buffer: int | None
+    sent: list[_Sent] = field(default_factory=list)
 
 
 def batched(
@@ -127,7 +163,10 @@ def _inline_chars(reference: Reference) -> int:
 class Decoder(Dataset[_Sent]):
     """The data set: its "indices" are locations, fetched and decoded where the worker runs."""
 
-    def __init__(self, recipe: Recipe, limits: Limits, *, workers: int, digests: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, limits: Limits, buffers: PixelBuffers, *, workers: int, digests: bool = False
+    ) -> None:
+        self._buffers = buffers
         self.decoding = multiprocessing.RawArray("q", [_NOTHING] * workers)
         """The index of the image that each worker is decoding: if it dies, that one may be why."""
         self._digests = digests
@@ -136,9 +175,10 @@ class Decoder(Dataset[_Sent]):
         self._fetcher = Fetcher(limits)
         self._alone = False
 
-    def __getitems__(self, batch: list[_Wanted]) -> _Sent:
-        height, width = self._recipe.size
-        pixels, way_out = _room_for((len(batch), height, width, 3))
+    def __getitems__(self, task: _Task) -> _Sent:
+        batch = task.images
+        pixels, way_out = self._room_for(task)
+        seconds = 0.0
         settled: dict[int, Settled] = {}
         digests: dict[int, str] = {}
         rows = list(pixels)
@@ -154,12 +194,23 @@ class Decoder(Dataset[_Sent]):
                 if digests[place] == batch[place].known:
                     settled[place] = "same"
                     continue
+            start = time.perf_counter()
             try:
                 with self._noted(batch[place].number):
                     rows[place - len(settled)][:] = self._decode(data)
             except DecodeError as error:
                 settled[place] = Failure.of(error)
-        return _Sent(way_out[: len(batch) - len(settled)], settled, digests, stamps)
+            seconds += time.perf_counter() - start
+        if way_out is not None:
+            way_out = way_out[: len(batch) - len(settled)]
+        return _Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1))
+
+    def _room_for(self, task: _Task) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8] | None]:
+        """An array to fill, and what is to be handed on of the same memory."""
+        if task.buffer is not None:
+            return self._buffers[task.buffer][task.start : task.start + len(task.images)].numpy(), None
+        height, width = self._recipe.size
+        return _new_memory((len(task.images), height, width, 3))
 
     @contextmanager
     def _noted(self, number: int) -> Iterator[None]:
@@ -191,10 +242,10 @@ class Decoder(Dataset[_Sent]):
     def _alone_with(self, location: Location) -> None:
         _start_worker(0)
         self._alone = True
-        self.__getitems__([_Wanted(0, location, None)])
+        self.__getitems__(_Task([_Wanted(0, location, None)]))
 
 
-def _room_for(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
+def _new_memory(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
     """An array to fill, and the same memory as what is to be handed on: shared with the main process if there is room.
 
     DataLoader would share it later, in a thread where a failure (a container with a small /dev/shm) is seen by nobody:
@@ -252,11 +303,19 @@ class Loader:
         workers: int,
         pin_memory: bool,
         digests: bool = False,
+        batch_size: int | None = None,
     ) -> None:
+        """`batch_size`: of the largest batch, if the caller gives back each one when it has read its pixels
+        (`give_back`): their memory is then used again."""
         self._batches = iter(batches)
-        self._in_flight: deque[list[Reference]] = deque()
+        self._in_flight: deque[_Batch] = deque()
         self._input_error: DeitBatchError | None = None
-        self._decoder = Decoder(recipe, limits, workers=workers, digests=digests)
+        self._prefetch_factor = max(PREFETCH_FACTOR, -(-2 * (batch_size or 0) // (TASK_IMAGES * max(workers, 1))))
+        self._task_images = 1
+        ahead = workers * self._prefetch_factor * TASK_IMAGES
+        count = -(-ahead // batch_size) + HELD_BATCHES if batch_size and workers else 0
+        self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3))
+        self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests)
         self._deadly: dict[int, _Deadly | None] = {}
         self._deaths = 0
         self._worker_count = workers
@@ -274,7 +333,7 @@ class Loader:
                 self._decoder,
                 batch_sampler=self._sampler(),
                 num_workers=self._worker_count,
-                prefetch_factor=PREFETCH_FACTOR if self._worker_count else None,
+                prefetch_factor=self._prefetch_factor if self._worker_count else None,
                 collate_fn=_as_it_is,
                 worker_init_fn=_start_worker,
                 pin_memory=self._pin_memory,
@@ -285,15 +344,38 @@ class Loader:
         # Called by the user, or else when this object or the program ends.
         self.close = weakref.finalize(self, _end, self._workers)
 
-    def _sampler(self) -> Iterator[list[_Wanted]]:
+    def _sampler(self) -> Iterator[Any]:
+        """Of _Task: to DataLoader, an index is whatever the data set takes for one."""
         try:
-            for batch in self._batches:
+            for references in self._batches:
+                batch = self._cut_into_tasks(references)
                 self._in_flight.append(batch)
-                yield [self._wanted(reference) for reference in batch if not reference.is_settled]
+                yield from batch.tasks
         except DeitBatchError as error:
             self._input_error = error  # raised when all that was read before it is through
 
+    def _cut_into_tasks(self, references: list[Reference]) -> _Batch:
+        wanted = [self._wanted(reference) for reference in references if not reference.is_settled]
+        buffer = self._buffers.take(len(wanted))
+        most = self._task_images if self._worker_count else len(wanted)  # by itself, the main process does all anyway
+        tasks = [_Task([], buffer)]
+        room = 1.0
+        for place, image in enumerate(wanted):
+            if room <= 0:
+                tasks.append(_Task([], buffer, place))
+                room = 1.0
+            tasks[-1].images.append(image)
+            room -= 1 / TASK_FETCHES if isinstance(image.location, Url | StoredFile) else 1 / most
+        return _Batch(references, tasks, buffer)
+
+    def give_back(self, decoded: Decoded) -> None:
+        """Nothing will read its pixels any more."""
+        if decoded.buffer is not None:
+            self._buffers.give_back(decoded.buffer)
+
     def __iter__(self) -> Iterator[tuple[list[Reference], Decoded]]:
+        if self._pin_memory:
+            self._buffers.pin()
         while True:
             try:
                 sent = next(self._sent, None)
@@ -306,9 +388,43 @@ class Loader:
             if sent is None:
                 break
             self._deaths = 0
-            yield self._in_flight.popleft(), Decoded(torch.as_tensor(sent.pixels), *sent[1:])
+            self._fit_tasks_to(sent.seconds)
+            batch = self._in_flight[0]
+            batch.sent.append(sent)
+            if len(batch.sent) == len(batch.tasks):
+                self._in_flight.popleft()
+                yield batch.references, self._put_together(batch)
         if self._input_error:
             raise self._input_error
+
+    def _fit_tasks_to(self, seconds: float) -> None:
+        """`seconds` an image: so many may be in a task from now on."""
+        self._task_images = min(max(int(TASK_SECONDS / seconds), 1), TASK_IMAGES) if seconds else TASK_IMAGES
+
+    def _put_together(self, batch: _Batch) -> Decoded:
+        settled: dict[int, Settled] = {}
+        digests: dict[int, str] = {}
+        stamps: list[bytes] = []
+        for sent in batch.sent:
+            first = len(stamps)
+            settled |= {first + place: why for place, why in sent.settled.items()}
+            digests |= {first + place: digest for place, digest in sent.digests.items()}
+            stamps += sent.stamps
+        return Decoded(self._pixels(batch), settled, digests, stamps, batch.buffer)
+
+    def _pixels(self, batch: _Batch) -> Tensor:
+        """uint8 [n, height, width, 3] of its n images that could be decoded."""
+        if batch.buffer is None:
+            parts = [torch.as_tensor(sent.pixels) for sent in batch.sent]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        buffer = self._buffers[batch.buffer]
+        rows, end = buffer.numpy(), 0
+        for task, sent in zip(batch.tasks, batch.sent, strict=True):
+            count = len(task.images) - len(sent.settled)
+            if end != task.start:  # an image before these could not be decoded
+                rows[end : end + count] = rows[task.start : task.start + count]
+            end += count
+        return buffer[:end]
 
     def _has_lost_a_worker(self) -> bool:
         for worker in self._workers:
@@ -323,7 +439,7 @@ class Loader:
         self.close()
         self._decoder.decoding[:] = [_NOTHING] * self._worker_count
         self._deaths += 1
-        for reference in itertools.chain(*self._in_flight):
+        for reference in itertools.chain(*(batch.references for batch in self._in_flight)):
             if reference.index in suspects:
                 self._deadly[reference.index] = self._judge(reference)
                 self._deaths = 0
@@ -332,7 +448,10 @@ class Loader:
                 f"decode workers died {self._deaths} times in a row, and not of an image; if the machine is short of "
                 "memory, run the same command again with fewer --workers"
             )
-        self._batches = itertools.chain(tuple(self._in_flight), self._batches)
+        self._batches = itertools.chain([batch.references for batch in self._in_flight], self._batches)
+        for batch in self._in_flight:
+            if batch.buffer is not None:
+                self._buffers.give_back(batch.buffer)
         self._in_flight.clear()
         self._start()
 

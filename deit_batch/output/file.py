@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Protocol
 
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input import stamps
-from deit_batch.io import EarlierResult, Record, Reference, Tally, json_line, pretty
+from deit_batch.io import EarlierResult, Record, Reference, Tally, pretty
 from deit_batch.output import formats
 from deit_batch.output.formats import Columns, Format
 from deit_batch.output.resume import (
@@ -378,13 +378,10 @@ class _File:
     # --- what is found out --------------------------------------------------------------------------------------------
 
     def write(self, records: Sequence[Record]) -> None:
-        lines = []
         for record in records:
-            values = record.as_dict()
-            self.tally.count(values)
-            lines.append(json_line(values))
+            self.tally.count_error(record.error.type if record.error else None)
         with writing(self._files.result):
-            self._growing.append(b"".join(lines), stamps.join_stamps(records))
+            self._growing.append(b"".join(record.line() for record in records), stamps.join_stamps(records))
 
     def finish(self, report: Mapping[str, object]) -> None:
         files, read_files = self._files, self._growing.read_files

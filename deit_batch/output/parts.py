@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.input import stamps
-from deit_batch.io import Record, Reference, Tally, json_line, pretty
+from deit_batch.io import Record, Reference, Tally, pretty
 from deit_batch.output.resume import (
     Changed,
     has_failed,
@@ -98,11 +98,10 @@ def part_name(number: int, format: str = "jsonl") -> str:
 
 def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
     """Writes the part of a block, whole or not at all, whoever else may be writing the same."""
-    values = [record.as_dict() for record in records]
     tally = Tally()
-    for value in values:
-        tally.count(value)
-    data = b"".join(map(json_line, values))
+    for record in records:
+        tally.count_error(record.error.type if record.error else None)
+    data = b"".join(record.line() for record in records)
     # The stamps first: of a part that is there, it is known what its images were.
     _write_whole(folder / part_name(block.number, "stamps"), stamps.join_stamps(records))
     _write_whole(folder / part_name(block.number), data)

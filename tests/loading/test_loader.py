@@ -20,7 +20,7 @@ from helpers import jpeg
 from torch.utils.data import get_worker_info
 
 from deit_batch.errors import DeitBatchError
-from deit_batch.io import Base64, Failure, LocalFile, Reference
+from deit_batch.io import Base64, Failure, LocalFile, Reference, Url
 from deit_batch.limits import Limits
 from deit_batch.loading import decode as decoding
 from deit_batch.loading import loader
@@ -53,8 +53,16 @@ def failures(made: Loader) -> dict[int, Failure]:
                 alone = decoding.decode(jpeg(reference.index % 40), RECIPE, Limits())
                 assert np.array_equal(next(rows), alone), reference.index
         assert next(rows, None) is None
+        made.give_back(decoded)
     made.close()
     return failed
+
+
+def load(references: Iterator[Reference], batch_size: int, limits: Limits, *, workers: int) -> Loader:
+    """As a run loads them."""
+    return Loader(
+        batched(references, batch_size), RECIPE, limits, workers=workers, pin_memory=False, batch_size=batch_size
+    )
 
 
 @pytest.fixture
@@ -79,7 +87,7 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_image_that_kills_its_decoder_fails_alone(photos: Path, workers: int) -> None:
     (photos / "13.jpg").write_bytes(b"crash")
     (photos / "14.jpg").write_bytes(b"broken")
-    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=workers, pin_memory=False))
+    failed = failures(load(references(photos, 40), 4, Limits(), workers=workers))
     assert set(failed) == {13, 14}
     assert failed[13].type == "DecodeError"
     assert "crashed (SIGSEGV)" in failed[13].message
@@ -90,7 +98,7 @@ def test_an_image_that_kills_its_decoder_fails_alone(photos: Path, workers: int)
 def test_an_image_that_hangs_its_decoder_fails_alone(photos: Path) -> None:
     (photos / "02.jpg").write_bytes(b"hang")
     limits = Limits(decode_seconds=1.0)
-    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, limits, workers=2, pin_memory=False))
+    failed = failures(load(references(photos, 40), 4, limits, workers=2))
     assert set(failed) == {2}
     assert "did not end in time; at most 1 s" in failed[2].message
 
@@ -98,20 +106,20 @@ def test_an_image_that_hangs_its_decoder_fails_alone(photos: Path) -> None:
 @pytest.mark.usefixtures("traps")
 def test_an_image_that_kills_workers_but_no_other_process_is_not_tried_for_ever(photos: Path) -> None:
     (photos / "02.jpg").write_bytes(b"sly")
-    failed = failures(Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=2, pin_memory=False))
+    failed = failures(load(references(photos, 40), 4, Limits(), workers=2))
     assert {index: failure.message for index, failure in failed.items()} == {2: "two decode workers died of it"}
 
 
 def test_workers_that_die_of_no_image_are_one_clear_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fetcher, "fetch_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    made = Loader(batched(references(photos, 8), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    made = load(references(photos, 8), 4, Limits(), workers=1)
     with pytest.raises(DeitBatchError, match=r"died 11 times in a row, .* with fewer --workers"):
         next(iter(made))
     made.close()
 
 
 def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
-    made = Loader(batched(references(photos, 200), 4), RECIPE, Limits(), workers=2, pin_memory=False)
+    made = load(references(photos, 200), 4, Limits(), workers=2)
     iterator = iter(made)
 
     class Killed(Loader):
@@ -126,6 +134,7 @@ def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
                 yield item
 
         close = made.close
+        give_back = made.give_back
 
     assert failures(Killed()) == {}
 
@@ -136,7 +145,7 @@ def test_no_room_in_shared_memory_is_no_obstacle(photos: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
-        made = Loader(batched(references(photos, 40), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+        made = load(references(photos, 40), 4, Limits(), workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert failures(made) == {}
@@ -152,7 +161,7 @@ def test_a_folder_for_temporary_files_that_takes_no_sockets_is_no_obstacle(
         (tmp_path / folder).mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / folder))
     monkeypatch.setattr(multiprocessing.process.current_process(), "_config", {"authkey": b"key", "semprefix": "/mp"})
-    made = Loader(batched(references(photos, 40), 10), RECIPE, Limits(), workers=2, pin_memory=False)
+    made = load(references(photos, 40), 10, Limits(), workers=2)
     assert failures(made) == {}
 
 
@@ -164,7 +173,7 @@ def test_inline_images_survive_a_death_too(photos: Path) -> None:
             data = b"crash" if index == 5 else jpeg(index)
             yield Reference(index, None, Base64(base64.b64encode(data).decode()))
 
-    failed = failures(Loader(batched(inline(), 4), RECIPE, Limits(), workers=1, pin_memory=False))
+    failed = failures(load(inline(), 4, Limits(), workers=1))
     assert set(failed) == {5}
 
 
@@ -173,7 +182,49 @@ def test_a_fault_of_our_own_in_a_worker_is_not_hidden(photos: Path, monkeypatch:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(loader, "decode", decode)
-    made = Loader(batched(references(photos, 8), 4), RECIPE, Limits(), workers=1, pin_memory=False)
+    made = load(references(photos, 8), 4, Limits(), workers=1)
     with pytest.raises(RuntimeError, match="a bug"):
         next(iter(made))
+    made.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_images_that_fail_leave_no_gap_in_a_batch(photos: Path, batch_size: int, workers: int) -> None:
+    broken = {0, 3, 4, 17, 38, 39}
+    for index in broken:
+        (photos / f"{index:02}.jpg").write_bytes(b"broken")
+    wanted = {index for index in range(160) if index % 40 in broken}
+    assert set(failures(load(references(photos, 160), batch_size, Limits(), workers=workers))) == wanted
+
+
+def test_pixels_stay_until_they_are_given_back(photos: Path) -> None:
+    made = load(references(photos, 200), 4, Limits(), workers=2)
+    kept = list(made)
+    made.close()
+    for references_, decoded in kept:
+        for reference, pixels in zip(references_, decoded.pixels.numpy(), strict=True):
+            assert np.array_equal(pixels, decoding.decode(jpeg(reference.index % 40), RECIPE, Limits()))
+
+
+def test_a_few_buffers_are_used_for_all_batches(photos: Path) -> None:
+    made = load(references(photos, 400), 4, Limits(), workers=1)
+    used = set()
+    for _, decoded in made:
+        used.add(decoded.pixels.data_ptr())
+        made.give_back(decoded)
+    made.close()
+    assert len(used) < 40
+    assert decoded.buffer is not None
+
+
+def test_far_images_are_fetched_together_and_large_ones_decoded_one_by_one(photos: Path) -> None:
+    made = load(iter(()), 64, Limits(), workers=2)
+    far = [Reference(index, None, Url(f"http://host/{index}.jpg")) for index in range(64)]
+    near = list(references(photos, 64))
+    made._fit_tasks_to(seconds=0.1)
+    assert [len(task.images) for task in made._cut_into_tasks(near).tasks] == [1] * 64
+    assert [len(task.images) for task in made._cut_into_tasks(far).tasks] == [32, 32]
+    made._fit_tasks_to(seconds=0.0001)
+    assert [len(task.images) for task in made._cut_into_tasks(near).tasks] == [16] * 4
     made.close()

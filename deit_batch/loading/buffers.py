@@ -1,0 +1,54 @@
+"""Memory for the pixels of a few batches, made once, shared with the decode workers and used again and again.
+
+Without it every batch would be new shared memory: its pages are made in the worker, handed over by a socket and given
+back by the main process, which takes longer than reading a small image.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import multiprocessing
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("deit_batch")
+
+
+class PixelBuffers:
+    """`count` buffers, each for `shape` uint8 values. They are there before the workers are, which inherit them; pages
+    that are never written to cost nothing."""
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self._buffers: list[Tensor] = []
+        if count and multiprocessing.get_start_method() == "fork":  # other workers inherit no memory
+            with suppress(OSError):  # no room: the loader has another way
+                memory = torch.frombuffer(mmap.mmap(-1, count * torch.Size(shape).numel()), dtype=torch.uint8)
+                self._buffers = list(memory.view(count, *shape))
+        self._free = list(range(len(self._buffers)))
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self._buffers[number]
+
+    def take(self, images: int) -> int | None:
+        """The number of a buffer that nothing uses, the last that was given back; None if there is none that holds so
+        many."""
+        return self._free.pop() if self._free and images <= len(self._buffers[0]) else None
+
+    def give_back(self, number: int) -> None:
+        """Nothing reads it any more, and nothing writes to it."""
+        self._free.append(number)
+
+    def pin(self) -> None:
+        """Registers the memory with CUDA, so that copies to the card need not wait
+        (docs.nvidia.com/cuda/cuda-runtime-api, cudaHostRegister). After the workers have started: CUDA must not be
+        initialised in a process that is then forked."""
+        for buffer in self._buffers:
+            code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
+            if int(code):
+                logger.debug(
+                    "pixels can't be pinned (CUDA error %s): copies to the card wait for each other", int(code)
+                )
+                return
