@@ -1,5 +1,6 @@
 """How many requests a second `deit-batch serve` answers, beside a server that takes one at a time; and whether it loses
 or crosses any of 20,000 with faults mixed in: load.py [--quick]. On loopback. Writes load.md beside itself.
+`load.py --floods` writes floods.md alone: how soon /health answers while others flood the server.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 
+import floods
 import material
 from clients import latencies, request, running
 from crossed import Night, spend
@@ -70,13 +72,33 @@ def spread(values: list[float], digits: int) -> str:
     return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def verdict(reached: float, *, disturbed: bool) -> str:
+def verdict(*, reached: bool, disturbed: bool) -> str:
     if disturbed:
         return "can't be judged by this run"
-    return "holds" if reached >= TARGET else "**is missed**"
+    return "holds" if reached else "**is missed**"
+
+
+def write_floods() -> None:
+    others = os.getloadavg()[1]
+    with tempfile.TemporaryDirectory() as name:
+        results = floods.measured(Path(name))
+    slowest = max(max(found) for found in results.values())
+    text = FLOODS_PAGE.format(
+        machine=machine.describe(),
+        seconds=floods.SECONDS,
+        table="\n".join(floods.as_markdown(results)),
+        most=floods.MOST_SECONDS,
+        verdict=verdict(reached=slowest < floods.MOST_SECONDS, disturbed=others > QUIET),
+        disturbed=FLOODS_DISTURBED.format(others=others) if others > QUIET else "",
+    )
+    print(text)
+    (HERE / "floods.md").write_text(text, encoding="utf-8")
+    sys.exit(slowest >= floods.MOST_SECONDS and others <= QUIET)
 
 
 def main() -> None:
+    if "--floods" in sys.argv:
+        write_floods()
     quick = "--quick" in sys.argv
     others = os.getloadavg()[1]
     with tempfile.TemporaryDirectory() as name:
@@ -94,7 +116,7 @@ def main() -> None:
         speed="\n".join(speed_table(results)),
         target=TARGET,
         reached=median(gains),
-        verdict=verdict(median(gains), disturbed=others > QUIET),
+        verdict=verdict(reached=median(gains) >= TARGET, disturbed=others > QUIET),
         disturbed=DISTURBED.format(others=others) if others > QUIET else "",
         faults=night.as_markdown(),
     )
@@ -124,6 +146,23 @@ Micro-batching is to be {target:g} times as fast as one request at a time. It is
 
 {faults}
 """
+
+FLOODS_PAGE = """# The server under floods
+
+Written by `scripts/load --floods`, on {machine}. Server and clients share the machine, on loopback; the server may have
+1,024 files open. For {seconds:g} seconds each, clients of one kind flood `deit-batch serve`, and come again when they
+are cut off; `/health` is asked meanwhile, by a connection of its own each time. How long it takes depends on the
+machine: what can be seen is that none of these stops the others.
+
+{table}
+
+`/health` is to answer in less than {most:g} s whatever others send: the target {verdict}.{disturbed}
+"""
+
+FLOODS_DISTURBED = """
+
+**Other programs ran on the machine** (a load of {others:.1f} before the start), so that the server had a part of it
+only. The figures must be taken again on a quiet machine."""
 
 DISTURBED = """
 

@@ -71,6 +71,7 @@ def application(plan: Plan, options: Options, service: Service, metrics: ServerM
         description=f"Real-time image classification with {plan.checkpoint.name}.",
         lifespan=_scoring(start, failed),
         redoc_url=None,
+        redirect_slashes=False,  # it would lead wherever the request's Host says
     )
 
     async def key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
@@ -129,10 +130,12 @@ def _route_score(app: FastAPI, endpoint: Endpoint, guarded: list[Any]) -> None:
 
 
 def _route_probes(app: FastAPI, endpoint: Endpoint, model: str) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the process answers")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", summary="Whether images are scored", responses={503: {"model": Refusal}})
     async def ready() -> dict[str, str]:
         if not endpoint.is_ready:

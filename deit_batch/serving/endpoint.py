@@ -180,10 +180,10 @@ def _is_own(origin: str | None) -> bool:
     browser take our address for its own site's (DNS rebinding), and would then need no permission of ours."""
     if origin is None:
         return True
-    host = urlsplit(origin).hostname or ""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+    with suppress(ValueError):  # of what is no URL, and of a name
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""A server process: its socket, its connections, and its end."""
+"""A server process: its socket, its log, and its end."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.plan import Options, Plan
 from deit_batch.serving.application import application
+from deit_batch.serving.connection import HEAD_SECONDS, Connection
 from deit_batch.serving.endpoint import Service
 from deit_batch.serving.metrics import ServerMetrics, Watched
 
 logger = logging.getLogger("deit_batch")
 
-HEAD_SECONDS = 10
-"""For the head of a request to come, and for a connection to stay that sends none."""
-UNREAD_SECONDS = 30
-"""In which a client must take something of its answer."""
-MOST_CONNECTIONS = 800
-"""More are closed at once; the usual limit of open files is 1,024."""
+WAITING = 2048
+"""Connections that the kernel keeps for us to take."""
+TAKEN = 32
+"""Of them at a time."""
 SMALLEST_QUEUE = 64
 BATCHES_QUEUED = 4
 
@@ -65,7 +63,7 @@ def serve(
             server.should_exit = True
 
         app = Watched(application(plan, options, service, metrics, failed), metrics, counted="/score")
-        server = uvicorn.Server(_config(app, drain_seconds))
+        server = Server(_config(app, drain_seconds))
         _hear_uvicorn()
         _announce(listener, plan, service)
         with _signals_to(server):
@@ -80,6 +78,7 @@ def _config(app: Watched, drain_seconds: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
+        backlog=TAKEN,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -102,66 +101,22 @@ def _require_all_answered(server: uvicorn.Server, app: Watched, drain_seconds: i
         )
 
 
-class Connection(H11Protocol):
-    """uvicorn's, with what it lacks: a limit of connections, and of the time that the head of a request may take, and a
-    client that does not read."""
+class Server(uvicorn.Server):
+    """uvicorn's, which takes as many connections at a time as may wait to be taken: then those of a flood would all be
+    open before the first of them is looked at."""
 
-    _patience: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(_tell)
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(WAITING)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that we are told of whatever the kernel does not take at once
-        if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
-        self._watch()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._forget()
-        self._forget_unread()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._wait_for_reader()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._forget_unread()
-
-    def _wait_for_reader(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-
-        def look() -> None:
-            if self.transport.get_write_buffer_size() < unsent:
-                self._wait_for_reader()
-            else:
-                self.transport.abort()
-
-        self._unread = self.loop.call_later(UNREAD_SECONDS, look)
-
-    def _forget_unread(self) -> None:
-        if self._unread:
-            self._unread.cancel()
-        self._unread = None
-
-    def _watch(self) -> None:
-        """Runs a timer while no request is being answered, from the first byte of the next (or of what is left of the
-        last, if that was answered before it was whole)."""
-        # None before the first request, whatever uvicorn's annotation says.
-        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
-            self._forget()
-        elif self._patience is None:
-            self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
-
-    def _forget(self) -> None:
-        if self._patience:
-            self._patience.cancel()
-        self._patience = None
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody has caught, in a line."""
+    error = context.get("exception")
+    trace = error if logger.isEnabledFor(logging.DEBUG) else None
+    logger.error("%s (--verbose shows where): %s", context["message"], error, exc_info=trace)
 
 
 @contextmanager
@@ -169,7 +124,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     """Raises UsageError where that is not possible."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=1024)
+        listener = socket.create_server(address[:2], family=family, backlog=WAITING)
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while")[0]  # where, as Python adds it, is said already
         raise UsageError(f"--host {host} --port {port} can't be listened at: {reason}") from error

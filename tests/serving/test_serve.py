@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 import multiprocessing.connection
@@ -13,11 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,10 @@ import httpx2
 import jsonschema
 import pytest
 import trapped
-import uvicorn
 from helpers import COMMAND, jpeg, valid
 from misbehaving import Server, serve
 from PIL import Image
+from server_process import KEY, Process, b64, running
 
 from deit_batch import score
 from deit_batch.errors import UsageError
@@ -38,76 +35,8 @@ from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.serving import server as serving
 from deit_batch.serving.decoders import Decoders
 
-KEY = "the-key"
 QUEUE = 8
 BODY_BYTES = 400_000
-
-
-class Process:
-    """A running server, and what it says."""
-
-    def __init__(self, folder: Path, model: Path, *options: str) -> None:
-        command = [sys.executable, trapped.__file__, "serve", "--model", str(model), "--port", "0", *options]
-        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        self.lines: list[str] = []
-        assert self.process.stderr
-        first = self.process.stderr.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", first)
-        assert found, first + self.process.stderr.read()
-        self.port = int(found[1])
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-        self.client = httpx2.Client(
-            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60
-        )
-        while self.client.get("/ready").status_code != 200:
-            time.sleep(0.05)
-
-    def _read(self) -> None:
-        assert self.process.stderr
-        self.lines.extend(self.process.stderr)
-
-    def score(self, *images: object) -> Any:
-        answer = self.client.post("/score", json={"input_data": images})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def metric(self, name: str) -> float:
-        page = self.client.get("/metrics").text
-        (value,) = re.findall(rf"^{re.escape(name)} (.*)$", page, re.MULTILINE)
-        return float(value)
-
-    def decoders(self) -> list[int]:
-        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # any thread may have started one
-        pids = [pid for children in lists for pid in children.read_text().split()]
-        return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
-
-    def end(self) -> int:
-        self.process.terminate()
-        return self.ended()
-
-    def ended(self) -> int:
-        status = self.process.wait(timeout=60)
-        self.reader.join()
-        return status
-
-
-@contextmanager
-def running(folder: Path, model: Path, *options: str) -> Iterator[Process]:
-    server = Process(folder, model, *options)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.ended()
-        server.client.close()
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 @pytest.fixture(scope="module")
@@ -297,70 +226,6 @@ def test_a_full_queue_answers_429_and_a_client_that_leaves_frees_its_places(serv
     assert server.metric('deit_batch_requests_total{status="499"}') >= 1
 
 
-def test_a_connection_that_sends_no_whole_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.2)
-    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 3)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
-    server = uvicorn.Server(uvicorn.Config(app, http=serving.Connection, lifespan="off", log_config=None))
-    with serving.listening("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        address = listener.getsockname()
-        with socket.create_connection(address, 30) as silent, socket.create_connection(address, 30) as half:
-            half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert half.recv(1000).split()[1] == b"204"
-            half.sendall(b"GET / HT")  # the head of a second request, which never ends
-            with socket.create_connection(address, 30) as third, socket.create_connection(address, 30) as too_many:
-                assert closed(too_many)
-                assert closed(third)
-            assert closed(half)
-            assert closed(silent)
-        server.should_exit = True
-        thread.join()
-
-
-def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "UNREAD_SECONDS", 2)
-    large = b"x" * 30_000_000
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": large})
-
-    server = uvicorn.Server(uvicorn.Config(app, http=serving.Connection, lifespan="off", log_config=None))
-    with serving.listening("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        with socket.create_connection(listener.getsockname(), 30) as slow:
-            slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            received = 0
-            for _ in range(9):  # slowly, but on and on
-                received += len(slow.recv(3_000_000, socket.MSG_WAITALL))
-                time.sleep(0.3)
-            while part := slow.recv(1_000_000):
-                received += len(part)
-            assert received > len(large)
-        with socket.create_connection(listener.getsockname(), 30) as deaf:
-            deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            while not server.server_state.connections:
-                time.sleep(0.01)
-            while server.server_state.connections:
-                time.sleep(0.01)
-        server.should_exit = True
-        thread.join()
-
-
-def closed(client: socket.socket) -> bool:
-    try:
-        return client.recv(1) == b""
-    except ConnectionResetError:
-        return True
-
-
 def test_pages_of_other_sites_send_nothing(tmp_path: Path, vit: Path) -> None:
     with running(tmp_path, vit, "--workers", "1") as open_server:
         assert_own_pages_only(open_server)
@@ -368,7 +233,13 @@ def test_pages_of_other_sites_send_nothing(tmp_path: Path, vit: Path) -> None:
 
 def assert_own_pages_only(server: Process) -> None:
     body = {"input_data": [b64(jpeg())]}
-    for origin, status in [("http://evil.example:8000", 403), ("null", 403), (f"http://127.0.0.1:{server.port}", 200)]:
+    odd = [("http://[", 403), ("http://[::1", 403), ("//", 403), ("http://127.0.0.1:x", 200), ("", 403)]
+    for origin, status in [
+        *odd,
+        ("http://evil.example:8000", 403),
+        ("null", 403),
+        (f"http://127.0.0.1:{server.port}", 200),
+    ]:
         headers = {"Origin": origin, "Host": "evil.example:8000"}
         assert server.client.post("/score", json=body, headers=headers).status_code == status, origin
 
