@@ -116,7 +116,7 @@ def open_source(
 
     def open_one(spec: str) -> Source:
         given = parse_input_name(spec)
-        opened = _open(spec, given, fields.wanted, recursive, stdin)
+        opened = _open(spec, given, fields, recursive, stdin)
         if isinstance(opened, Source):
             return opened
         return _of_rows(opened, spec, given, fields, folder, shows_folder=len(specs) > 1)
@@ -210,9 +210,7 @@ def _of_rows(
     )
 
 
-def _open(
-    spec: str, given: InputName, wanted: Callable[[Sequence[str]], list[str]], recursive: bool, stdin: BinaryIO | None
-) -> Source | Table:
+def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: BinaryIO | None) -> Source | Table:
     """Image files are a source; all that has rows is a table."""
     match given.kind:
         case InputKind.FOLDER | InputKind.IMAGE if given.stored:
@@ -228,9 +226,9 @@ def _open(
         case InputKind.DATA_SET:
             return arrow.open_dataset(spec)
         case InputKind.TARS:
-            return webdataset.open_tars(spec, given)
+            return webdataset.open_tars(spec, given, always_samples=fields.column not in (None, "image"))
         case InputKind.PARQUET:
-            return arrow.open_parquet(_stream(spec, given), spec, wanted)
+            return arrow.open_parquet(_stream(spec, given), spec, fields.wanted)
         case InputKind.CSV:
             return tables.open_csv(_stream(spec, given), gzipped=given.gzipped, delimiter=",")
         case InputKind.TSV:

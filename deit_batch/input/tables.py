@@ -23,6 +23,9 @@ from deit_batch.io import Failure
 MAX_ROW_CHARS = 128 * 2**20
 """A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
 
+MAX_ROW_BYTES = 128 * 2**20
+"""Of a row that need not be text, as MAX_ROW_CHARS."""
+
 Value: TypeAlias = Mapping[str, Any] | str | Failure
 
 

@@ -1,7 +1,9 @@
-"""WebDataset tars to rows, lazily: the members that share a name up to its first dot are one sample, and one row.
+"""Tars to rows, lazily: of WebDataset's samples, or of images that lie in a tar as they do in a folder.
 
-A row has the sample's first image as `image`, its `key`, and each member by its extension: images as `{bytes, path}`,
-`json` parsed, `cls` and `txt` as text. The layout is WebDataset's: https://github.com/webdataset/webdataset, README.
+In a WebDataset, the members that share a name up to its first dot are one sample, and one row: the sample's first image
+as `image`, its `key`, and each member by what follows that dot, images as `{bytes, path}`, `json` parsed, `cls` as a
+number, `txt` as text. The layout is WebDataset's: https://github.com/webdataset/webdataset, `base_plus_ext` and
+`group_by_keys` of `tariterators.py`, `decoders` of `autodecode.py`.
 """
 
 from __future__ import annotations
@@ -9,48 +11,62 @@ from __future__ import annotations
 import glob
 import json
 import os
+import posixpath
 import re
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any, BinaryIO, cast
 
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
-from deit_batch.input.tables import MAX_ROW_CHARS, Row, Table
-from deit_batch.io import Failure
+from deit_batch.input.passed_over import ending_of, pass_over
+from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
+from deit_batch.input.tar import Tar
 from deit_batch.system import object_store
 
-TEXTS = frozenset(("cls", "txt", "json"))
+MAX_LINKS_BYTES = 2**26
+"""What is remembered of the links in a tar."""
+
+_MEMBER_BYTES = 1024
+"""What a member takes in memory beside its data, roughly."""
+
+_MOST_LINKS_TO_LINKS = 40  # as on Linux
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_WEBDATASETS_OWN = re.compile(r"__[^/]*__(/|$)")
 
 
-def open_tars(spec: str, given: InputName) -> Table:
-    """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob.
+def open_tars(spec: str, given: InputName, *, always_samples: bool = False) -> Table:
+    """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob. `always_samples`:
+    whatever shares a key is one sample.
 
     Raises UsageError if one is not there."""
     paths = list(expand(spec)) if given.stored else _paths(spec, given)
     sizes = _sizes_of_stored(paths) if given.stored else [os.path.getsize(path) for path in paths]
     bytes_read = [0] * len(paths)
+    passed_over: Counter[str] = Counter()
 
-    def rows() -> Iterator[Row]:
-        line = 0
-        for place, path in enumerate(paths):
+    def values(place: int, path: str) -> Iterator[Value]:
+        links = _Links(path)
+        with _open(path, given) as stream:
+            for value in _values(Tar(stream, path), path, links, passed_over, always_samples):
+                bytes_read[place] = stream.tell()
+                yield value
+        bytes_read[place] = sizes[place]
+        if links:
             with _open(path, given) as stream:
-                for value in _samples(stream, path):
-                    line += 1
-                    bytes_read[place] = stream.tell()
-                    yield Row(line, value)
-            bytes_read[place] = sizes[place]
+                yield from links.rows(Tar(stream, path))
+
+    rows = (value for place, path in enumerate(paths) for value in values(place, path))
 
     def total(read: int) -> int | None:
         return round(read * sum(sizes) / sum(bytes_read)) if read and any(bytes_read) else None
 
-    return Table(rows(), total=total)
+    return Table((Row(line, value) for line, value in enumerate(rows, 1)), total=total, passed_over=passed_over)
 
 
 def paths_of(spec: str) -> list[str]:
@@ -105,60 +121,218 @@ def expand(spec: str) -> Iterator[str]:
         yield "".join(part for pair in zip(texts, [*numbers, ""], strict=True) for part in pair)
 
 
-def _samples(stream: BinaryIO, path: str) -> Iterator[dict[str, Any] | Failure]:
-    """Raises InputError where the tar is damaged: what comes after that is not known."""
-    key = None
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """`key` is its name up to the first dot in the last part, `ending` what follows that dot, in lower case: so the
+    members of one sample are known."""
+
+    key: str
+    ending: str
+    header: tarfile.TarInfo
+
+    @property
+    def is_image(self) -> bool:
+        return is_image_name(self.header.name)
+
+    @property
+    def is_plain(self) -> bool:
+        return bool(self.ending) and "." not in self.ending
+
+    @property
+    def decode(self) -> Callable[[str], Any] | None:
+        """None if it is no field."""
+        return DECODED.get(self.ending.rpartition(".")[2])
+
+    @property
+    def cost(self) -> int:
+        """The bytes that it takes in memory."""
+        is_read = self.header.isreg() and (self.is_image or self.decode)
+        return _MEMBER_BYTES + (max(self.header.size, 0) if is_read else 0)
+
+
+def _values(tar: Tar, path: str, links: _Links, passed_over: Counter[str], always_sample: bool) -> Iterator[Value]:
+    for key, members in groupby(_members(tar, passed_over), lambda member: member.key):
+        group = _Group(path, key, always_sample)
+        for member in members:
+            if not group.takes(member):
+                yield from group.rows(passed_over, links)
+                group = _Group(path, key, always_sample)
+            group.add(member, tar)
+        yield from group.rows(passed_over, links)
+
+
+def _members(tar: Tar, passed_over: Counter[str]) -> Iterator[_Member]:
+    """Those that may be in a sample, links among them; the others are counted."""
+    for header in tar:
+        folder, slash, name = header.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        if header.isdir():
+            continue
+        if any(part.startswith(".") and part not in (".", "..") for part in header.name.split("/")):
+            pass_over(passed_over, "hidden")
+        elif _WEBDATASETS_OWN.match(header.name):
+            pass_over(passed_over, "WebDataset's own")
+        elif not (header.isreg() or header.islnk() or header.issym()):
+            pass_over(passed_over, "no files")
+        else:
+            yield _Member(f"{folder}{slash}{stem}", ending.lower(), header)
+
+
+class _Group:
+    """Members that follow on one another and share their key, but no ending. `rows` makes of them
+
+    - one sample, if two of their endings are plain, without a dot (`jpg` and `png`), or if one is that is no image's
+      (`json`), or if the user has named a field of samples: the first image is its image;
+    - or else, of photos with dots in their names (`CAM1_2024.05.01.png`), a row each.
+
+    What is in no row is counted; links get theirs at the end of the tar."""
+
+    def __init__(self, path: str, key: str, always_sample: bool) -> None:
+        self._path, self._key, self._always_sample = path, key, always_sample
+        self._members: dict[str, _Member] = {}
+        self._fields: dict[str, Any] = {}
+        self._plain = Counter[bool]()  # how many members with a plain ending are images, or not
+        self._room = MAX_ROW_BYTES
+
+    @property
+    def is_sample(self) -> bool:
+        return self._always_sample or self._plain[True] > 1 or self._plain[False] > 0
+
+    def takes(self, member: _Member) -> bool:
+        """Whether it belongs in here, and memory has room for it, or this is a sample, which then fails."""
+        if member.ending in self._members:
+            return False
+        if not self._members or self.is_sample or (member.is_plain and not member.is_image):
+            return True
+        return self._room >= member.cost
+
+    def add(self, member: _Member, tar: Tar) -> None:
+        if self._room < 0:
+            return
+        self._members[member.ending] = member
+        self._plain[member.is_image] += member.is_plain
+        self._room -= member.cost
+        if self._room < 0:
+            self._fields.clear()
+        elif not member.header.isreg():
+            pass
+        elif member.is_image:
+            self._fields[member.ending] = _image(self._path, member.header.name, tar.read(member.header))
+        elif member.decode:
+            self._fields[member.ending] = member.decode(tar.read(member.header).decode("utf-8", "replace"))
+
+    def rows(self, passed_over: Counter[str], links: _Links) -> Iterator[Value]:
+        if self._room < 0:
+            yield row_failure(f"{self._path}/{self._key}: larger than {MAX_ROW_BYTES:,} bytes")
+            return
+        images = [name for name in self._fields if self._members[name].is_image]
+        linked = [member for member in self._members.values() if member.is_image and not member.header.isreg()]
+        fields = self._fields
+        if not self.is_sample:
+            for name in images:
+                yield self._row(name, {name: fields[name]})
+            fields = {}
+        elif images:
+            if len(images) > 1:
+                pass_over(passed_over, "further images of a sample", len(images) - 1)
+            yield self._row(images[0], fields)
+        elif linked:
+            yield from links.add(linked.pop(0), fields)
+        elif fields and len(self._members) > 1:
+            yield row_failure(f"{self._path}/{self._key}: there is no image in this sample")
+        else:
+            fields = {}
+        for member in linked:
+            yield from links.add(member, {})
+        for name, member in self._members.items():
+            if name not in fields and not member.is_image:
+                pass_over(passed_over, ending_of(member.header.name))
+
+    def _row(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return {"image": self._fields[name], "key": self._key, **fields}
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    name: str
+    row: dict[str, Any]
+    ending: str
+
+
+class _Links:
+    """Those of one tar to images. Each is read with its target, when all else has been read: tars are read forwards."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._waiting: list[_Link] = []
+        self._targets: dict[str, str] = {}
+        self._room = MAX_LINKS_BYTES
+
+    def add(self, member: _Member, fields: dict[str, Any]) -> Iterator[Value]:
+        """A failure, if there are more than memory may hold; its row is among `rows` else."""
+        header = member.header
+        folder = posixpath.dirname(header.name) if header.issym() else ""
+        self._room -= _MEMBER_BYTES + len(header.name) + len(header.linkname) + len(repr(fields))
+        if self._room < 0:
+            yield row_failure(f"{self._path}/{header.name}: there are more links in this tar than memory may hold")
+            return
+        self._targets[posixpath.normpath(header.name)] = posixpath.normpath(posixpath.join(folder, header.linkname))
+        self._waiting.append(_Link(header.name, {"key": member.key, **fields}, member.ending))
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def rows(self, tar: Tar) -> Iterator[Value]:
+        """In the order of what they lead to; `tar` is the same once more. Those that lead to no member of it fail."""
+        wanted: dict[str, list[_Link]] = {}
+        for link in self._waiting:
+            wanted.setdefault(self._target(link.name), []).append(link)
+        for header in tar if wanted else ():
+            links = wanted.pop(posixpath.normpath(header.name), []) if header.isreg() else []
+            if links and header.size > MAX_ROW_BYTES:
+                yield from (
+                    row_failure(f"{self._path}/{link.name}: larger than {MAX_ROW_BYTES:,} bytes") for link in links
+                )
+                continue
+            data = tar.read(header) if links else b""
+            for link in links:
+                image = _image(self._path, link.name, data)
+                yield {"image": image, **link.row, link.ending: image}
+            if not wanted:
+                return
+        for target, links in wanted.items():
+            for link in links:
+                yield row_failure(f"{self._path}/{link.name}: it is a link to {target}, which is not in the tar")
+
+    def _target(self, name: str) -> str:
+        """Through links to links."""
+        target = self._targets[posixpath.normpath(name)]
+        for _ in range(_MOST_LINKS_TO_LINKS):
+            target = self._targets.get(target, target)
+        return target
+
+
+def _image(path: str, name: str, data: bytes) -> dict[str, Any]:
+    return {"bytes": data, "path": f"{path}/{name}"}
+
+
+def _number(text: str) -> int | str:
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as tar:
-            for key, members in groupby(_members(tar), lambda named: named[0]):
-                try:
-                    yield _sample(tar, path, key, members)
-                except RowError as error:
-                    yield Failure.of(error)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        where = f"past {key}" if key else "at all"
-        raise InputError(f"{path}: can't be read {where}: {str(error) or 'it ends early'}") from error
-
-
-def _members(tar: Any) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, extension and header of the files in it; hidden ones and those without an extension belong to no sample."""
-    for member in tar:
-        named = _NAME.fullmatch(member.name)
-        if member.isfile() and named:
-            yield named[1], named[2], member
-        tar.members = []  # or it would keep every header
-
-
-def _sample(
-    tar: tarfile.TarFile, path: str, key: str, members: Iterator[tuple[str, str, tarfile.TarInfo]]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    room = MAX_ROW_CHARS
-    for _, extension, member in members:
-        if not is_image_name(member.name) and extension not in TEXTS:
-            continue
-        room -= member.size
-        if room < 0:
-            raise RowError(f"{path}/{key}: larger than {MAX_ROW_CHARS:,} bytes")
-        file = tar.extractfile(member)
-        data = file.read() if file else b""
-        if len(data) < member.size:
-            raise EOFError
-        if extension in TEXTS:
-            row[extension] = _text(data, extension)
-            continue
-        row[extension] = {"bytes": data, "path": f"{path}/{member.name}"}
-        row.setdefault("image", row[extension])
-    if "image" not in row:
-        raise RowError(f"{path}/{key}: there is no image in this sample")
-    return {"image": row.pop("image"), "key": key, **row}
-
-
-def _text(data: bytes, extension: str) -> Any:
-    text = data.decode("utf-8", "replace")
-    if extension != "json":
+        return int(text)
+    except ValueError:
         return text.strip()
+
+
+def _json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return text
+
+
+DECODED: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("txt", "text", "transcript"), str),
+    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), _number),
+    **dict.fromkeys(("json", "jsn"), _json),
+}
+"""The fields of a sample beside its images, by what their endings end in, as `webdataset` decodes them."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import webdataset  # type: ignore[import-untyped]
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import PICTURES, samples, write_tar
 
@@ -13,6 +18,7 @@ from deit_batch import score
 from deit_batch.errors import InputError, UsageError
 from deit_batch.input.labels import open_labelled
 from deit_batch.input.open import open_source
+from deit_batch.input.passed_over import WITHOUT_ENDING
 from deit_batch.input.webdataset import expand
 from deit_batch.io import Failure
 
@@ -45,22 +51,146 @@ def test_what_is_no_image_is_passed_over_and_a_sample_without_one_fails_alone(tm
     picture = PICTURES[0].read_bytes()
     members = {
         "LICENSE": b"no extension",
-        "a.txt": b"words only",
-        "folder/b.left.png": picture,
-        "folder/b.right.png": b"",
+        "README.txt": b"words only",
+        "labels.json": b"{}",
+        "a.txt": b"a caption",
+        "a.cls": b"1",
         "folder/.hidden": b"",
+        ".git/logo.png": picture,
+        "__index__/x.json": b"",
         "c.seg.npy": b"\0" * 100,
         "c.JPG": picture,
+        "IMG.NEF": b"",
+        "IMG.MOV": b"",
     }
     tar = write_tar(tmp_path / "a.tar", members)
-    first, second, third = open_source(str(tar)).references
+    source = open_source(str(tar))
+    first, second = source.references
     assert isinstance(first.location, Failure)
     assert "a.tar/a: there is no image in this sample" in first.location.message
-    assert (second.image, second.location) == (f"{tar}/folder/b.left.png", picture)
-    assert third.image == f"{tar}/c.JPG"
+    assert (second.image, second.location) == (f"{tar}/c.JPG", picture)
+    assert source.passed_over == {
+        WITHOUT_ENDING: 1, ".txt": 1, ".json": 1, "hidden": 2, "WebDataset's own": 1, ".npy": 1, ".nef": 1, ".mov": 1,
+    }  # fmt: skip
+
+
+DATES = [f"CAM1_2024.05.{day:02}_12.30.png" for day in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "passed_over"),
+    [
+        (DATES, DATES, {}),
+        (["./v1.0/b.png", "./v1.0/noext", "img"], ["./v1.0/b.png"], {WITHOUT_ENDING: 2}),
+        (["b.left.png", "b.right.png"], ["b.left.png", "b.right.png"], {}),
+        (["b.left.png", "b.right.png", "b.json"], ["b.left.png"], {"further images of a sample": 1}),
+        (["IMG_1.jpg", "IMG_1.png"], ["IMG_1.jpg"], {"further images of a sample": 1}),
+        (["a.png", "a.PNG", "a.png"], ["a.png", "a.PNG", "a.png"], {}),
+        (["IMG.jpg", "IMG.1.jpg", "IMG.1.txt"], ["IMG.jpg", "IMG.1.jpg"], {".txt": 1}),
+    ],
+)
+def test_every_image_is_an_input_but_for_those_of_one_sample(
+    names: list[str], images: list[str], passed_over: dict[str, int], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    source = open_source(str(tmp_path / "a.tar"))
+    assert [reference.image for reference in source.references] == [f"{tmp_path}/a.tar/{name}" for name in images]
+    assert source.passed_over == passed_over
+
+
+def test_ten_thousand_dotted_names_are_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are one group until something in it tells otherwise; here nothing does."""
+    monkeypatch.setattr("deit_batch.input.webdataset.MAX_ROW_BYTES", 20_000)
+    tar = write_tar(tmp_path / "a.tar", {f"x.{number}.png": b"" for number in range(10_000)})
+    assert sum(1 for _ in open_source(str(tar)).references) == 10_000
+
+
+NAMES = st.from_regex(
+    r"(\./)?([a-c]/|v1\.0/)?[ab](\.[xY1]{1,2})?\.(png|JPG|json|cls|txt|npy|left\.png)", fullmatch=True
+)
+
+
+@given(st.lists(NAMES, unique_by=str.lower, max_size=12))
+def test_samples_are_those_of_the_library(names: list[str]) -> None:
+    """Whatever we take for a sample has the key and the fields that `webdataset` gives it, decoded."""
+    contents = {"json": b'{"a": [1, null]}', "cls": b"7\n", "txt": b" caption\n"}
+    members = {name: contents.get(name.rpartition(".")[2], name.encode()) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_tar(Path(folder) / "a.tar", members)
+        kept = ["key", "json", "cls", "txt"]
+        theirs = list(webdataset.WebDataset(str(path), shardshuffle=False).decode(only=kept[1:]) if names else ())
+        found = [(each, each.location) for each in open_source(str(path), keep=kept).references]
+        ours = [(reference, image.decode()) for reference, image in found if isinstance(image, bytes)]
+    for reference, image in ours:
+        (sample,) = [sample for sample in theirs if image.encode() in sample.values()]
+        assert reference.keep["key"] == sample["__key__"]
+        fields = {name: value for name, value in reference.keep.items() if name != "key" and value is not None}
+        assert fields in ({}, {name: sample[name] for name in kept[1:] if name in sample})
+    images = {name for name in names if name.lower().endswith(("png", "jpg"))}
+    assert {image for _, image in ours} <= images
+
+
+def test_shards_that_the_library_wrote(tmp_path: Path) -> None:
+    with webdataset.ShardWriter(f"{tmp_path}/s-%03d.tar", maxcount=4, verbose=0) as shards:
+        for number, picture in enumerate(PICTURES):
+            fields = {"png": picture.read_bytes(), "cls": number, "json": {"from": picture.name}, "caption.txt": "ö "}
+            shards.write({"__key__": f"train/{number:04}", "seg.npy": b"", **fields})
+    theirs = list(webdataset.WebDataset(f"{tmp_path}/s-{{000..001}}.tar", shardshuffle=False).decode(only=KEPT[1:]))
+    source = open_source(f"{tmp_path}/s-{{000..001}}.tar", keep=KEPT)
+    for reference, sample in zip(source.references, theirs, strict=True):
+        assert reference.location == sample["png"]
+        assert reference.keep == {"key": sample["__key__"], **{name: sample[name] for name in KEPT[1:]}}
+    assert source.passed_over == {".npy": len(PICTURES)}
+
+
+KEPT = ["key", "cls", "json", "caption.txt"]
+
+
+def test_links_are_followed_to_their_members(tmp_path: Path) -> None:
+    """Two passes over a tar that can only be read forwards; what leads out of it, or nowhere, fails alone."""
+    picture = PICTURES[0].read_bytes()
+    links = [
+        ("in/b.png", tarfile.LNKTYPE, "in/a.png"),
+        ("./in/c.png", tarfile.SYMTYPE, "../in/a.png"),
+        ("d.png", tarfile.SYMTYPE, "in/c.png"),
+        ("e.png", tarfile.SYMTYPE, "objects/1f"),
+        ("out.png", tarfile.SYMTYPE, "/etc/passwd"),
+        ("up.png", tarfile.SYMTYPE, "../a.png"),
+        ("loop.png", tarfile.SYMTYPE, "loop.png"),
+        ("notes.md", tarfile.LNKTYPE, "in/a.png"),
+        ("s.jpg", tarfile.LNKTYPE, "in/a.png"),
+    ]
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        _add(tar, "in/a.png", picture)
+        for name, type, target in links:
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = type, target
+            tar.addfile(header)
+        _add(tar, "s.cls", b"3")
+        _add(tar, "objects/1f", b"raw")
+        _add(tar, "z.png", picture)
+    source = open_source(str(tmp_path / "a.tar.gz"), keep=["cls"])
+    references = list(source.references)
+    names = [str(reference.image).removeprefix(f"{tmp_path}/a.tar.gz/") for reference in references]
+    assert names[:7] == ["in/a.png", "z.png", "in/b.png", "./in/c.png", "d.png", "s.jpg", "e.png"]
+    assert [reference.location for reference in references[:7]] == [picture] * 6 + [b"raw"]
+    assert references[5].keep == {"cls": 3}
+    for reference, name in zip(references[7:], ["out", "up", "loop"], strict=True):
+        assert isinstance(reference.location, Failure)
+        assert f"{name}.png: it is a link to" in reference.location.message
+    assert source.passed_over == {".md": 1, WITHOUT_ENDING: 1}
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    tar.addfile(header, io.BytesIO(data))
 
 
 def test_another_image_of_a_sample_is_a_column(tmp_path: Path) -> None:
+    """Who names a field says that there are samples."""
     tar = write_tar(tmp_path / "a.tar", {"b.left.png": b"left", "b.right.png": b"right"})
     (reference,) = open_source(str(tar), column="right.png").references
     assert reference.location == b"right"
@@ -82,6 +212,53 @@ def test_a_tar_that_ends_early_ends_the_run_after_what_it_gave(tmp_path: Path) -
         next(references)
 
 
+def test_no_damage_looks_like_an_end(tmp_path: Path) -> None:
+    """A tar that is cut at a member's end, or whose next header is damaged: `tarfile` takes both for the end."""
+    tar = write_tar(tmp_path / "a.tar", {"a.png": b"x" * 512, "b.png": b"y" * 512})
+    whole = tar.read_bytes()
+    for damaged, reason in (
+        (whole[:1024], "it has no end mark, as if cut short; if it is whole, append 1,024 zero bytes to the tar"),
+        (whole[:1024] + b"z" + whole[1025:], "what should be a header is none"),
+        (whole[:1200], "it ends early"),
+        (whole[:2048] + bytes(1024) + b"z" * 512, "after its end follows what is no tar"),
+    ):
+        tar.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"a.tar: can't be read past [ab].png: {reason}"):
+            list(open_source(str(tar)).references)
+    tar.write_bytes(whole[:2048] + bytes(1024))
+    assert sum(1 for _ in open_source(str(tar)).references) == 2
+
+
+def test_tars_behind_one_another_are_all_read(tmp_path: Path) -> None:
+    """`cat a.tar b.tar`."""
+    tars = [write_tar(tmp_path / f"{name}.tar", {f"{name}.png": name.encode()}) for name in "ab"]
+    (tmp_path / "both.tar").write_bytes(b"".join(tar.read_bytes() for tar in tars))
+    assert [reference.location for reference in open_source(f"{tmp_path}/both.tar").references] == [b"a", b"b"]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_tar_of_any_bytes_is_read_or_refused(data: st.DataObject) -> None:
+    """A real one, with headers of every kind, and some of its bytes changed."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=data.draw(st.sampled_from([0, 1, 2]))) as tar:
+        for name in ("a.png", "ö" * 60 + ".png", "b" * 120 + ".png"[: 4 * (tar.format != 0)]):
+            with contextlib.suppress(ValueError):  # too long a name for the oldest format
+                _add(tar, name, b"x" * 100)
+    whole = bytearray(buffer.getvalue())
+    for place in data.draw(st.lists(st.integers(0, 5119), max_size=8)):
+        whole[place] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):  # let the changed headers pass
+        for start in range(0, 5120, 512):
+            sums = 256 + sum(whole[start : start + 148]) + sum(whole[start + 156 : start + 512])
+            whole[start + 148 : start + 156] = b"%06o\0 " % sums
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tar"
+        path.write_bytes(bytes(whole))
+        with contextlib.suppress(InputError):
+            list(open_source(str(path)).references)
+
+
 def test_what_is_no_tar_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>" * 1000)
     with pytest.raises(InputError, match="can't be read at all"):
@@ -97,7 +274,7 @@ def test_a_missing_shard_is_wrong_usage_before_anything_is_read(tmp_path: Path) 
 
 
 def test_a_sample_that_is_too_large_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deit_batch.input.webdataset.MAX_ROW_CHARS", 1000)
+    monkeypatch.setattr("deit_batch.input.webdataset.MAX_ROW_BYTES", 1024 + 1100)
     tar = write_tar(tmp_path / "a.tar", {"a.png": b"x" * 600, "a.txt": b"x" * 600, "b.png": b"x" * 1000})
     first, second = open_source(str(tar)).references
     assert isinstance(first.location, Failure)
@@ -115,3 +292,29 @@ def test_numbered_names(first: int, more: int, width: int) -> None:
 def test_two_ranges_and_none() -> None:
     assert list(expand("{1..2}/{08..10}.tar")) == [f"{a}/{b}.tar" for a in "12" for b in ("08", "09", "10")]
     assert list(expand("plain.tar")) == ["plain.tar"]
+
+
+def test_headers_that_claim_too_much_are_damage(tmp_path: Path) -> None:
+    """They are read by `tarfile`, to which any size is one to be kept in memory."""
+    claims = tarfile.TarInfo("claims.png")
+    claims.type, claims.size = tarfile.XHDTYPE, 2**31
+    nested = b"".join(_pax("12 comment=\n") for number in range(700))
+    fields = b"".join(
+        _pax("".join(f"8 {n}=\n" for n in range(start, start + 400)), tarfile.XGLTYPE)
+        for start in range(1000, 5000, 400)
+    )
+    image = tarfile.TarInfo("a.png").tobuf()
+    for start, reason in (
+        (claims.tobuf(tarfile.USTAR_FORMAT), "a header of more than 1,048,576 bytes"),
+        (nested, "headers nested too deeply"),
+        (fields + image, "more than 1,000 fields that hold for all members"),
+    ):
+        (tmp_path / "a.tar").write_bytes(start + image + bytes(1024))
+        with pytest.raises(InputError, match=f"a.tar: can't be read at all: {reason}"):
+            open_source(str(tmp_path / "a.tar"))
+
+
+def _pax(fields: str, type: bytes = tarfile.XHDTYPE) -> bytes:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = type, len(fields)
+    return header.tobuf(tarfile.USTAR_FORMAT) + fields.encode().ljust(-(-len(fields) // 512) * 512, b"\0")
