@@ -8,14 +8,21 @@ from urllib.parse import unquote_plus
 HIDDEN = "***"
 
 _SECRET_PARAMETERS = frozenset(
-    "accesskey accesskeyid accesstoken apikey apitoken auth authentication authkey authorization authtoken "
-    "awsaccesskeyid bearer bearertoken clientsecret credential credentials googleaccessid hmac idtoken jwt key "
-    "keypairid ocpapimsubscriptionkey ossaccesskeyid pass passphrase passwd password policy privatekey pwd "
-    "refreshtoken sas sastoken secret secretkey securitytoken sessiontoken sig signature subscriptionkey token "
-    "xamzcredential xamzsecuritytoken xamzsignature xgoogcredential xgoogsignature xosscredential "
-    "xosssecuritytoken xosssignature".split()
+    "auth authentication authkey authorization bearer googleaccessid hdnea hdntl hdnts hmac jwt key keypairid otp pass "
+    "passcode pat policy pw pwd sas sig".split()
 )
 """Whole names, in lower case and without - and _."""
+
+_SECRET_ENDINGS = tuple(
+    "accesskey accesskeyid apikey credential credentials functionskey passphrase passwd password privatekey secret "
+    "secretkey sessionid signature subscriptionkey token".split()
+)
+"""Of a name that is written so."""
+
+_MOST_ENCODED = 3
+
+_URL_STARTS = re.compile(r"(://|(?:(?<=http)|(?<=https)):[/\\]*)", re.IGNORECASE)
+"""Also where a slash is missing or turned around: what follows is a host, whoever wrote it."""
 
 _NAME_PUNCTUATION = str.maketrans("", "", "-_")
 
@@ -23,25 +30,25 @@ _NAME_PUNCTUATION = str.maketrans("", "", "-_")
 def redact(name: str) -> str:
     """A URL without what gives access: user info, and the values of parameters that are called like secrets. Other
     names as they are."""
-    if "://" not in name:
+    scheme, *rest = _URL_STARTS.split(name)
+    if not rest:
         return name
-    scheme, *rest = name.split("://")
-    schemes = [scheme, *rest]
-    places = [_without_user_info(before, place) for before, place in zip(schemes, rest, strict=False)]
-    return _without_secrets("://".join([scheme, *places]))
+    starts, places = rest[::2], rest[1::2]
+    shown = map(_without_user_info, [scheme, *places], starts, places)
+    return _without_secrets(scheme + "".join(f"{start}{place}" for start, place in zip(starts, shown, strict=True)))
 
 
 def redact_message(text: str) -> str:
     """A message without what gives access, where it quotes a URL: from there on, word by word."""
     words = re.split(r"(\s+)", text)
-    first = next((place for place, word in enumerate(words) if "://" in word), len(words))
+    first = next((place for place, word in enumerate(words) if _URL_STARTS.search(word)), len(words))
     return "".join([*words[:first], *map(_redact_word, words[first:])])
 
 
 def _redact_word(word: str) -> str:
     """The punctuation that a sentence puts behind it is none of it."""
     name = word.rstrip("\"'),.:;]}>")
-    return (redact(name) if "://" in name else _without_secrets(name)) + word[len(name) :]
+    return (redact(name) if _URL_STARTS.search(name) else _without_secrets(name)) + word[len(name) :]
 
 
 def _without_secrets(text: str) -> str:
@@ -50,11 +57,11 @@ def _without_secrets(text: str) -> str:
 
 def _without_secret(text: str) -> str:
     """Text between two & or #: from the first secret parameter on, nothing is shown. `;` and a second `?` may stand
-    between two parameters, or be part of a value."""
+    between two parameters, or be part of a value; so may a whole URL, encoded."""
     start = 0
     for part in re.split("([?;])", text):
         name, equals, value = part.partition("=")
-        if equals and value and _is_secret(name):
+        if equals and value and (_is_secret(name) or _holds_secret(value)):
             return f"{text[:start]}{name}={HIDDEN}"
         start += len(part)
     return text
@@ -62,15 +69,28 @@ def _without_secret(text: str) -> str:
 
 def _is_secret(name: str) -> bool:
     plain = unquote_plus(name[-200:]).translate(_NAME_PUNCTUATION).lower()
-    return plain in _SECRET_PARAMETERS or plain.removeprefix("x") in _SECRET_PARAMETERS
+    return plain in _SECRET_PARAMETERS or plain.endswith(_SECRET_ENDINGS)
 
 
-def _without_user_info(before: str, place: str) -> str:
-    """`place` is what follows `://`. In a store's address a container may stand where a user does: there only a
+def _holds_secret(value: str) -> bool:
+    """Whether it is a URL with a secret, or parameters with one, encoded up to _MOST_ENCODED times."""
+    for _ in range(_MOST_ENCODED):
+        if "%" not in value:
+            return False
+        value = unquote_plus(value)
+        places = _URL_STARTS.split(value)[2::2]
+        pairs = (part.partition("=") for part in re.split("[&#?;]", value))
+        if any(map(user_info_length, places)) or any(value and _is_secret(name) for name, _, value in pairs):
+            return True
+    return False
+
+
+def _without_user_info(before: str, start: str, place: str) -> str:
+    """`place` is what follows `start`. In a store's address a container may stand where a user does: there only a
     password is hidden."""
     length = user_info_length(place)
     user_info, rest = place[:length], place[length:]
-    if not user_info or before.lower().endswith(("http", "https")):
+    if not user_info or start != "://" or before.lower().endswith(("http", "https")):
         return (f"{HIDDEN}@" if user_info else "") + rest
     user, colon, _ = user_info.partition(":")
     return (f"{user}:{HIDDEN}@" if colon else user_info) + rest

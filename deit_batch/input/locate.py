@@ -17,10 +17,11 @@ BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
 
 # The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
 _BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")
-_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
 _LONGEST_PATH = 4096  # PATH_MAX on Linux
+_LONGEST_URL = 2**16  # no server takes as much
 
 
 def digest_of_inline(location: Location) -> str | None:
@@ -48,7 +49,8 @@ def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str |
     try:
         location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
     except RowError as error:
-        return value, tables.row_failure(f"line {line}: {error}")
+        name = value if len(value) <= _LONGEST_URL else None
+        return name, tables.row_failure(f"line {line}: {error}")
     return (None if isinstance(location, Base64) else value), location
 
 
@@ -60,6 +62,8 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
     for a scheme that is not ours to open."""
     start = text.lstrip()[:16].lower()
     if start.startswith(("http://", "https://")):
+        if len(text) > _LONGEST_URL:
+            raise RowError(f"a URL of more than {_LONGEST_URL:,} characters")
         return Url(text.strip())
     if start.startswith("data:"):
         header, comma, data = text.partition(",")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
 from deit_batch.names import path_on_disk
+from deit_batch.redaction import redact
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _QUOTES = "\"'`"
@@ -20,7 +21,7 @@ def explain_missing(
     is there that may be spoken of."""
     if os.path.islink(path):
         return f"{what}: {path} is a link to {os.readlink(path)}, which is not there"
-    if "://" in path:  # a part of it might be a password, and would not be known for one
+    if "://" in path or redact(path) != path:  # a part of it might be a password, and would not be known for one
         return f"{what}: {path}"
     given = path.removeprefix(os.path.join(folder, "")) if folder else path
     base = f" (relative names start from {folder})" if given != path else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from deit_batch.errors import Interrupted, RowError, UsageError
 from deit_batch.evaluation.joining import Labels
 from deit_batch.input.identity import comparable, given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.labels import open_labelled
+from deit_batch.input.locate import locate_value
+from deit_batch.io import Failure
 from deit_batch.output.merge import merge
 from deit_batch.output.read import read_records
 from deit_batch.redaction import redact, redact_message
@@ -148,13 +152,92 @@ def test_an_id_is_a_text_or_a_number() -> None:
         ("http://h/a#access_token=hunter2", "http://h/a#access_token=***"),
         ("http://h/a?jwt=ey&%73as=1", "http://h/a?jwt=***&%73as=***"),
         ("http://h/a?url=https://u:p@i/b&author=bob&design=7&monkey=3", None),
+        ("http://h/a?aws_secret_access_key=1&x-functions-key=2&hdnts=3&page=4", None),
+        ("http://h/a?next=http%3A%2F%2Fu%3Ap%40i%2F&x=b%3Ftoken%3D1&y=c%2540d", None),
+        ("http://h/a?next=http%253A%252F%252Fu%253Ap%2540i%252F", "http://h/a?next=***"),
+        ("https:/user:p@h/a.jpg", "https:/***@h/a.jpg"),
+        ("HTTP:user:p@h/a.jpg", "HTTP:***@h/a.jpg"),
+        ("https:\\\\user:p@h/a.jpg", "https:\\\\***@h/a.jpg"),
         ("imgs/a?token=b.jpg", "imgs/a?token=b.jpg"),
     ],
 )
 def test_what_gives_access_is_not_shown(given: str, shown: str | None) -> None:
-    shown = shown or "http://h/a?url=https://***@i/b&author=bob&design=7&monkey=3"
+    others = {
+        "url": "http://h/a?url=https://***@i/b&author=bob&design=7&monkey=3",
+        "aws": "http://h/a?aws_secret_access_key=***&x-functions-key=***&hdnts=***&page=4",
+        "next": "http://h/a?next=***&x=***&y=c%2540d",
+    }
+    shown = shown or next(text for name, text in others.items() if f"{name}" in given)
     assert redact(given) == shown
     assert redact_message(f"no answer of {given} at all") == f"no answer of {shown} at all"
+
+
+STEPS = 3000
+
+
+REPEATED = (
+    *("?sig", "&sig", "#sig=", "http:", "http:/", "http://", "http://a:b@", " ://", ":", "@", "/", "\\", "?", ";"),
+    *(
+        "a=",
+        "%74",
+        "%2574",
+        "?a=%3Fa%3D",
+        "&x=http%3A",
+        "http:a=",
+        "a=%25",
+        "25",
+        "A",
+        " ",
+        "\u0323\u0301",
+        "+=",
+        "9j/",
+    ),
+)
+
+
+@pytest.mark.parametrize("repeated", REPEATED)
+def test_what_meets_a_name_takes_steps_in_proportion_to_its_length(repeated: str) -> None:
+    """Twice the length, twice the lines and calls of Python, and no more; what it hands to C, such as a pattern, is
+    linear or bounded in length. A pattern that goes back and forth would not come to its end."""
+
+    def steps(times: int) -> int:
+        name = "http://h/?b=" + repeated * times
+        count = [0]
+
+        def counted(*args: object) -> Any:
+            count[0] += 1
+            return counted
+
+        before = sys.gettrace()
+        sys.settrace(counted)
+        try:
+            redact_message(name)
+            comparable(name)
+            image_id_if_hidden(name, None)
+            locate_value("/9j/" + repeated * times, "image", "", 1)
+            locate_value(repeated * times, "image", "", 1)
+        finally:
+            sys.settrace(before)
+        return count[0]
+
+    assert steps(2 * STEPS) < 2.5 * steps(STEPS) + 1000
+
+
+def test_a_pattern_does_not_go_back_and_forth() -> None:
+    """Ten seconds would not do for the square of their length."""
+    start = time.monotonic()
+    for end in ("!", "=!", "=", ""):
+        for _ in range(200):
+            locate_value(f"/9j/{' ' * 4000}A{' ' * 80}{end}", "image", "", 1)
+            locate_value(f"/9j/{'A ' * 2000}{end}", "image", "", 1)
+    assert time.monotonic() - start < 10
+
+
+def test_a_url_of_any_length_costs_its_row_alone() -> None:
+    name, location = locate_value("http://h/" + "?sig" * 2**16, "image", "", 1)
+    assert name is None
+    assert isinstance(location, Failure)
+    assert location.message == "line 1: a URL of more than 65,536 characters"
 
 
 def test_a_message_that_quotes_a_url_with_blanks_shows_no_secret() -> None:
