@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import UsageError
-from deit_batch.evaluation.joining import Labels
+from deit_batch.evaluation.joining import Labels, given_in
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.input.identity import given_identity, identity_of
 from deit_batch.input.labels import open_labelled
@@ -111,7 +111,7 @@ def test_labels_join_records_of_another_machine(tmp_path: Path) -> None:
     rows = [f"{folder}/{number}.jpg" for folder in ("café", "thé") for number in range(2)]
     (tmp_path / "t.csv").write_text(composed("image,label\n" + "".join(f"{row},{row[:3]}\n" for row in rows)))
     records = [{"index": index, "image": decomposed(row)} for index, row in enumerate(rows)]
-    labels = Labels(open_labelled(str(tmp_path / "t.csv")), records)
+    labels = Labels(given_in(open_labelled(str(tmp_path / "t.csv"))), records)
     assert [pair.labels for pair in labels.join(records)] == [("caf",), ("caf",), ("thé",), ("thé",)]
     assert not labels.failures
 

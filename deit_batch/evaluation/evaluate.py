@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deit_batch import __version__
 from deit_batch.errors import OutputError
-from deit_batch.evaluation.joining import Labels
-from deit_batch.evaluation.judged import Judged, Pair, judge, known_classes, summarise_predictions
+from deit_batch.evaluation.joining import Labels, given_in, kept_in
+from deit_batch.evaluation.judged import Judged, judge, known_classes, summarise_predictions, unknown_labels
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
@@ -145,8 +145,12 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
 def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Material:
     """Scores the images, as `score` does, into predictions.jsonl, which keeps the labels."""
     options, path = request.options, request.out / "predictions.jsonl"
+    checkpoint = checkpoint_of(options)
+    classes = list(dict.fromkeys(checkpoint.labels))
+    if options.input != "-":  # which can be read but once
+        _check_labels(request.open_input(again=True), classes, Matching(classes, label_map))
     source = request.open_input()
-    outcome = run(
+    run(
         options,
         out=str(path),
         mode="fresh" if request.fresh else "continue",
@@ -154,8 +158,6 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
         quiet=request.quiet,
         source=source.as_source(),
     )
-    checkpoint = checkpoint_of(options)
-    classes = list(dict.fromkeys(checkpoint.labels))
     multi_label = checkpoint.multi_label or source.multi_label
     if source.multi_label and not checkpoint.multi_label:
         logger.warning(
@@ -163,13 +165,15 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
             "reaches --threshold",
             checkpoint.name,
         )
+    labels = Labels(kept_in(read_records(path), _as_it_is, "label"), read_records(path))
     judged = judge(
-        (Pair(record, _kept_labels(record), record["index"]) for record in read_records(path)),
+        labels.join(read_records(path)),
         classes,
         Matching(classes, label_map),
         multi_label=multi_label,
         full=len(checkpoint.labels),
         threshold=request.threshold,
+        unpaired=labels.failures,
     )
     run_report = json.loads(path.with_name(path.name + ".run.json").read_bytes())
     about = {
@@ -179,19 +183,29 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
         "predictions": path.name,
         "model": run_report["settings"],
     }
-    return _Material(judged, outcome.tally.inputs, about, source.class_names)
+    return _Material(judged, labels.inputs, about, source.class_names)
 
 
-def _kept_labels(record: Mapping[str, Any]) -> list[str] | None:
-    label = record.get("label")
-    return label if label is None or isinstance(label, list) else [label]
+def _as_it_is(label: str | list[str] | None) -> str | list[str] | None:
+    """What `LabelledSource.as_source` has written."""
+    return label
+
+
+def _check_labels(source: LabelledSource, classes: Sequence[str], matching: Matching) -> None:
+    """Before an image is scored. Raises UsageError if the input has labels, and the model knows none of them: the first
+    that it knows ends the search."""
+    for example in source.examples:
+        if any(matching(label) is not None for label in example.labels):
+            return
+    if matching.unknown:
+        raise unknown_labels(matching, classes)
 
 
 def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]) -> _Material:
     """Predictions that were made before, joined to the labels by the images' names."""
     source = request.open_input()
     told = summarise_predictions(read_records(path), multi_label=source.multi_label)
-    labels = Labels(source, read_records(path))
+    labels = Labels(given_in(source), read_records(path))
     classes = known_classes(told, labels.names, label_map)
     judged = judge(
         labels.join(read_records(path)),
@@ -200,8 +214,8 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
         multi_label=told.multi_label,
         full=told.full,
         threshold=request.threshold,
+        unpaired=labels.failures,
     )
-    judged.failures.update(labels.failures)
     about = {
         "input": request.options.input,
         "labels": source.layout,

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from deit_batch.errors import RowError
 from deit_batch.evaluation.judged import Pair, file_name
 from deit_batch.input.identity import identity_of
-from deit_batch.input.labels import LabelledSource
+from deit_batch.input.labels import LABELLED_TWICE, LabelledSource
 from deit_batch.io import Failure, name_fields
 
 _Row: TypeAlias = tuple[int, tuple[str, ...]]
+ReadLabels: TypeAlias = Callable[[Any], str | Sequence[str] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the labels of an image were found beside: `named` has the fields that tell which image it is, `place` says
+    which of all it is; `labels`, or the type of the `failure` for which there are none."""
+
+    named: Mapping[str, Any]
+    place: int
+    labels: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+def given_in(source: LabelledSource) -> Iterator[Given]:
+    for example in source.examples:
+        location = example.reference.location
+        failure = location.type if isinstance(location, Failure) else None
+        yield Given(name_fields(example.reference), example.reference.index, example.labels, failure)
+
+
+def kept_in(records: Iterable[Mapping[str, Any]], read: ReadLabels, field: str) -> Iterator[Given]:
+    """The labels that records keep in a `field`, as `read` understands it."""
+    for record in records:
+        labels = read(record.get(field))
+        if labels is None or (not labels and "error" in record and record["error"]["type"] == RowError.__name__):
+            yield Given(record, record["index"], failure=RowError.__name__)
+        else:
+            yield Given(record, record["index"], (labels,) if isinstance(labels, str) else tuple(labels))
 
 
 class Labels:
@@ -21,28 +52,27 @@ class Labels:
     names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions; `without_label`
     counts records without labels."""
 
-    def __init__(self, source: LabelledSource, records: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, given: Iterable[Given], records: Iterable[Mapping[str, Any]]) -> None:
         self.inputs = self.without_label = 0
         self.names: set[str] = set()
         self.failures: Counter[str] = Counter()
         self._by_key: dict[str | None, _Row | None] = {}
         self._by_file: dict[str, _Row | None] = {}
-        for example in source.examples:
-            named = name_fields(example.reference)
-            key, row = identity_of(named), (example.reference.index, example.labels)
-            if isinstance(example.reference.location, Failure):
+        for one in given:
+            key, row = identity_of(one.named), (one.place, one.labels)
+            if one.failure is not None or key is None:
                 self.inputs += 1
-                self.failures[example.reference.location.type] += 1
+                self.failures[one.failure or RowError.__name__] += 1
                 continue
-            self.names.update(example.labels)
+            self.names.update(one.labels)
             if key not in self._by_key:
                 self.inputs += 1
                 self._by_key[key] = row
-                file = file_name(named)
+                file = file_name(one.named)
                 self._by_file[file] = None if file in self._by_file else row
-            elif (other := self._by_key[key]) and other[1] != row[1]:
-                self._by_key[key] = self._by_file[file_name(named)] = None
-                self.failures["labelled twice, differently"] += 1
+            elif (other := self._by_key[key]) and set(other[1]) != set(row[1]):
+                self._by_key[key] = self._by_file[file_name(one.named)] = None
+                self.failures[LABELLED_TWICE] += 1
         self._joined: set[int] = set()
         self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record that has it
         for record in records:

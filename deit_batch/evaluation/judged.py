@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_batch.errors import InputError
+from deit_batch.errors import UsageError, nothing_left
 from deit_batch.evaluation.matching import Matching
 from deit_batch.input.identity import identity_of
+from deit_batch.io import counts
 from deit_batch.names import alike
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -77,10 +78,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A record of predictions, the labels of its image (None if they could not be read), and its place in the input."""
+    """A record of predictions, the labels of its image, and its place in the input."""
 
     record: dict[str, Any]
-    labels: Sequence[str] | None
+    labels: Sequence[str]
     place: int
 
 
@@ -127,21 +128,29 @@ def known_classes(told: PredictionsSummary, labels: Iterable[str], label_map: Ma
 
 
 def judge(
-    pairs: Iterable[Pair], classes: Sequence[str], matching: Matching, *, multi_label: bool, full: int, threshold: float
+    pairs: Iterable[Pair],
+    classes: Sequence[str],
+    matching: Matching,
+    *,
+    multi_label: bool,
+    full: int,
+    threshold: float,
+    unpaired: Counter[str] | None = None,
 ) -> Judged:
     """`classes`: the model's, each name once. A model may have two classes of one name (ImageNet's "crane"): nothing in
     the predictions tells them apart, and they count as one, with the sum of their scores, as far as those are there.
     `full`: how many predictions a record holds that holds all; `threshold`: from which score up a label counts as
-    predicted, where an image may have several. An image of which any label is unknown is not judged. Raises InputError
-    if none is left."""
+    predicted, where an image may have several. `unpaired`: once all pairs are read, why others are none. An image of
+    which any label is unknown is not judged. Raises UsageError if none is left, or InputError if one could not be
+    fetched, which another try may mend."""
     numbers = {name: number for number, name in enumerate(classes)}
     failures: Counter[str] = Counter()
     unknown_images = 0
     kept: list[_Kept] = []
     for pair in pairs:
         record = pair.record
-        if "error" in record or pair.labels is None:
-            failures[record["error"]["type"] if "error" in record else "RowError"] += 1
+        if "error" in record:
+            failures[record["error"]["type"]] += 1
             continue
         if not (multi_label or record["predictions"]):  # all were below the --threshold of score
             failures["no prediction"] += 1
@@ -152,8 +161,11 @@ def judge(
             continue
         known = sorted({label for label in labels if label is not None})
         kept.append(_keep(pair, known, numbers, classes, full))
+    failures.update(unpaired or {})
+    if not kept and matching.unknown:
+        raise unknown_labels(matching, classes)
     if not kept:
-        raise InputError(_why_nothing(failures, matching, classes))
+        raise nothing_left(f"no image can be judged: {counts(failures) or 'there is none'}", failures)
     scores = None
     if all(item.scores is not None for item in kept):
         scores = np.stack([item.scores for item in kept if item.scores is not None])
@@ -255,8 +267,9 @@ def _multi(kept: list[_Kept], classes: Sequence[str], threshold: float) -> Multi
     return MultiLabel(list(classes), keys, truth, None if cut else predicted, files)
 
 
-def _why_nothing(failures: Counter[str], matching: Matching, classes: Sequence[str]) -> str:
-    if matching.unknown:
-        seen, known = (", ".join(list(names)[:3]) for names in (matching.unknown, classes))
-        return f"the model knows none of the labels ({seen}, …), but {known}, …: say in a --label-map which is which"
-    return f"there is no image with both a label and predictions ({failures.total():,} failed)"
+def unknown_labels(matching: Matching, classes: Sequence[str]) -> UsageError:
+    """Of labels none of which is a class."""
+    seen, known = (", ".join(list(names)[:3]) for names in (matching.unknown, classes))
+    return UsageError(
+        f"the model knows none of the labels ({seen}, …), but {known}, …: say in a --label-map which is which"
+    )

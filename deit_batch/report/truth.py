@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.evaluation.joining import Labels
+from deit_batch.evaluation.joining import Labels, given_in, kept_in
 from deit_batch.evaluation.judged import PredictionsSummary, known_classes, summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
@@ -73,7 +73,7 @@ def find_labels(
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
         source = open_labelled(labels, id=id, label_column=column, image_optional=True)
-        known = Labels(source, read_records(predictions))
+        known = Labels(given_in(source), read_records(predictions))
         told = summarise_predictions(read_records(predictions), multi_label=source.multi_label)
         classes = known_classes(told, known.names, mapping)
         return Labelling(source.layout, told, classes, mapping, known.of, known)
@@ -85,14 +85,10 @@ def find_labels(
             raise UsageError("--label-map: there are no labels; give --labels, or carry them along by score --keep")
         return None
     told = summarise_predictions(read_records(predictions), multi_label=several)
-    classes = known_classes(told, set(_names(predictions, field)), mapping)
-    return Labelling(f"the records' field {field!r}", told, classes, mapping, lambda record: _parsed(record.get(field)))
-
-
-def _names(predictions: Path, field: str) -> Iterator[str]:
-    for record in read_records(predictions):
-        labels = _parsed(record.get(field))
-        yield from (labels,) if isinstance(labels, str) else labels or ()
+    carried = (given for given in kept_in(read_records(predictions), _parsed, field) if given.failure is None)
+    known = Labels(carried, read_records(predictions))
+    classes = known_classes(told, known.names, mapping)
+    return Labelling(f"the records' field {field!r}", told, classes, mapping, known.of, known)
 
 
 def _carried(predictions: Path, column: str | None) -> tuple[str | None, bool]:

@@ -25,8 +25,8 @@ from sklearn.calibration import calibration_curve
 
 from deit_batch.cli import main
 from deit_batch.commands.evaluate import Gate
-from deit_batch.errors import InputError, UsageError
-from deit_batch.evaluation.joining import Labels
+from deit_batch.errors import UsageError
+from deit_batch.evaluation.joining import Labels, given_in
 from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, summarise_predictions
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
@@ -378,7 +378,7 @@ def test_labels_of_another_world_are_an_error_that_names_both() -> None:
     scores, _ = made(several=False)
     pair = Pair(record(0, scores[0]), ["n01440764"], 0)
     with pytest.raises(
-        InputError, match=r"none of the labels \(n01440764, …\), but can, carton, jar, …: .*--label-map"
+        UsageError, match=r"none of the labels \(n01440764, …\), but can, carton, jar, …: .*--label-map"
     ):
         judge([pair], CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5)
 
@@ -483,7 +483,7 @@ def test_a_file_s_name_joins_only_what_no_other_image_has(tmp_path: Path) -> Non
     def joined(images: list[str], rows: str) -> tuple[list[tuple[str, int]], int]:
         records = [{"index": number, "image": image, "predictions": []} for number, image in enumerate(images)]
         (tmp_path / "l.csv").write_text("image,label\n" + rows)
-        labels = Labels(open_labelled(str(tmp_path / "l.csv")), records)
+        labels = Labels(given_in(open_labelled(str(tmp_path / "l.csv"))), records)
         return [(pair.record["image"], pair.place) for pair in labels.join(records)], labels.without_label
 
     rightful, rows = ["val/1.jpg", "val/2.jpg"], "val/1.jpg,cat\nval/2.jpg,cat\n"
@@ -513,6 +513,61 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     again = evaluated(*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1")
     assert again.exit_code == 0, again.output  # nothing is scored again for it
     assert document(tmp_path / "e")["judged"] == 5
+
+
+def test_labels_of_which_the_model_knows_none_are_found_before_the_first_image(vit: Path, tmp_path: Path) -> None:
+    for name in ("spoon", "eel"):
+        (tmp_path / "imgs" / name).mkdir(parents=True)
+        (tmp_path / "imgs" / name / "1.jpg").write_bytes(jpeg(1))
+    done = evaluated("--input", tmp_path / "imgs", "--model", vit, "--out", tmp_path / "e")
+    assert (done.exit_code, "none of the labels (eel, spoon, …), but can" in done.stderr) == (2, True)
+    assert not list((tmp_path / "e").glob("predictions*"))
+    (tmp_path / "map.csv").write_text("eel,jar\n")
+    command = ["--input", tmp_path / "imgs", "--model", vit, "--out", tmp_path / "e"]
+    assert evaluated(*command, "--label-map", tmp_path / "map.csv").exit_code == 3
+
+
+def test_what_may_come_back_is_worth_another_try_and_what_may_not_is_none(vit: Path, tmp_path: Path) -> None:
+    def status(name: str) -> int:
+        (tmp_path / "t.csv").write_text(f"image,label\n{name},can\n")
+        done = evaluated("--input", tmp_path / "t.csv", "--model", vit, "--out", tmp_path / f"of {name}")
+        assert "no image can be judged: 1 " in done.stderr, done.stderr
+        return done.exit_code
+
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    assert (status("gone.jpg"), status("broken.jpg")) == (1, 2)
+
+
+def test_images_that_are_labelled_twice_are_counted_alike_by_every_path(vit: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    twice = ["0.jpg,can", "1.jpg,jar", "2.jpg,can", "1.jpg,can", "0.jpg,can", "1.jpg,jar"]
+    rows = [*twice, "gone.jpg,can", "none.jpg,", "3.jpg,jar"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *rows]))
+    command = ["--input", tmp_path / "t.csv", "--model", vit, "--top-k", "all"]
+    first = evaluated(*command, "--out", tmp_path / "e")
+    joined: list[Any] = ["--predictions", tmp_path / "e" / "predictions.jsonl", "--out", tmp_path / "f"]
+    second = evaluated("--input", tmp_path / "t.csv", *joined)
+    assert (first.exit_code, second.exit_code) == (3, 3), first.output + second.output
+    one, other = document(tmp_path / "e"), document(tmp_path / "f")
+    assert one["failures"] == other["failures"] == {"labelled twice, differently": 1, "FetchError": 1, "RowError": 1}
+    for name in ("inputs", "judged", "metrics"):
+        assert one[name] == other[name]
+    assert (one["inputs"], one["judged"]) == (6, 3)
+
+
+def test_an_image_that_is_only_labelled_twice_is_said(vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "t.csv").write_text("image,label\n1.jpg,can\n1.jpg,jar\n")
+    done = evaluated("--input", tmp_path / "t.csv", "--model", vit, "--out", tmp_path / "e")
+    assert (done.exit_code, "no image can be judged: 1 labelled twice, differently" in done.stderr) == (2, True)
+
+
+def test_the_order_of_several_labels_is_no_difference(vit: Path, tmp_path: Path) -> None:
+    rows = [{"image": "1.jpg", "label": ["can", "jar"]}, {"image": "1.jpg", "label": ["jar", "can"]}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labels = Labels(given_in(open_labelled(str(tmp_path / "t.jsonl"))), [])
+    assert (labels.inputs, labels.failures) == (1, Counter())
 
 
 def test_an_evaluation_goes_on_where_it_was_stopped(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from deit_batch.cli import main
 from deit_batch.errors import Interrupted, RowError, UsageError
-from deit_batch.evaluation.joining import Labels
+from deit_batch.evaluation.joining import Labels, given_in
 from deit_batch.input.identity import comparable, given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.labels import open_labelled
 from deit_batch.input.locate import locate_value
@@ -412,7 +412,7 @@ def test_comparisons_labels_and_later_runs_find_each_image(out: str, links: Path
     table = tmp_path / "labels.csv"
     rows = [(url, f"class {url[-6:-4]}") for url in links.read_text().split()]
     table.write_text("image,label\n" + "".join(f"{url},{label}\n" for url, label in rows[3:]))
-    labels = Labels(open_labelled(str(table)), read_records(first))
+    labels = Labels(given_in(open_labelled(str(table))), read_records(first))
     joined = {pair.record["index"]: pair.labels for pair in labels.join(read_records(first))}
     assert joined == {place: (label,) for place, (_, label) in enumerate(rows) if place >= 3}
     assert labels.without_label == 3
@@ -423,7 +423,7 @@ def test_one_label_and_one_record_of_two_hidden_names_are_not_joined(tmp_path: P
     (tmp_path / "l.csv").write_text("image,label\nhttp://h/get?key=a.jpg,cat\n")
     name = "http://h/get?key=b.jpg"
     record = {"index": 0, "image": redact(name), "image_id": image_id_if_hidden(name, None), "predictions": []}
-    labels = Labels(open_labelled(str(tmp_path / "l.csv")), [record])
+    labels = Labels(given_in(open_labelled(str(tmp_path / "l.csv"))), [record])
     assert (list(labels.join([record])), labels.without_label) == ([], 1)
 
 
@@ -474,7 +474,7 @@ def test_a_column_may_say_which_image_a_row_is_of(
     assert compare(first, other, most_rows=10, most_shown=10).states == {"same label": 12}
     rows = "".join(f"n{number},elsewhere/{number}.png,class {number}\n" for number in range(12))
     (tmp_path / "l.csv").write_text("id,image,label\n" + rows)
-    labels = Labels(open_labelled(str(tmp_path / "l.csv"), id="id"), read_records(other))
+    labels = Labels(given_in(open_labelled(str(tmp_path / "l.csv"), id="id")), read_records(other))
     joined = [pair.labels for pair in labels.join(read_records(other))]
     assert joined == [("class 1",), ("class 0",), *((f"class {number}",) for number in range(2, 12))]
 
@@ -507,7 +507,7 @@ def test_labels_of_an_id_need_no_image(photos: Path, vit: Path, tmp_path: Path, 
     write_table(table, [(f"n{number}", f"{number:02}.jpg") for number in range(4)])
     found = scored(table, vit, tmp_path, id="id", column="url")
     (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"n{number},can\n" for number in range(1, 4)))
-    joined = Labels(open_labelled(str(tmp_path / "l.csv"), id="id", image_optional=True), read_records(found))
+    joined = Labels(given_in(open_labelled(str(tmp_path / "l.csv"), id="id", image_optional=True)), read_records(found))
     assert len(list(joined.join(read_records(found)))) == 3
     with pytest.raises(UsageError, match="no column looks like the image"):
         open_labelled(str(tmp_path / "l.csv"), id="id")
