@@ -49,7 +49,7 @@ class Connection(H11Protocol):
     _unread: asyncio.TimerHandle | None = None
     _waiting_since = 0.0
     _lines = _bytes = 0
-    _is_ending = _is_half_closed = _has_left = False
+    _is_ending = _is_half_closed = _is_given_up = False
 
     # --- what the transport tells -----------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class Connection(H11Protocol):
         while data and not self._is_ending:
             part, data = (data, b"") if self._is_in_body() else (data[:HEAD_PART], data[HEAD_PART:])
             if self._has_too_many_lines(part):
-                self.send_400_response("too many lines in the head of the request, or chunks in its body")
+                self._refuse("too many lines in the head of the request, or chunks in its body")
                 return
             super().data_received(part)
         if not self._is_ending:
@@ -75,7 +75,7 @@ class Connection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether it stays open: for a client that has sent its whole request, and waits for the answer."""
         if self._is_ending or self.waits_for_client:
-            self._has_left = True
+            self._is_given_up = True
             return False
         self._is_half_closed = True
         self._end_after(HALF_CLOSED_SECONDS)
@@ -95,7 +95,7 @@ class Connection(H11Protocol):
             self._waiting_since = self.loop.time()
             if {name for name, _ in self.headers} >= {b"content-length", b"transfer-encoding"}:
                 # Between two servers that read it differently, one client's body would be another's request.
-                self.send_400_response("Content-Length and Transfer-Encoding in one request (RFC 9112, section 6.1)")
+                self._refuse("Content-Length and Transfer-Encoding in one request (RFC 9112, section 6.1)")
 
     def on_response_complete(self) -> None:
         self._lines = self._bytes = 0
@@ -109,6 +109,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no request, or costs too much, and ends the connection."""
+        self._is_given_up = True
         if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -136,9 +137,9 @@ class Connection(H11Protocol):
 
     async def _run_unless_left(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The application, once the event loop has seen what else the client has done: if it has left in the middle of
-        its request, that is to cost the others no more than reading its head."""
+        its request, or sent what is none, that is to cost the others no more than reading its head."""
         await asyncio.sleep(0)
-        if self._has_left:
+        if self._is_given_up:
             self.cycle.disconnected = True
         else:
             await self.config.loaded_app(scope, receive, send)
@@ -154,6 +155,10 @@ class Connection(H11Protocol):
             waiting = [one for one in connections if one.waits_for_client]  # this one is
             for one in heapq.nsmallest(1 + most // 20, waiting, key=lambda one: one._waiting_since):
                 one.transport.abort()
+
+    def _refuse(self, message: str) -> None:
+        self.logger.warning("a request is refused with 400: %s", message)
+        self.send_400_response(message)
 
     def _is_in_body(self) -> bool:
         return self.conn.their_state is h11.SEND_BODY

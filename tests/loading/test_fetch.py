@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import misbehaving
@@ -219,6 +220,11 @@ def test_whatever_a_server_answers_costs_its_own_reference_alone(
         Url(scripted.address + "/a.jpg")
     )
     assert isinstance(result, bytes) or (result.type == "FetchError" and len(result.message) <= LONGEST_MESSAGE + 1)
+
+
+def test_what_nobody_has_thought_of_is_a_failure_too() -> None:
+    nonsense: Any = 3
+    assert message(Fetcher(LIMITS).fetch(Url(nonsense))).startswith("FetchError: can't be fetched: TypeError: ")
 
 
 @given(st.lists(PIECES.map(lambda piece: piece.decode("utf-8", "surrogateescape")) | st.text(max_size=3), max_size=8))
