@@ -46,6 +46,7 @@ class Options:
     revision: str | None = None
     image_processor: str | None = None
     decode: Literal["exact", "fast"] = "exact"
+    deep_gray: Literal["clip", "scale"] = "clip"
     allow_pickle: bool = False
     id2label: str | None = None
     device: str = "auto"
@@ -76,6 +77,8 @@ class Options:
         self._require("keep", tuple)
         if self.decode not in ("exact", "fast"):
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
+        if self.deep_gray not in ("clip", "scale"):
+            raise UsageError(f"deep_gray is {self.deep_gray!r}; it must be clip or scale")
         if self.shard is not None:
             self._check_shard(self.shard)
         if self.features is not None:
@@ -144,6 +147,7 @@ class EmbedOptions(TypedDict, total=False):
     revision: str | None
     image_processor: str | os.PathLike[str] | None
     decode: Literal["exact", "fast"]
+    deep_gray: Literal["clip", "scale"]
     allow_pickle: bool
     id2label: str | os.PathLike[str] | None
     device: str
@@ -219,7 +223,11 @@ class Plan:
             )
         if options.features:
             _require_features(options.features, options, checkpoint)
-        recipe = replace(find_recipe(checkpoint, options.image_processor), fast=options.decode == "fast")
+        recipe = replace(
+            find_recipe(checkpoint, options.image_processor),
+            fast=options.decode == "fast",
+            scale_deep_gray=options.deep_gray == "scale",
+        )
 
         from deit_batch.model.classifier import choose_device, choose_dtype, choose_sizes
 

@@ -28,6 +28,7 @@ from deit_batch.io import (
     Tally,
     counts,
 )
+from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import PredictionCache
@@ -96,6 +97,8 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
         revision: A branch, tag or commit of a model on the Hub. Default: its main branch.
         image_processor: Preprocessing: a folder, Hub name, JSON file, or "card". Default: the checkpoint's own.
         decode: "exact", or "fast": short cuts with large images, whose scores change a little. Default: "exact".
+        deep_gray: What becomes of grey images of more than 8 bits: "clip": values above 255 are white, as in the
+            pipeline; "scale": 16 bits, or of floats the image's own range, become 8. Default: "clip".
         allow_pickle: Whether weights that are not safetensors are loaded. Default: False.
         id2label: The names of the model's classes: a file of one name a line, a .json file, or "imagenet". Default: the
             checkpoint's own.
@@ -146,13 +149,21 @@ def embed(
 def _records(options: Options) -> Iterator[Record]:
     source = options.open_source()
     plan = Plan.of(options)
-    return _yielded(scored(plan.batches(source.references), plan, options, Stopwatch()), source)
+    met: Counter[str] = Counter()
+    batches = scored(plan.batches(source.references), plan, options, Stopwatch(), met=met)
+    return _yielded(batches, partial(_warn, source, plan, met))
 
 
-def _yielded(batches: Iterator[list[Record]], source: Source) -> Iterator[Record]:
+def _yielded(batches: Iterator[list[Record]], at_the_end: Callable[[], None]) -> Iterator[Record]:
     for batch in batches:
         yield from batch
+    at_the_end()
+
+
+def _warn(source: Source, plan: Plan, met: Counter[str]) -> None:
+    """Of images that are missing in the result, or may be misread."""
     warn_of_photos(source.passed_over)
+    warn_of_deep_gray(met[DEEP_GRAY], scaled=plan.recipe.scale_deep_gray)
 
 
 def scored(
@@ -163,10 +174,11 @@ def scored(
     *,
     cache: PredictionCache | None = None,
     classifier: Classifier | None = None,
+    met: Counter[str] | None = None,
 ) -> Generator[list[Record], None, None]:
     """The records of each batch, in order. The first images are decoded while the model loads, unless `classifier` is
     one that the caller has and keeps; and the next batch is being scored while the records of one are made and
-    written."""
+    written. In `met`, images of deep grey are counted."""
     from deit_batch.loading.loader import Loader
 
     on_gpu = plan.device.type == "cuda"
@@ -203,6 +215,8 @@ def scored(
             if item is None:
                 break
             references, decoded = item
+            if met is not None:
+                met[DEEP_GRAY] += decoded.deep_gray
             under_way.append((references, decoded, classifier.submit(decoded.pixels)))
             if len(under_way) > SCORED_AHEAD:
                 yield finished()
@@ -325,6 +339,7 @@ def run(
         references = cache.recall(source.references) if cache else output.recall(source.references)
 
         read: Counter[str] = Counter()
+        met: Counter[str] = Counter()
         batches = output.remaining(_counted(plan.batches(references), read))
         begun(output.tally)
         if output.complete:
@@ -334,8 +349,8 @@ def run(
         if output.tally.inputs:
             logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
         progress = stack.enter_context(closing(Progress(source.total, output.tally, stopwatch, quiet=quiet)))
-        work = stack.enter_context(closing(scored(batches, plan, options, stopwatch, cache=cache)))
-        report = partial(_report, source, options, plan, output, cache, stopwatch, progress)
+        work = stack.enter_context(closing(scored(batches, plan, options, stopwatch, cache=cache, met=met)))
+        report = partial(_report, source, options, plan, output, cache, stopwatch, progress, met)
         try:
             for records in work:
                 with stopwatch("write"):
@@ -353,7 +368,7 @@ def run(
         output.finish(final)
         if cache:
             cache.forget_the_vanished()
-        warn_of_photos(source.passed_over)
+        _warn(source, plan, met)
         return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
 
 
@@ -393,6 +408,7 @@ def _report(
     cache: PredictionCache | None,
     stopwatch: Stopwatch,
     progress: Progress,
+    met: Counter[str],
 ) -> dict[str, object]:
     about = {
         **({"input_sha256": source.whole()} if options.shard else {}),
@@ -405,4 +421,6 @@ def _report(
         "options": asdict(options),
         "versions": plan.versions(),
     }
-    return run_report(output.tally, source.passed_over, about, kept=cache.kept if cache else None)
+    return run_report(
+        output.tally, source.passed_over, about, kept=cache.kept if cache else None, deep_gray=met[DEEP_GRAY]
+    )

@@ -116,6 +116,13 @@ MODEL = (
         help="How images are decoded. With fast, large images are first reduced by a quicker method, which changes "
         "their scores a little.",
     ),
+    option(
+        "--deep-gray",
+        type=click.Choice(["clip", "scale"]),
+        help="What becomes of grey images of more than 8 bits. With clip, values above 255 are white, as in the "
+        "transformers pipeline. With scale, 0 to 65535 become 0 to 255, and of floats and wider integers the image's "
+        "own range does.",
+    ),
     ALLOW_PICKLE,
     ID2LABEL,
     DEVICE,

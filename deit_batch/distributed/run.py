@@ -24,6 +24,7 @@ from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, con
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.input.passed_over import warn_of_photos
 from deit_batch.io import Tally
+from deit_batch.loading.deep_gray import warn_of_deep_gray
 from deit_batch.output.formats import FORMATS
 from deit_batch.output.parts import PART_SIZE, Folder, Part, in_order, part_name, split_into_blocks, tally_of
 from deit_batch.output.run_report import run_report
@@ -68,6 +69,7 @@ class Found:
     tally: Tally = field(init=False)
     seconds: Counter[str] = field(default_factory=Counter)
     machines: set[str] = field(default_factory=set)
+    deep_gray: int = 0
     end: End = field(default_factory=lambda: End("", Counter(), None))
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class Found:
         self.tally.failures.update(done.part.failures)
         self.seconds.update(done.seconds)
         self.machines.add(done.machine)
+        self.deep_gray += done.deep_gray
 
 
 def run(
@@ -145,6 +148,7 @@ def run(
         final = report()
         folder.finish(parts, final, result, format)
         warn_of_photos(found.end.passed_over)
+        warn_of_deep_gray(found.deep_gray, scaled=job.plan.recipe.scale_deep_gray)
         return RunResult(found.tally, final, found.end.passed_over)
 
 
@@ -239,4 +243,4 @@ def _report(job: Job, layout: Layout, found: Found, stopwatch: Stopwatch, progre
         "options": asdict(job.options),
         "versions": job.plan.versions,
     }
-    return run_report(found.tally, found.end.passed_over, about)
+    return run_report(found.tally, found.end.passed_over, about, deep_gray=found.deep_gray)

@@ -58,14 +58,17 @@ class Pixels(NamedTuple):
     settled: dict[int, Settled]
     stamps: Sequence[bytes]
     seconds: dict[str, float]
+    deep_gray: int
 
 
 class Done(NamedTuple):
-    """A part that was written, on which machine, and the seconds that each stage took."""
+    """A part that was written, on which machine, the seconds that each stage took, and how many of its images are of
+    deep grey."""
 
     part: Part
     machine: str
     seconds: dict[str, float]
+    deep_gray: int
 
 
 def packed(row: object) -> pa.Table:
@@ -138,7 +141,9 @@ def decode(table: pa.Table, recipe: Recipe, limits: Limits) -> pa.Table:
         closing(Loader([row.references], recipe, limits, workers=1, pin_memory=False)) as loader,
     ):
         ((_, decoded),) = loader
-    return packed(Pixels(row, decoded.pixels.numpy(), decoded.settled, decoded.stamps, stopwatch.seconds))
+    return packed(
+        Pixels(row, decoded.pixels.numpy(), decoded.settled, decoded.stamps, stopwatch.seconds, decoded.deep_gray)
+    )
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ class Scorer:
             decoded = Decoded(torch.empty(0), row.settled, {}, row.stamps)
             records = score_batch(row.block.references, decoded, scores, self._labels, self._options)
             part = write_part(self._folder, row.block, records)
-        return packed(Done(part, f"{platform.node()}: {machine.describe()}", stopwatch.seconds))
+        return packed(Done(part, f"{platform.node()}: {machine.describe()}", stopwatch.seconds, row.deep_gray))
 
 
 def convert(source: Path, target: Path, format: str, keep: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from deit_batch.input.labels import LABELLED_TWICE, LabelledSource, find_unclear
 from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
 from deit_batch.io import Failure, Reference, counts, json_line, name_fields, stamp
 from deit_batch.limits import Limits
+from deit_batch.loading.deep_gray import warn_of_deep_gray
 from deit_batch.loading.loader import Loader, batched
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.atomic import write_atomically
@@ -138,6 +139,7 @@ def prepare(
 def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Limits, stop: Stop, workers: int) -> None:
     skipped: list[Skipped] = []
     digest = hashlib.sha256()
+    deep_gray = 0
     images: list[str | None] = []
     given: list[tuple[str | None, list[str]]] = []
     references = source.as_source().references
@@ -145,6 +147,7 @@ def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Li
     with closing(loader), open(folder / "pixels", "wb") as pixels, open(folder / "labels.jsonl", "wb") as lines:
         for batch, decoded in loader:
             stop.check()
+            deep_gray += decoded.deep_gray
             pixels.write(decoded.pixels.numpy().data)
             for place, reference in enumerate(batch):
                 failure = decoded.settled.get(place)
@@ -167,6 +170,7 @@ def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Li
         "unclear": unclear,
         "skipped": [asdict(one) for one in skipped],
         "passed_over": source.passed_over,
+        "deep_gray": deep_gray,
     }
     write_atomically(folder / PREPARED, json_line(about))
 
@@ -183,6 +187,7 @@ def _prepared(folder: Path, recipe: Recipe) -> Prepared:
     if passed_over:
         logger.info("passed over: %s", counts(passed_over, most=MOST_SHOWN))
     warn_of_photos(passed_over)
+    warn_of_deep_gray(about.pop("deep_gray", 0), scaled=False, remedy="convert them to 8 bits first")
     _report(skipped)
     labels = [json.loads(line) for line in (folder / "labels.jsonl").read_bytes().splitlines()]
     unclear = set(about.pop("unclear"))

@@ -1,7 +1,8 @@
 """Bytes to pixels: decoding, and the resize and crop of a checkpoint's image processor. Imports no torch.
 
 The result equals that of the Hugging Face image-classification pipeline bit for bit: the EXIF orientation is applied,
-then every mode becomes RGB by Pillow's own conversion (alpha dropped, 16-bit grey clipped at 255), then Pillow resizes.
+then every mode becomes RGB by Pillow's own conversion (alpha dropped, 16-bit grey clipped at 255 unless the recipe
+scales it), then Pillow resizes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections import Counter
 from contextlib import suppress
 from functools import cache
 
@@ -19,6 +21,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from deit_batch.errors import DecodeError
 from deit_batch.input.kinds import HOW_TO_READ_HEIF
 from deit_batch.limits import Limits
+from deit_batch.loading.deep_gray import DEEP_GRAY, is_deep_gray, mend_planes, scaled_to_8_bits
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.extras import is_installed
 
@@ -33,8 +36,9 @@ FAST_GAP = 1.5
 """With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
 
 
-def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
-    """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`.
+def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | None = None) -> NDArray[np.uint8]:
+    """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`. In `met`, one of deep grey is
+    counted as DEEP_GRAY.
 
     With `limits.allow_truncated`, what is missing at the end of a file is grey (but for HEIF, which has no part that
     could be shown). Raises DecodeError if the bytes are no
@@ -52,6 +56,10 @@ def decode(data: bytes, recipe: Recipe, limits: Limits) -> NDArray[np.uint8]:
                 image.draft(None, _draft_size(recipe.resize))
             image = _upright(image)
             _require_few_pixels(image, limits.image_pixels)  # HEIF's size is known for sure when it is decoded
+            if is_deep_gray(image):
+                image = scaled_to_8_bits(image) if recipe.scale_deep_gray else image
+                if met is not None:
+                    met[DEEP_GRAY] += 1
             return np.asarray(_crop_center(_resize(_rgb(image), recipe, limits.image_pixels), recipe))
     except DecodeError:
         raise
@@ -70,6 +78,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             raise DecodeError(f"HEIC needs an extra: {HOW_TO_READ_HEIF}") from error
         raise DecodeError(f"not an image that we read ({', '.join(formats)}); starts with {data[:12]!r}") from error
     _require_few_pixels(image, max_pixels)
+    mend_planes(image)
     if image.format == "HEIF":
         # Where a byte of it is missing, the plugin would give a black picture, of not one pixel of the file.
         ImageFile.LOAD_TRUNCATED_IMAGES = False

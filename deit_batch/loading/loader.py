@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +39,7 @@ from deit_batch.io import Base64, Failure, Location, Reference, StoredFile, Url
 from deit_batch.limits import Limits, end_process_after
 from deit_batch.loading.buffers import PixelBuffers
 from deit_batch.loading.decode import decode
+from deit_batch.loading.deep_gray import DEEP_GRAY
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
 
@@ -71,13 +72,14 @@ class Decoded(NamedTuple):
     """Of those of a batch's references that were not settled before. `pixels`: uint8 [n, height, width, 3] of the n
     images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the bytes by place, if
     asked for; `stamps`: by place, what each file was before it was read (input/stamps.py); `buffer`: which of the
-    loader's buffers holds the pixels, if one does."""
+    loader's buffers holds the pixels, if one does; `deep_gray`: how many were grey of more than 8 bits."""
 
     pixels: Tensor
     settled: dict[int, Settled]
     digests: dict[int, str]
     stamps: Sequence[bytes] = ()
     buffer: int | None = None
+    deep_gray: int = 0
 
 
 class _Sent(NamedTuple):
@@ -89,6 +91,7 @@ class _Sent(NamedTuple):
     digests: dict[int, str]
     stamps: list[bytes]
     seconds: float
+    deep_gray: int
 
 
 class _Deadly(NamedTuple):
@@ -179,6 +182,7 @@ class Decoder(Dataset[_Sent]):
         batch = task.images
         pixels, way_out = self._room_for(task)
         seconds = 0.0
+        met: Counter[str] = Counter()
         settled: dict[int, Settled] = {}
         digests: dict[int, str] = {}
         rows = list(pixels)
@@ -197,13 +201,13 @@ class Decoder(Dataset[_Sent]):
             start = time.perf_counter()
             try:
                 with self._noted(batch[place].number):
-                    rows[place - len(settled)][:] = self._decode(data)
+                    rows[place - len(settled)][:] = self._decode(data, met)
             except DecodeError as error:
                 settled[place] = Failure.of(error)
             seconds += time.perf_counter() - start
         if way_out is not None:
             way_out = way_out[: len(batch) - len(settled)]
-        return _Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1))
+        return _Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1), met[DEEP_GRAY])
 
     def _room_for(self, task: _Task) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8] | None]:
         """An array to fill, and what is to be handed on of the same memory."""
@@ -222,11 +226,11 @@ class Decoder(Dataset[_Sent]):
         yield
         self.decoding[worker.id] = _NOTHING
 
-    def _decode(self, data: bytes) -> NDArray[np.uint8]:
+    def _decode(self, data: bytes, met: Counter[str]) -> NDArray[np.uint8]:
         if not self._alone and get_worker_info() is None:
-            return decode(data, self._recipe, self._limits)  # the main process itself, with --workers 0
+            return decode(data, self._recipe, self._limits, met=met)  # the main process itself, with --workers 0
         with end_process_after(self._limits.decode_seconds):
-            return decode(data, self._recipe, self._limits)
+            return decode(data, self._recipe, self._limits, met=met)
 
     def why_it_dies(self, location: Location) -> Failure | None:
         """Decodes one image in a process of its own: a failure, if it is the end of that process."""
@@ -410,7 +414,8 @@ class Loader:
             settled |= {first + place: why for place, why in sent.settled.items()}
             digests |= {first + place: digest for place, digest in sent.digests.items()}
             stamps += sent.stamps
-        return Decoded(self._pixels(batch), settled, digests, stamps, batch.buffer)
+        deep_gray = sum(sent.deep_gray for sent in batch.sent)
+        return Decoded(self._pixels(batch), settled, digests, stamps, batch.buffer, deep_gray)
 
     def _pixels(self, batch: _Batch) -> Tensor:
         """uint8 [n, height, width, 3] of its n images that could be decoded."""

@@ -31,7 +31,8 @@ _HARMLESS = frozenset(
 class Recipe:
     """How an image becomes the model's input. Sizes are (height, width) in pixels; `resize` as a single number is
     the short side, the aspect kept. A value x of 0..255 becomes (x * rescale_factor - mean) / std. `fast` takes short
-    cuts on the way from a large image to a small one, whose pixels then differ a little from the image processor's."""
+    cuts on the way from a large image to a small one, whose pixels then differ a little from the image processor's.
+    `scale_deep_gray` takes grey values of more than 8 bits to 0..255; the image processor cuts them off at 255."""
 
     resize: tuple[int, int] | int | None
     resample: int
@@ -40,6 +41,7 @@ class Recipe:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fast: bool = False
+    scale_deep_gray: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

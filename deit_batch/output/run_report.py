@@ -21,10 +21,15 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def run_report(
-    tally: Tally, passed_over: Mapping[str, int], about: Mapping[str, object], *, kept: int | None = None
+    tally: Tally,
+    passed_over: Mapping[str, int],
+    about: Mapping[str, object],
+    *,
+    kept: int | None = None,
+    deep_gray: int = 0,
 ) -> dict[str, object]:
     """The counts first, then `about`: whatever else this kind of run has to say. `kept`: of an incremental run, how
-    many images needed no scoring."""
+    many images needed no scoring; `deep_gray`: how many were grey of more than 8 bits."""
     counts = {
         "inputs": tally.inputs,
         "scored": tally.scored,
@@ -32,5 +37,6 @@ def run_report(
         "failed": tally.failed,
         "failures": dict(tally.failures),
         "passed_over": dict(passed_over),
+        **({"deep_gray": deep_gray} if deep_gray else {}),
     }
     return {"counts": counts, **about, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

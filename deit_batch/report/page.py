@@ -90,6 +90,7 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
         f"centre {_sides(recipe['crop'])}" if recipe.get("crop") else "",
         f"mean {_channels(recipe.get('mean'))}, deviation {_channels(recipe.get('std'))}",
         "decoded fast" if recipe.get("fast") else "",
+        "deep grey scaled to 8 bits" if recipe.get("scale_deep_gray") else "",
     ]
     return "; ".join(filter(None, parts))
 

@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import time
+from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TypeAlias
@@ -21,6 +22,7 @@ from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.io import Base64, Failure
 from deit_batch.limits import Limits, end_process_after
 from deit_batch.loading.decode import decode
+from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
 
@@ -50,6 +52,7 @@ class Decoders:
             self._idle.put(number)
         self._threads = ThreadPoolExecutor(workers, "decode")  # one for each, that waits for it
         self._is_closed = False
+        self._has_met_deep_gray = False
 
     async def __call__(self, image: Base64 | bytes) -> Pixels | Failure:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, image)
@@ -72,7 +75,11 @@ class Decoders:
                 worker = self._ready(number)
                 start = time.monotonic()
                 try:
-                    return worker(image)
+                    result, is_deep_gray = worker(image)
+                    if is_deep_gray and not self._has_met_deep_gray:
+                        self._has_met_deep_gray = True
+                        warn_of_deep_gray(1, scaled=self._recipe.scale_deep_gray)
+                    return result
                 except (EOFError, OSError):
                     worker.kill()  # its connection may end a moment before it does
                     if time.monotonic() - start >= self._limits.decode_seconds:
@@ -114,10 +121,10 @@ class _Worker:
         theirs.close()  # or its death would not be the end of the connection
         self._has_started = False
 
-    def __call__(self, image: Base64 | bytes) -> Pixels | Failure:
+    def __call__(self, image: Base64 | bytes) -> tuple[Pixels | Failure, bool]:
         """Raises EOFError or OSError if the process has died."""
         self._connection.send(image)
-        result: Pixels | Failure = self._connection.recv()
+        result: tuple[Pixels | Failure, bool] = self._connection.recv()
         return result
 
     def is_ready(self) -> bool:
@@ -147,12 +154,14 @@ def _work(connection: Connection, recipe: Recipe, limits: Limits) -> None:
         pass  # the main process is gone
 
 
-def _pixels(image: Base64 | bytes, recipe: Recipe, limits: Limits) -> Pixels | Failure:
+def _pixels(image: Base64 | bytes, recipe: Recipe, limits: Limits) -> tuple[Pixels | Failure, bool]:
+    """And whether it is grey of more than 8 bits."""
     data = Fetcher(limits).fetch(image)  # which makes bytes of base64, and sees to their number
     if isinstance(data, Failure):
-        return data
+        return data, False
+    met: Counter[str] = Counter()
     try:
         with end_process_after(limits.decode_seconds):
-            return decode(data, recipe, limits)
+            return decode(data, recipe, limits, met=met), met[DEEP_GRAY] > 0
     except DecodeError as error:
-        return Failure.of(error)
+        return Failure.of(error), False
