@@ -18,6 +18,7 @@ ImageError                one image that can't be scored; becomes a failed recor
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterable
 
@@ -55,6 +56,29 @@ class OutputError(DeitBatchError):
 
 class TooManyFailures(DeitBatchError):  # noqa: N818 - says it all
     pass
+
+
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What comes of reading a document, JSON or else, that is not of the form that its reader expects."""
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong in a file that a user gave, where Python's own words say it to programmers alone."""
+    match error:
+        case KeyError():
+            return f"there is no {error.args[0]!r} in it"
+        case UnicodeDecodeError():
+            return f"not UTF-8 (byte {error.start:,})"
+        case json.JSONDecodeError():
+            return f"not JSON: {error}"
+        case RecursionError():
+            return "nested too deeply"
+        case OSError():
+            return error.strerror or str(error)
+        case TypeError() | AttributeError() | IndexError() | OverflowError():
+            return "something in it is not of the kind that it should be"
+        case _:
+            return str(error)
 
 
 class Interrupted(BaseException):

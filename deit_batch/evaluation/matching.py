@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deit_batch.errors import UsageError
+from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.model.labels import IMAGENET, imagenet_names
 from deit_batch.names import alike
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 
 
 def read_label_map(name: str) -> dict[str, str]:
@@ -24,12 +25,8 @@ def read_label_map(name: str) -> dict[str, str]:
         for label, class_ in imagenet_names().items() if name == IMAGENET else _pairs(Path(name)):
             if not isinstance(class_, str) or mapping.setdefault(alike(label), alike(class_)) != alike(class_):
                 raise ValueError(f"{label!r} has no one name: {class_!r:.60}")
-    except OSError as error:
-        raise UsageError(f"--label-map {name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--label-map {name}: not UTF-8 (byte {error.start:,}); save it as that") from error
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UsageError(f"--label-map {name}: {error}") from error
+    except (*MALFORMED, OSError, csv.Error) as error:
+        raise UsageError(f"--label-map {name}: {in_words(error)}") from error
     return mapping
 
 
@@ -37,6 +34,8 @@ def _pairs(path: Path) -> Iterable[tuple[str, object]]:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".csv", ".tsv"):
         raise ValueError(f"give {IMAGENET}, or a .json, .csv or .tsv file")
+    if is_pointer_file(str(path)):
+        raise ValueError(NOT_HERE)
     text = path.read_text("utf-8-sig")
     return _json_pairs(text) if suffix == ".json" else _table_pairs(text, suffix)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from deit_batch.errors import UsageError
+from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.evaluation.judged import Bools, MultiLabel, SingleLabel
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 
 
 def pack(outcomes: SingleLabel | MultiLabel) -> dict[str, Any]:
@@ -45,12 +46,14 @@ def _marks(numbers: list[list[int]], shape: tuple[int, int]) -> Bools:
 def read_baseline(path: Path) -> SingleLabel | MultiLabel:
     """The outcomes in the metrics.json of an earlier evaluation. Raises UsageError if it is none."""
     try:
+        if is_pointer_file(str(path)):
+            raise ValueError(NOT_HERE)
         packed = json.loads(path.read_bytes())["outcomes"]
         return unpack(packed)
     except OSError as error:
         raise UsageError(f"--baseline {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise UsageError(f"--baseline {path}: not the metrics.json of an evaluation: {error!r}") from error
+    except MALFORMED as error:
+        raise UsageError(f"--baseline {path}: not the metrics.json of an evaluation: {in_words(error)}") from error
 
 
 def unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:

@@ -22,6 +22,7 @@ from deit_batch.input.tables import Row, Table
 from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
 from deit_batch.redaction import redact
 from deit_batch.system import object_store
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer
 from deit_batch.system.missing_file import explain_missing
 
 logger = logging.getLogger("deit_batch")
@@ -250,11 +251,15 @@ def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: B
 def _stream(spec: str, given: InputName) -> BinaryIO:
     """Open to the end of the run."""
     try:
-        return object_store.open_stream(spec) if given.stored else open(spec, "rb")
+        stream = object_store.open_stream(spec) if given.stored else open(spec, "rb")  # noqa: SIM115
+        pointer = is_pointer(stream.peek())
     except FileNotFoundError as error:
         raise UsageError(f"{spec}: {explain_missing(spec)}") from error
     except OSError as error:
         raise UsageError(f"{spec}: {error.strerror or error}") from error
+    if pointer:
+        raise UsageError(f"{spec}: {NOT_HERE}")
+    return stream
 
 
 def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:

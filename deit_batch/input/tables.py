@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeAlias, cast
 
-from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.errors import MALFORMED, InputError, RowError, UsageError, in_words
 from deit_batch.io import Failure
 
 MAX_ROW_CHARS = 128 * 2**20
@@ -258,9 +258,9 @@ def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
     try:
         document = json.load(text, parse_constant=lambda _: None)
         values = request_values(document if isinstance(document, dict) else {"input_data": document})
-    except (ValueError, RecursionError, RowError, KeyError, EOFError, zlib.error, OSError) as error:
+    except (*MALFORMED, RowError, EOFError, zlib.error, OSError) as error:
         raise UsageError(
-            f'not a request document ({{"input_data": ["image1", ...]}}): {error!r}; for JSON lines use .jsonl'
+            f'not a request document ({{"input_data": ["image1", ...]}}): {in_words(error)}; for JSON lines use .jsonl'
         ) from error
     rows = (Row(place, value) for place, value in enumerate(values, 1))
     return Table(rows, total=lambda read: len(values))

@@ -27,6 +27,7 @@ from deit_batch.input.passed_over import ending_of, pass_over
 from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
 from deit_batch.input.tar import Tar
 from deit_batch.system import object_store
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer
 
 MAX_LINKS_BYTES = 2**26
 """What is remembered of the links in a tar."""
@@ -77,9 +78,13 @@ def paths_of(spec: str) -> list[str]:
 def _open(path: str, given: InputName) -> BinaryIO:
     """Raises InputError if that can't be had any more."""
     try:
-        return cast(BinaryIO, object_store.open_stream(path)) if given.stored else open(path, "rb")
+        stream = object_store.open_stream(path) if given.stored else open(path, "rb")  # noqa: SIM115
+        pointer = is_pointer(stream.peek())
     except OSError as error:
         raise InputError(f"{path}: can't be read at all: {error.strerror or error}") from error
+    if pointer:
+        raise InputError(f"{path}: {NOT_HERE}")
+    return cast(BinaryIO, stream)
 
 
 def _paths(spec: str, given: InputName) -> list[str]:

@@ -24,6 +24,7 @@ from deit_batch.limits import Limits
 from deit_batch.loading.deep_gray import DEEP_GRAY, is_deep_gray, mend_planes, scaled_to_8_bits
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.extras import is_installed
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 """The decoders that input may reach, HEIF's with the extra heic; Pillow has some forty more, for formats that nobody
@@ -76,6 +77,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError as error:
         if "HEIF" not in formats and data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             raise DecodeError(f"HEIC needs an extra: {HOW_TO_READ_HEIF}") from error
+        if is_pointer(data):
+            raise DecodeError(NOT_HERE) from error
         raise DecodeError(f"not an image that we read ({', '.join(formats)}); starts with {data[:12]!r}") from error
     _require_few_pixels(image, max_pixels)
     mend_planes(image)

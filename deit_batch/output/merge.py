@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deit_batch.errors import InputError, UsageError
+from deit_batch.errors import MALFORMED, InputError, UsageError, in_words
 from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
 from deit_batch.output.file import open_output
 from deit_batch.output.formats import Columns, choose_format
@@ -125,20 +125,21 @@ def open_shard_result(path: Path) -> ShardResult:
     report_path = path.with_name(f"{path.name}.run.json")
     try:
         report = json.loads(report_path.read_bytes())
-        status, settings = report["status"], report["settings"]
+        status, settings = report["status"], dict(report["settings"])
+        shard, format, output = settings.get("shard"), settings.get("format"), report.get("output")
     except FileNotFoundError:
         raise UsageError(
             f"{path}: there is no {report_path.name} beside it; a shard is merged with its report"
         ) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UsageError(f"{report_path}: no report of a run: {error}") from error
+    except (*MALFORMED, OSError) as error:
+        raise UsageError(f"{report_path}: no report of a run: {in_words(error)}") from error
     if status != "finished":
         raise UsageError(f"{path}: its run has not finished ({status}); run the same command again, it goes on")
-    if not settings.get("shard"):
+    if not shard:
         raise UsageError(f"{path} is no shard: it was scored without --shard I/N")
-    if settings["format"] != "jsonl":
-        raise UsageError(f"{path} is {settings['format']}; shards are merged from .jsonl")
-    if not path.exists() or report["output"] != digest_of(path):
+    if format != "jsonl":
+        raise UsageError(f"{path} is {format}; shards are merged from .jsonl")
+    if not path.exists() or output != digest_of(path):
         raise UsageError(f"{path} is not what its run has left there; score this shard again, with --fresh")
     return ShardResult(path, report)
 

@@ -26,7 +26,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Self
 
-from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.errors import MALFORMED, DeitBatchError, UsageError, in_words
 from deit_batch.input import stamps
 from deit_batch.io import Record, Reference, Tally, pretty
 from deit_batch.output.resume import (
@@ -288,12 +288,12 @@ def read_manifest(folder: Path) -> list[Part]:
     try:
         parts = []
         for row in manifest["parts"]:
-            name, part = row.pop("name"), Part(**row)
+            name, part = row["name"], Part(**{key: value for key, value in row.items() if key != "name"})
             if digest_of(folder / name) != part.output:
                 raise UsageError(f"{folder / name} is not what its run has left there; score it again, with --fresh")
             parts.append(part)
-    except (KeyError, TypeError, OSError) as error:
-        raise UsageError(f"{folder} is no finished result in parts: {MANIFEST}: {error!r}") from error
+    except (*MALFORMED, OSError) as error:
+        raise UsageError(f"{folder} is no finished result in parts: {MANIFEST}: {in_words(error)}") from error
     return parts
 
 

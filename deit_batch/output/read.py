@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import UsageError
+from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.io import NAME_FIELDS
 from deit_batch.output.formats import FORMATS, format_by_suffix, readable_suffixes
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 
 logger = logging.getLogger("deit_batch")
 
@@ -23,21 +24,17 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     read = (format_by_suffix(path, "predictions") or FORMATS["jsonl"]).read
     if read is None:
         raise UsageError(f"{path}: says of no prediction which image it is of; give a {readable_suffixes()} file")
+    if is_pointer_file(str(path)):
+        raise UsageError(f"{path}: {NOT_HERE}")
     number = 0
     try:
         for number, record in enumerate(read(path), 1):
             if not _is_record(record):
                 raise UsageError(f"{path}, record {number}: no record of predictions, as score writes them")
             yield record
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        csv.Error,
-    ) as error:  # of pyarrow's, those about content are ValueErrors
-        raise UsageError(f"{path}, record {number + 1}: can't be read as predictions of score: {error}") from error
+    except (*MALFORMED, csv.Error) as error:  # of pyarrow's, those about content are ValueErrors
+        why = in_words(error)
+        raise UsageError(f"{path}, record {number + 1}: can't be read as predictions of score: {why}") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
 
@@ -54,8 +51,8 @@ def read_run_report(path: Path) -> dict[str, Any] | None:
         logger.warning("%s.run.json is of another file: the page says nothing of the run", path)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        logger.warning("%s.run.json can't be read: the page says nothing of the run (%r)", path, error)
+    except (*MALFORMED, OSError) as error:
+        logger.warning("%s.run.json can't be read: the page says nothing of the run (%s)", path, in_words(error))
     return None
 
 

@@ -15,7 +15,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """{} if there is none, or it is no JSON object."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

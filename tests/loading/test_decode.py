@@ -136,7 +136,7 @@ SMALL = Recipe((8, 8), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3)
     [
         (jpeg()[:-300], "truncated"),
         (b"<html>not found</html>", "not an image that we read"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "not an image that we read"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, .*run 'git lfs pull'"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image that we read"),
     ],
 )
