@@ -30,6 +30,8 @@ from deit_batch.loading.fetch import Fetcher, decode_base64
 from deit_batch.loading.url import _may_know_login, _redirect, _require_no_page, _retry_after
 
 LIMITS = Limits(image_bytes=5000, fetch_seconds=1.0, retries=0, allow_private_hosts=True)
+UNREDIRECTED = Fetcher(Limits(fetch_seconds=2.0, retries=0, redirects=0, allow_private_hosts=True))
+CONFINED = Fetcher(Limits(fetch_seconds=2.0, retries=0))
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +219,7 @@ def test_whatever_a_server_answers_costs_its_own_reference_alone(
     scripted: ScriptedServer, status: bytes, lines: list[bytes], body: bytes
 ) -> None:
     scripted.answers[:] = [b"\r\n".join([status, *lines]) + b"\r\n\r\n" + body]
-    result = Fetcher(Limits(fetch_seconds=2.0, retries=0, redirects=0, allow_private_hosts=True)).fetch(
-        Url(scripted.address + "/a.jpg")
-    )
+    result = UNREDIRECTED.fetch(Url(scripted.address + "/a.jpg"))
     assert isinstance(result, bytes) or (result.type == "FetchError" and len(result.message) <= LONGEST_MESSAGE + 1)
 
 
@@ -234,7 +234,7 @@ def test_whatever_a_url_is_costs_its_own_reference_alone(pieces: list[str]) -> N
     numeric = partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST)
     with pytest.MonkeyPatch.context() as patched:  # no name is looked up: whoever answers may be slow
         patched.setattr(socket, "getaddrinfo", numeric)
-        result = Fetcher(Limits(fetch_seconds=2.0, retries=0)).fetch(Url("http://127.0.0.1" + "".join(pieces)))
+        result = CONFINED.fetch(Url("http://127.0.0.1" + "".join(pieces)))
     assert isinstance(result, Failure)
     assert "can't be fetched" not in result.message  # the words for what nobody has thought of
 
