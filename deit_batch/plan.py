@@ -210,6 +210,8 @@ class Plan:
     pass_size: int
     workers: int
     compile: bool
+    float32_fallback: bool = False
+    """Whether images whose scores are not finite are scored again in float32."""
     features: tuple[FeatureName, ...] | None = None
 
     @classmethod
@@ -249,6 +251,7 @@ class Plan:
             pass_size=pass_size,
             workers=default_workers(device) if options.workers is None else options.workers,
             compile=options.compile,
+            float32_fallback=options.dtype == "auto" and dtype == "float16",
             features=options.features,
         )
 
@@ -278,6 +281,7 @@ class Plan:
             compile=self.compile,
             features=self.features,
             most_cores=most_cores,
+            float32_fallback=self.float32_fallback,
         )
 
     def settings(self, options: Options) -> dict[str, object]:
@@ -298,6 +302,7 @@ class Plan:
             "device": self.device.type,
             "dtype": self.dtype,
             "compile": self.compile,
+            "float32_fallback": self.float32_fallback,
             **_results(options),
             "pass_size": self.pass_size,
             "allow_truncated": options.limits.allow_truncated,

@@ -16,6 +16,7 @@ from deit_batch.model.architecture import Geometry
 from deit_batch.model.checkpoint import Checkpoint
 from deit_batch.model.engines import Engine, Result, Scores, Streams, Threads
 from deit_batch.model.recipe import Recipe
+from deit_batch.system.logs import warn_even_if_quiet
 from deit_batch.system.machine import cores
 
 logger = logging.getLogger("deit_batch")
@@ -121,10 +122,12 @@ def load_classifier(
     compile: bool = False,
     features: Sequence[FeatureName] | None = None,
     most_cores: int | None = None,
+    float32_fallback: bool = False,
 ) -> Classifier:
     """Its results are these `features`, if there are any, instead of scores. It takes `most_cores` of those that are
-    granted, or all. Raises CheckpointError for a checkpoint that must not be scored with, DeitBatchError if it can't be
-    compiled."""
+    granted, or all. With `float32_fallback`, images whose results are not finite are scored again in float32.
+
+    Raises CheckpointError for a checkpoint that must not be scored with, DeitBatchError if it can't be compiled."""
     granted = min(cores(), most_cores or cores())
     passes = passes_at_once(device, granted)
     threads = granted // passes
@@ -151,9 +154,22 @@ def load_classifier(
     if compile:
         height, width = recipe.size
         scores = compiled(scores, torch.zeros(pass_size, height, width, 3, dtype=torch.uint8, device=device))
+    load_exact = partial(
+        load_classifier,
+        checkpoint,
+        recipe,
+        device=device,
+        dtype="float32",
+        pass_size=pass_size,
+        features=features,
+        most_cores=most_cores,
+    )
+    engine: Engine
     if device.type == "cuda":
-        return Classifier(Streams(scores, device), pass_size)
-    return Classifier(Threads(scores, device, passes=passes, threads=threads), pass_size)
+        engine = Streams(scores, device)
+    else:
+        engine = Threads(scores, device, passes=passes, threads=threads)
+    return Classifier(engine, pass_size, load_exact if float32_fallback else None)
 
 
 def make_score_function(
@@ -205,12 +221,25 @@ class Classifier:
     where it was loaded for them, to features [n, features, width].
 
     Every forward pass is of `pass_size` images, which black ones fill up. So its matrix products have one shape, and an
-    image's scores are the same to the last bit whichever images come with it."""
+    image's scores are the same to the last bit whichever images come with it.
 
-    def __init__(self, engine: Engine, pass_size: int) -> None:
+    `load_exact` gives a classifier of a larger range, which scores again what is not finite. It is loaded when there is
+    such an image, and kept."""
+
+    def __init__(self, engine: Engine, pass_size: int, load_exact: Callable[[], Classifier] | None = None) -> None:
         self._engine = engine
         self._pass_size = self._size_last_said = pass_size
-        self.close = engine.close
+        self._load_exact = load_exact
+        self._exact: Classifier | None = None
+        self._repeated = 0
+
+    def close(self) -> None:
+        self._engine.close()
+        if self._exact:
+            self._exact.close()
+            warn_even_if_quiet(
+                "%s images were scored in float32: in float16 their scores are not finite", self._repeated
+            )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raises DeitBatchError if not even one image fits into the device's memory."""
@@ -231,9 +260,20 @@ class Classifier:
             if found is None:
                 return self._submit_again(pixels)()
             self._say(size)
-            return found
+            return self._repeat_in_float32(pixels, found) if self._load_exact else found
 
         return scores
+
+    def _repeat_in_float32(self, pixels: Tensor, found: Tensor) -> Tensor:
+        """The scores, or features, of which those that are not finite are replaced."""
+        well = found.flatten(1).isfinite().all(-1)
+        if well.all() or self._load_exact is None:
+            return found
+        self._exact = self._exact or self._load_exact()
+        self._repeated += int((~well).sum())
+        found = found.clone()  # it may be memory that is used again
+        found[~well] = self._exact(pixels[~well])
+        return found
 
     def _results(self, size: int, passes: list[Result]) -> Tensor | None:
         """Waits for all passes, also when one did not fit, and keeps none of them: what is tried next may need their

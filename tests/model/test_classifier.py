@@ -8,18 +8,22 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import LABELS, MakeCheckpoint, read_jsonl, scored, write_all_kinds
+from helpers import LABELS, MakeCheckpoint, jpeg, read_jsonl, scored, write_all_kinds
 from misbehaving import Server
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from deit_batch import score
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.limits import Limits
+from deit_batch.loading.decode import decode
 from deit_batch.model.architecture import Geometry
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.model.classifier import (
@@ -36,6 +40,7 @@ from deit_batch.model.classifier import (
 )
 from deit_batch.model.engines import Engine, Result, Scores, Threads
 from deit_batch.model.transformer import load_weights
+from deit_batch.plan import Options, Plan
 
 CPU = torch.device("cpu")
 
@@ -54,6 +59,41 @@ def assert_equals_pipeline(folder: Path, images: Path, **options: Any) -> None:
 
 def test_all_three_classes_score_every_kind_of_image_as_the_pipeline_does(checkpoint: Path, all_kinds: Path) -> None:
     assert_equals_pipeline(checkpoint, all_kinds, workers=0)
+
+
+@pytest.mark.parametrize("features", [None, ("cls",)])
+def test_what_float16_can_not_hold_is_scored_in_float32(
+    vit: Path, photos: Path, tmp_path: Path, features: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint by which half of the images come to numbers beyond 65,504, where float16 ends."""
+    folder = tmp_path / "large"
+    shutil.copytree(vit, folder)
+    plan = replace(Plan.of(Options(input=str(photos), model=str(folder), device="cpu")), features=("cls",))
+    decoded = [decode(jpeg(number), plan.recipe, Limits()).copy() for number in range(40)]
+    pixels = torch.stack([torch.from_numpy(values) for values in decoded])
+
+    def results(plan: Plan) -> torch.Tensor:
+        with closing(plan.load()) as classifier:
+            return classifier(pixels)
+
+    weights = load_file(folder / "model.safetensors")
+    layer, numbers = "vit.layernorm", results(plan)[:, 0].abs()
+    if not features:
+        layer = "classifier"
+        numbers = torch.nn.functional.linear(results(plan)[:, 0], weights[f"{layer}.weight"], weights[f"{layer}.bias"])
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        weights[name] *= 65_504 / numbers.max(-1).values.median()
+    save_file(weights, folder / "model.safetensors")
+    plan = replace(Plan.of(Options(input=str(photos), model=str(folder), device="cpu")), features=features)
+
+    half, exact = results(replace(plan, dtype="float16")), results(plan)
+    beyond = ~half.flatten(1).isfinite().all(-1)
+    assert 0 < beyond.sum() < 40
+    with caplog.at_level("WARNING", "deit_batch"):
+        both = results(replace(plan, dtype="float16", float32_fallback=True))
+    assert torch.equal(both[~beyond], half[~beyond])
+    assert torch.equal(both[beyond], exact[beyond])
+    assert f"{int(beyond.sum())} images were scored in float32" in caplog.text
 
 
 def test_multi_label_scores_equal_the_pipelines(make_checkpoint: MakeCheckpoint, all_kinds: Path) -> None:
