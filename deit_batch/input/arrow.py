@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
-from deit_batch.errors import InputError, UsageError
-from deit_batch.input.tables import Row, Table
+from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
 
 if TYPE_CHECKING:
     import pyarrow
+
+_MOST_ROWS = 16
+_BATCH_BYTES = 2**24
+"""Of rows that are read, or become Python's values, at a time, unless one alone is larger."""
+
+_BOMB_BYTES, _BOMB_RATIO = 2**26, 100
+"""A column of a row group is a bomb if it unpacks to more than that many bytes, and to that many times its own size.
+Images hardly shrink, and the text of paths is far smaller."""
 
 
 def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], list[str]]) -> Table:
@@ -27,15 +36,81 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
 
     def rows() -> Iterator[Row]:
         line = 0
+        taken = wanted(columns)
         try:
-            for batch in file.iter_batches(batch_size=16, columns=wanted(columns)):
-                for value in batch.to_pylist():
-                    line += 1
-                    yield Row(line, value)
+            for group in range(file.num_row_groups):
+                count = _rows_at_a_time(file.metadata.row_group(group), taken)
+                for batch in file.iter_batches(count, row_groups=[group], columns=taken):
+                    for value in _values(batch, line):
+                        line += 1
+                        yield Row(line, value)
+        except RowError as error:
+            raise InputError(f"{name}: can't be read past row {line}: {error}") from error
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{name}: can't be read past row {line}: {error}") from error
 
     return Table(rows(), columns, lambda read: int(file.metadata.num_rows), _class_names_of_schema(file.schema_arrow))
+
+
+def _rows_at_a_time(group: pyarrow.RowGroupMetaData, columns: Collection[str]) -> int:
+    """As many rows of a row group as take little memory. Raises RowError if a column grows out of all proportion as it
+    is unpacked."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    chunks = [
+        chunk
+        for chunk in chunks
+        if chunk.path_in_schema in columns or chunk.path_in_schema.startswith(tuple(f"{column}." for column in columns))
+    ]
+    for chunk in chunks:
+        size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+        if size > max(_BOMB_BYTES, _BOMB_RATIO * stored):
+            raise RowError(f"column {chunk.path_in_schema!r} unpacks {stored:,} bytes to {size:,}")
+    bytes_a_row: int = sum(chunk.total_uncompressed_size for chunk in chunks) // max(group.num_rows, 1)
+    return max(1, min(_MOST_ROWS, _BATCH_BYTES // max(bytes_a_row, 1)))
+
+
+def _values(batch: pyarrow.RecordBatch, line: int) -> Iterator[Value]:
+    """Its rows, the first of which comes after row number `line`: all at once, if they are small and nothing is wrong
+    with them."""
+    if batch.nbytes * batch.num_rows <= _BATCH_BYTES:  # each row may hold the same large value of a dictionary
+        with suppress(*_odd_values()):
+            return iter(batch.to_pylist())
+    return (_value(batch.slice(number, 1), line + 1 + number) for number in range(batch.num_rows))
+
+
+def _value(row: pyarrow.RecordBatch, line: int) -> Value:
+    if row.nbytes > MAX_ROW_BYTES:
+        return row_failure(f"row {line}: larger than {MAX_ROW_BYTES:,} bytes")
+    value = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            value[name] = _cell(column)
+        except _odd_values() as error:
+            return row_failure(f"row {line}: {name} holds a {column.type} that can't be read: {error}")
+    return value
+
+
+def _cell(column: pyarrow.Array) -> Any:
+    """The one value of a column. Text that is not UTF-8 is carried along as in other tables (tables.open_text); what
+    Python has no value for, as a date after the year 9999, is text as Arrow writes it."""
+    import pyarrow
+
+    try:
+        return column.to_pylist()[0]
+    except _odd_values():
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            return column.cast(pyarrow.large_binary())[0].as_py().decode("utf-8", "surrogateescape")
+        return column.cast(pyarrow.string())[0].as_py()
+
+
+def _odd_values() -> tuple[type[Exception], ...]:
+    """What a value raises that Python has no value for: dates and times out of range (ValueError, OverflowError), text
+    that is not UTF-8 (UnicodeDecodeError, a ValueError), unknown zones (ZoneInfoNotFoundError, a LookupError)."""
+    import pyarrow
+
+    return (pyarrow.ArrowException, ValueError, OverflowError, LookupError)
 
 
 def _class_names_of_schema(schema: pyarrow.Schema) -> Mapping[str, Sequence[str]]:

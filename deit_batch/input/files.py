@@ -96,28 +96,35 @@ def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tup
     """The images under a folder, by name, byte for byte (a locale would order them otherwise on another machine).
 
     Links to folders are followed, but each folder is entered once, under the first of its names."""
+    inside = [_names(folder, seen)]  # of each folder from `folder` down, what is still to come
+    while inside:
+        path = next(inside[-1], None)
+        if path is None:
+            inside.pop()
+        elif os.path.basename(path).startswith("."):
+            pass_over(passed_over, "hidden")
+        elif os.path.isdir(path):
+            status = os.stat(path)
+            if not recursive:
+                pass_over(passed_over, "folders")
+            elif (status.st_dev, status.st_ino) in seen:
+                pass_over(passed_over, "folders seen under another name")
+            else:
+                inside.append(_names(path, seen))
+        elif is_image_name(path):
+            yield path
+        else:
+            pass_over(passed_over, ending_of(path))
+
+
+def _names(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
     try:
         status = os.stat(folder)
         names = sorted(os.listdir(os.fsencode(folder)))  # bytes: half the memory of what scandir gives
     except OSError as error:
         raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
     seen.add((status.st_dev, status.st_ino))
-    for name in map(os.fsdecode, names):
-        path = os.path.join(folder, name)
-        if name.startswith("."):
-            pass_over(passed_over, "hidden")
-        elif os.path.isdir(path):
-            inner = os.stat(path)
-            if not recursive:
-                pass_over(passed_over, "folders")
-            elif (inner.st_dev, inner.st_ino) in seen:
-                pass_over(passed_over, "folders seen under another name")
-            else:
-                yield from _walk(path, recursive, passed_over, seen)
-        elif is_image_name(name):
-            yield path
-        else:
-            pass_over(passed_over, ending_of(name))
+    return (os.path.join(folder, os.fsdecode(name)) for name in names)
 
 
 def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
@@ -125,7 +132,11 @@ def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
     path = Path(pattern)
     start = Path(path.anchor)
     wanted = {part for part in path.parts if part.startswith(".")}
-    for found in sorted(start.glob(str(path.relative_to(start))), key=os.fsencode):
+    try:
+        matching = sorted(start.glob(str(path.relative_to(start))), key=os.fsencode)
+    except RecursionError as error:
+        raise UsageError(f"{pattern}: there are folders too deep for a pattern; give the folder") from error
+    for found in matching:
         if any(part.startswith(".") and part not in wanted for part in found.parts):
             pass_over(passed_over, "hidden")
         elif found.is_dir():

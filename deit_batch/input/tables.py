@@ -20,11 +20,21 @@ from typing import IO, Any, BinaryIO, TypeAlias, cast
 from deit_batch.errors import MALFORMED, InputError, RowError, UsageError, in_words
 from deit_batch.io import Failure
 
-MAX_ROW_CHARS = 128 * 2**20
-"""A longer row is a failed record. A row may hold an image in base64, so it must be generous."""
+MAX_ROW_CHARS = 32 * 2**20
+"""A longer row of text is a failed record. A row may hold an image in base64, so it must be generous; but the CSV
+reader takes four bytes a character."""
 
 MAX_ROW_BYTES = 128 * 2**20
 """Of a row that need not be text, as MAX_ROW_CHARS."""
+
+MAX_DOCUMENT_CHARS = 64 * 2**20
+"""Of a request document, which is read whole."""
+
+MAX_VALUES = 10**6
+"""In a row or document. An empty list takes three characters, and twenty times their room in memory."""
+
+_LINE_BYTES = 64
+"""What a line takes in memory beside its characters, roughly."""
 
 Value: TypeAlias = Mapping[str, Any] | str | Failure
 
@@ -132,7 +142,8 @@ def open_csv(stream: BinaryIO, *, gzipped: bool, delimiter: str) -> Table:
     csv.field_size_limit(MAX_ROW_CHARS)
     lines = Lines(open_text(stream, gzipped=gzipped, newline=""))
     try:
-        columns = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
+        header = next(csv.reader(_row_lines(lines, delimiter, []), delimiter=delimiter, strict=True), [])
+        columns = [name.strip() for name in header]
     except (csv.Error, RowError) as error:
         raise UsageError(f"the table's header can't be read: {error}") from error
     return Table(_csv_rows(lines, columns, delimiter), columns, total)
@@ -142,17 +153,11 @@ def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]
     """An unclosed quote makes a CSV reader swallow the lines after it. So where a row is malformed, only its first
     line is given up, and the others are read again as rows of their own."""
     taken: list[str] = []
-
-    def tape() -> Iterator[str]:
-        for line in lines:
-            taken.append(line)
-            yield line
-
     while True:
         start = lines.number + 1
         taken.clear()
         try:
-            fields = next(csv.reader(tape(), delimiter=delimiter, strict=True), None)
+            fields = next(csv.reader(_row_lines(lines, delimiter, taken), delimiter=delimiter, strict=True), None)
         except csv.Error as error:
             value: Value = row_failure(f"line {start}: {error}")
         except RowError as error:
@@ -168,6 +173,22 @@ def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]
             value = row_failure(f"line {start}: {len(fields)} fields where the header has {len(columns)}")
         lines.push_back(taken[1:])
         yield Row(start, value)
+
+
+def _row_lines(lines: Lines, delimiter: str, taken: list[str]) -> Iterator[str]:
+    """Those that a row goes on for, which are also put into `taken`. Raises RowError if they are more than one row may
+    take."""
+    start = lines.number + 1
+    room, fields = MAX_ROW_CHARS, MAX_VALUES
+    for line in lines:
+        taken.append(line)
+        room -= len(line) + (_LINE_BYTES if len(taken) > 1 else 0)
+        fields -= line.count(delimiter)
+        if room < 0:
+            raise RowError(f"line {start}: longer than {MAX_ROW_CHARS:,} characters")
+        if fields < 0:
+            raise RowError(f"line {start}: more than {MAX_VALUES:,} values")
+        yield line
 
 
 def open_jsonl(stream: BinaryIO, *, gzipped: bool) -> Table:
@@ -207,9 +228,12 @@ def _text_rows(stream: BinaryIO, gzipped: bool, parse: Callable[[str, int], Iter
 def parse_json(text: str, number: int) -> Iterator[Value]:
     """The values of one JSON line: an object, a bare string, or each of a request document's `input_data`."""
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = load_json(text)
     except ValueError as error:
         yield row_failure(f"line {number}: not JSON: {error}")
+        return
+    except RowError as error:
+        yield row_failure(f"line {number}: {error}")
         return
     except RecursionError:
         yield row_failure(f"line {number}: JSON nested too deeply")
@@ -223,6 +247,14 @@ def parse_json(text: str, number: int) -> Iterator[Value]:
         yield value
     else:
         yield row_failure(f"line {number}: a JSON {_kind(value)} where an object or a string should be")
+
+
+def load_json(text: str) -> Any:
+    """NaN and infinities are None. Raises ValueError if it is no JSON, RecursionError if it is nested too deeply, and
+    RowError if it may hold so many values that they would take far more memory than the text does."""
+    if sum(map(text.count, "[{,")) > MAX_VALUES:
+        raise RowError(f"more than {MAX_VALUES:,} values")
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def request_values(document: dict[str, Any]) -> list[Value]:
@@ -256,7 +288,12 @@ def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
     """The card's request document. It is one JSON value, so unlike every other input it is read whole."""
     text = open_text(stream, gzipped=gzipped, newline="")
     try:
-        document = json.load(text, parse_constant=lambda _: None)
+        whole = text.read(MAX_DOCUMENT_CHARS + 1)
+        if len(whole) > MAX_DOCUMENT_CHARS:
+            raise UsageError(
+                f"a request document of more than {MAX_DOCUMENT_CHARS:,} characters; make JSON lines of it"
+            )
+        document = load_json(whole)
         values = request_values(document if isinstance(document, dict) else {"input_data": document})
     except (*MALFORMED, RowError, EOFError, zlib.error, OSError) as error:
         raise UsageError(

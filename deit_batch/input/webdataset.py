@@ -9,7 +9,6 @@ number, `txt` as text. The layout is WebDataset's: https://github.com/webdataset
 from __future__ import annotations
 
 import glob
-import json
 import os
 import posixpath
 import re
@@ -24,7 +23,7 @@ from typing import Any, BinaryIO, cast
 from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
 from deit_batch.input.passed_over import ending_of, pass_over
-from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
+from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, load_json, row_failure
 from deit_batch.input.tar import Tar
 from deit_batch.system import object_store
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer
@@ -330,8 +329,8 @@ def _number(text: str) -> int | str:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
+        return load_json(text)
+    except (ValueError, RecursionError, RowError):
         return text
 
 
