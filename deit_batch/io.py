@@ -172,10 +172,12 @@ class Tally:
 
 
 def counts(counter: Mapping[str, int], *, most: int | None = None) -> str:
-    """As in "3 FetchError, 1 DecodeError"; of more than `most` kinds, the most frequent, and "12 others"."""
+    """As in "3 FetchError, 1 DecodeError"; of more than `most` kinds, the most frequent, and "12 of other kinds"."""
     ranked = Counter(counter).most_common()
     shown, others = ranked[:most], sum(number for _, number in ranked[len(ranked[:most]) :])
-    return ", ".join([*(f"{number:,} {name}" for name, number in shown), *([f"{others:,} others"] if others else [])])
+    return ", ".join(
+        [*(f"{number:,} {name}" for name, number in shown), *([f"{others:,} of other kinds"] if others else [])]
+    )
 
 
 @dataclass(frozen=True, slots=True)

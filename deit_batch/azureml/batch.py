@@ -3,6 +3,7 @@ another. What `run` returns goes, a line each, into its output file (`output_act
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from deit_batch.errors import DeitBatchError, FetchError, RowError, UsageError
 from deit_batch.input.kinds import InputKind, by_ending_of
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
+from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.plan import Options, Plan
 from deit_batch.runner import scored
 from deit_batch.system.logs import set_up_logging
@@ -57,8 +59,10 @@ def run(mini_batch: Sequence[str]) -> list[str]:
         raise UsageError("init() has not been called")
     options, plan = _deployed.options, _deployed.plan
     numbered = (replace(reference, index=number) for number, reference in enumerate(_references(mini_batch, options)))
-    work = scored(plan.batches(numbered), plan, options, Stopwatch(), classifier=_deployed.classifier)
+    met: Counter[str] = Counter()
+    work = scored(plan.batches(numbered), plan, options, Stopwatch(), classifier=_deployed.classifier, met=met)
     records = [record for batch in work for record in batch]
+    warn_of_deep_gray(met[DEEP_GRAY], scaled=plan.recipe.scale_deep_gray)
     unread = [record.error for record in records if record.error and record.error.type == FetchError.__name__]
     if unread and all(record.error and record.error.type in _SAY_NOTHING_OF_THE_BYTES for record in records):
         raise DeitBatchError(f"nothing of this mini-batch of {len(records):,} could be read: {unread[0].message}")

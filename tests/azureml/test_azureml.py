@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import EXAMPLES
+from PIL import Image
 
 from deit_batch import score
 from deit_batch.azureml import batch
@@ -68,6 +69,14 @@ def test_a_mini_batch_of_files_has_a_line_for_each(deployed: None, tmp_path: Pat
         assert found[5]["predictions"] == []
         assert found[5]["error"]["type"] == "DecodeError"
         assert all("index" not in line for line in found)
+
+
+def test_grey_images_of_more_than_8_bits_are_said_in_the_log(
+    deployed: None, tmp_path: Path, messages: list[str]
+) -> None:
+    Image.new("I;16", (9, 9), 300).save(tmp_path / "deep.png")
+    assert len(results([str(tmp_path / "deep.png")])) == 1
+    assert [text for text in messages if text.startswith("1 image is grey of more than 8 bits")]
 
 
 def test_a_csv_of_base64_has_a_line_for_each_row(deployed: None, tmp_path: Path) -> None:

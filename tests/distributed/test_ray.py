@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import EXAMPLES, HEIC, deit_batch, read_json, read_jsonl
+from PIL import Image
 from ray.cluster_utils import Cluster
 
 from deit_batch import runner
@@ -54,7 +55,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:100])
     rows = [f"{number % 40}.png,{number}" for number in range(ROWS)]
     shutil.copy(HEIC[0], folder / "phone.heic")
-    rows[50] = "phone.heic,50"
+    Image.new("I;16", (9, 9), 300).save(folder / "deep.png")
+    rows[50], rows[310] = "phone.heic,50", "deep.png,310"
     rows[3], rows[100], rows[200] = "one field only", "missing.png,100", "broken.png,200"
     (folder / "t.csv").write_text("image,number\n" + "\n".join(rows) + "\n")
     return folder / "t.csv"
@@ -130,7 +132,9 @@ def test_a_run_that_was_stopped_continues_from_its_parts_to_the_local_result(
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert lines(out) == sorted(local.read_bytes().splitlines())
 
-    assert read_json(out / "run.json")["counts"]["inputs"] == read_json(out / "manifest.json")["inputs"] == ROWS
+    counts = read_json(out / "run.json")["counts"]
+    assert counts["inputs"] == read_json(out / "manifest.json")["inputs"] == ROWS
+    assert counts["deep_gray"] == 1
     assert on_ray(table, out).report == {}  # finished already
     with pytest.raises(UsageError, match="top_k was 5, is 1"):
         on_ray(table, out, options={"top_k": 1})

@@ -127,7 +127,7 @@ def test_photos_are_told_apart_behind_any_number_of_endings() -> None:
     pass_over(found, ending_of("IMG_1.HEIC"))
     assert (len(found), found[OTHER_ENDINGS]) == (MOST_KINDS + 2, 10_000 - MOST_KINDS)
     assert photos_in(found) == {".heic": 1}
-    assert counts(found, most=2) == "9,900 of other endings, 1 .0, 100 others"
+    assert counts(found, most=2) == "9,900 of other endings, 1 .0, 100 of other kinds"
 
 
 def test_an_ending_that_is_read_is_no_lost_photo(messages: list[str]) -> None:
