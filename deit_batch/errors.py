@@ -2,7 +2,8 @@
 
 DeitBatchError            a run that can't go on; each class knows its exit status
 ├── UsageError            2: the command line, a config file or the shape of the input is wrong
-├── CheckpointError       1: no such model, or one that must not be scored with
+├── CheckpointError       2: no such model, or one that must not be scored with
+│   └── CheckpointAccessError  1: one that can't be reached or read now
 ├── InputError            1: the input can't be read to its end
 ├── OutputError           1: the results can't be written
 └── TooManyFailures       1: more inputs failed than --error-threshold allows
@@ -33,7 +34,8 @@ class _WithoutSecrets(Exception):  # noqa: N818 - what all of these have in comm
 
 
 class DeitBatchError(_WithoutSecrets):
-    """A run that can't go on. The message is one line: what failed, on what, what to do next."""
+    """A run that can't go on. The message is one line: what failed, on what, what to do next. The exit status is 1 if
+    the same command may succeed later, and 2 if it can't."""
 
     exit_status = 1
 
@@ -43,7 +45,11 @@ class UsageError(DeitBatchError):
 
 
 class CheckpointError(DeitBatchError):
-    pass
+    exit_status = 2
+
+
+class CheckpointAccessError(CheckpointError):
+    exit_status = 1
 
 
 class InputError(DeitBatchError):

@@ -91,8 +91,8 @@ def compare(
 
     OLD and NEW are files of score that say which image each record is of. Needs the extra report.
 
-    Exit status: 0 if the files were compared, 1 if that failed (for example, if they have no image in common), 2 for
-    wrong usage, 4 if the agreement is below --fail-under.
+    Exit status: 0 if the files were compared, 1 if that failed, 2 for wrong usage or if no image is in both, 4 if the
+    agreement is below --fail-under.
     """
     limits = limits_from(chosen)
     with write_junit(junit, "deit-batch compare") as cases, needing("report"):

@@ -43,7 +43,8 @@ def plot(*, image: str, out: Path, **chosen: Any) -> None:
 
     IMAGE is a path, a URL or base64. The picture looks like the one in the model card. Needs the extra report.
 
-    Exit status: 0 if the picture was written, 1 if the image can't be scored, 2 for wrong usage.
+    Exit status: 0 if the picture was written, 1 if the image can't be fetched, 2 if it can't be scored, or for
+    wrong usage.
     """
     limits = limits_from(chosen)
     with needing("report"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from deit_batch.errors import CheckpointError
+from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.names import alike
 
 
@@ -28,6 +28,8 @@ class Teacher:
             self._model = model.eval().requires_grad_(False).to(device)
             self._numbers = torch.arange(len(numbers), device=device)
             self(torch.zeros(1, 3, 32, 32, device=device))  # what does not fit together is found out now
+        except OSError as error:  # as transformers says of the Hub, too
+            raise CheckpointAccessError(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
         except Exception as error:  # whatever its many classes raise
             raise CheckpointError(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
         missing = [label for label in class_names if label not in numbers]

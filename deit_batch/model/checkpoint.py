@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 import safetensors
 
-from deit_batch.errors import CheckpointError, OutputError, UsageError
+from deit_batch.errors import CheckpointAccessError, CheckpointError, OutputError, UsageError
 from deit_batch.model.architecture import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
 from deit_batch.model.labels import labels_from_config, read_id2label
 from deit_batch.model.recipe import CARD_RECIPE, Recipe, recipe_from_config
@@ -89,7 +89,7 @@ def find_checkpoint(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration in {folder} can't be understood: {error!r}") from error
     except OSError as error:
-        raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
+        raise CheckpointAccessError(f"{error.filename} can't be read: {error.strerror}") from error
     if shapes is not None:
         check_tensors(shapes, geometry, name)
     return checkpoint
@@ -164,13 +164,13 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         )
         return Path(folder)
     except LocalEntryNotFoundError:
-        raise CheckpointError(
+        raise CheckpointAccessError(
             f"{name} is not on this machine and the Hub can't be reached ({problem}); where there is a network, fetch "
             f"it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model DIR (or the cache, HF_HOME);"
             " to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
-        raise CheckpointError(f"{name} can't be fetched from the Hub: {error}") from error
+        raise CheckpointAccessError(f"{name} can't be fetched from the Hub: {error}") from error
 
 
 def why_not_the_hub(name: str, revision: str | None) -> str | None:
@@ -206,7 +206,7 @@ def why_not_the_hub(name: str, revision: str | None) -> str | None:
             raise CheckpointError(
                 f"there is no folder {name} here and no such model on the Hub, or it is private (then set HF_TOKEN)"
             )
-        case [HfHubHTTPError() as error] if error.response.status_code < 500:
+        case [HfHubHTTPError() as error] if error.response.status_code < 500 and error.response.status_code != 429:
             raise CheckpointError(f"the Hub refuses {name}: {error}")
         case [Exception() as error]:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -238,7 +238,9 @@ def _read_json(path: Path, if_missing: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{if_missing}: there is no {path}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointAccessError(f"{path} can't be read: {error}") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
@@ -275,7 +277,9 @@ def _shapes(files: list[Path]) -> dict[str, Shape]:
         try:
             with safetensors.safe_open(path, "numpy") as tensors:
                 shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError) as error:
+        except OSError as error:
+            raise CheckpointAccessError(f"{path} can't be loaded: {error}") from error
+        except safetensors.SafetensorError as error:
             raise CheckpointError(f"{path} can't be loaded: {error}") from error
     return shapes
 

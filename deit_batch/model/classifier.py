@@ -212,7 +212,7 @@ def compiled(scores: Scores, pixels: Tensor) -> Scores:
         pass  # the classifier makes smaller passes, and says so
     except Exception as error:  # of Triton's, of a C++ compiler's
         reason = " ".join(str(error).split())
-        raise DeitBatchError(f"the model can't be compiled here; leave out --compile ({reason:.200})") from error
+        raise UsageError(f"the model can't be compiled here; leave out --compile ({reason:.200})") from error
     return fast
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deit_batch.errors import CheckpointError
+from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.io import FeatureName
 from deit_batch.model.architecture import Geometry, check_tensors
 from deit_batch.model.checkpoint import Checkpoint
@@ -36,6 +36,8 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
                 weights |= torch.load(path, map_location="cpu", weights_only=True)
             else:
                 weights |= safetensors.torch.load_file(path)
+    except OSError as error:
+        raise CheckpointAccessError(f"{checkpoint.name} can't be loaded: {error}") from error
     except Exception as error:  # a pickle raises whatever it likes
         raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
     geometry = checkpoint.geometry

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deit_batch.errors import MALFORMED, InputError, UsageError, in_words
+from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
 from deit_batch.output.file import open_output
 from deit_batch.output.formats import Columns, choose_format
@@ -173,19 +173,19 @@ def all_of_one_run(parts: Sequence[ShardResult]) -> list[ShardResult]:
 
 
 def _in_order(files: Sequence[BinaryIO], parts: Sequence[ShardResult], keep: Sequence[str]) -> Iterator[Reference]:
-    """Record by record in turn, as the input was dealt out. Raises InputError if the shards' inputs were not the same:
+    """Record by record in turn, as the input was dealt out. Raises UsageError if the shards' inputs were not the same:
     then one has ended too early."""
     place = 0
     while line := files[place % len(files)].readline():
         reference = _reference(json.loads(line), keep)
         if reference.index != place:
-            raise InputError(f"{parts[place % len(files)].path}: has record {reference.index} where {place} should be")
+            raise UsageError(f"{parts[place % len(files)].path}: has record {reference.index} where {place} should be")
         yield reference
         place += 1
     for file, part in zip(files, parts, strict=True):
         if file.readline():
             ended = parts[place % len(files)].path
-            raise InputError(f"{part.path} goes on after {ended} has ended: the input changed between their runs")
+            raise UsageError(f"{part.path} goes on after {ended} has ended: the input changed between their runs")
 
 
 def _reference(record: dict[str, Any], keep: Sequence[str]) -> Reference:

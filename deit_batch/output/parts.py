@@ -124,7 +124,7 @@ def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
     end = NOTHING_YET
     for place, part in enumerate(ordered):
         if (part.number, part.before) != (place, end):
-            raise DeitBatchError(
+            raise UsageError(
                 f"the input changed while it was being scored: {part_name(part.number)} does not fit behind what was "
                 "read before it; run the same command with --fresh"
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from deit_batch import __version__
-from deit_batch.errors import InputError
+from deit_batch.errors import UsageError
 from deit_batch.input.identity import identity_of
 from deit_batch.io import NAME_FIELDS, Tally
 from deit_batch.names import alike
@@ -171,7 +171,7 @@ def _as_dict(change: Change) -> Json:
 
 
 def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Comparison:
-    """Raises InputError if no image is in both, UsageError if one is no file of predictions."""
+    """Raises UsageError if no image is in both, or one is no file of predictions."""
     runs = [read_run_report(path) for path in (old, new)]
     comparison = Comparison(Side(old), Side(new), _different(runs), run=runs[1])
     largest, sample = Best[Change](most_shown), Sample[Change](most_rows)
@@ -190,7 +190,7 @@ def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Compari
     comparison.sampled = len(sample.kept)
     comparison.changed = [shown[place] for place in sorted(shown)]
     if not (comparison.compared or comparison.states["fails in both"]):
-        raise InputError(
+        raise UsageError(
             f"no image is both in {old} and in {new}: images are joined by their names, or by --id if both runs had it"
         )
     return comparison

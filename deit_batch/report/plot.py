@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_batch.errors import ImageError, InputError, UsageError
+from deit_batch.errors import ImageError, UsageError, nothing_left
 from deit_batch.input.locate import locate
 from deit_batch.io import Failure, Prediction, Record, Reference
 from deit_batch.limits import Limits
@@ -41,12 +41,12 @@ def plot(options: Options) -> tuple[Record, bytes]:
     except ImageError as error:
         raise UsageError(f"{name}: {error}") from error
     if isinstance(data, Failure):
-        raise InputError(f"{name}: {data.message}")
+        raise nothing_left(f"{name}: {data.message}", [data.type])
     plan = Plan.of(options)
     batches = plan.batches([Reference(0, name, data)])
     (record,) = chain.from_iterable(scored(batches, plan, options, Stopwatch()))
     if record.error:
-        raise InputError(f"{name}: {record.error.message}")
+        raise nothing_left(f"{name}: {record.error.message}", [record.error.type])
     return record, draw(_picture(data, options.limits), record.predictions)
 
 

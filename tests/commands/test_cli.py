@@ -89,11 +89,11 @@ def test_two_runs_on_one_output(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "p.jsonl.run.json", "p.jsonl.stamps", "t.txt"]
 
 
-def test_a_run_that_fails_is_status_1_in_one_line(tmp_path: Path) -> None:
+def test_a_model_that_is_none_is_status_2_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     command = ["score", "--input", str(EXAMPLES), "--out", "p.jsonl", "--model", "empty"]
     done = deit_batch(*command, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "deit-batch: empty is no checkpoint: there is no empty/config.json\n"
     assert "Traceback" in deit_batch(*command, "--verbose", cwd=tmp_path).stderr
     (line,) = deit_batch(*command, "--log-format", "json", cwd=tmp_path).stderr.splitlines()

@@ -63,7 +63,7 @@ def test_a_checkpoint_that_cannot_be_scored_with_is_not_copied(kind: str, tmp_pa
         (tmp_path / "broken" / "model.safetensors").unlink()
         (tmp_path / "broken" / "pytorch_model.bin").write_bytes(b"garbage")
     done = deit_batch("pull", "broken", "--out", "mine", "--allow-pickle", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "mine").exists()
 

@@ -178,7 +178,7 @@ def test_an_agreement_that_can_not_be_had_passes_no_gate(tmp_path: Path) -> None
     assert (gated.exit_code, "can't be had" in gated.stderr) == (4, True)
     other = write(tmp_path / "b.jsonl", [record(0, "b.jpg", ("can", 0.5))])
     apart = invoke("compare", broken, other)
-    assert (apart.exit_code, "no image is both in" in apart.stderr) == (1, True)
+    assert (apart.exit_code, "no image is both in" in apart.stderr) == (2, True)
     for wrong in (["--out", "c.txt"], ["--fail-under", "99"], ["--format", "html"]):
         assert invoke("compare", broken, broken, *wrong).exit_code == 2, wrong
     assert invoke("compare", broken, tmp_path / "none.jsonl").exit_code == 2
