@@ -77,6 +77,8 @@ def in_words(error: Exception) -> str:
             return f"not UTF-8 (byte {error.start:,})"
         case json.JSONDecodeError():
             return f"not JSON: {error}"
+        case ValueError() if "set_int_max_str_digits" in str(error):
+            return "a number of thousands of digits"
         case RecursionError():
             return "nested too deeply"
         case OSError():

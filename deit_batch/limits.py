@@ -53,13 +53,13 @@ MOST = 2**63 - 1
 def require_whole_number(name: str, value: object, least: int) -> None:
     """Raises UsageError, by the option's name, unless it is one from `least` up."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} up")
+        raise UsageError(f"{name} is {value!r:.60}; it must be a whole number from {least} up")
 
 
 def require_number(name: str, value: object, least: float, most: float) -> None:
     """Raises UsageError, by the option's name, unless it is one in this range; NaN is in none."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise UsageError(f"{name} is {value!r}; it must be a number in {least:g}..{most:g}")
+        raise UsageError(f"{name} is {value!r:.60}; it must be a number in {least:g}..{most:g}")
 
 
 DEFAULT_LIMITS = Limits()

@@ -12,7 +12,7 @@ from pathlib import Path
 from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.model.labels import IMAGENET, imagenet_names
 from deit_batch.names import alike
-from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
+from deit_batch.system.regular_file import read_settings
 
 
 def read_label_map(name: str) -> dict[str, str]:
@@ -34,9 +34,7 @@ def _pairs(path: Path) -> Iterable[tuple[str, object]]:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".csv", ".tsv"):
         raise ValueError(f"give {IMAGENET}, or a .json, .csv or .tsv file")
-    if is_pointer_file(str(path)):
-        raise ValueError(NOT_HERE)
-    text = path.read_text("utf-8-sig")
+    text = read_settings(path).decode("utf-8-sig")
     return _json_pairs(text) if suffix == ".json" else _table_pairs(text, suffix)
 
 

@@ -257,9 +257,14 @@ def load_json(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def request_values(document: dict[str, Any]) -> list[Value]:
+def request_values(document: object) -> list[Value]:
     """The images of a request document, `{"input_data": ["image1", ...]}`, or with Azure ML's
     `{"input_data": {"columns": [...], "data": [[...], ...]}}`. Raises RowError if it has neither form."""
+    if not isinstance(document, dict):
+        raise RowError(f"a JSON {_kind(document)} where an object should be")
+    if "input_data" not in document:
+        keys = ", ".join(json.dumps(key) for key in document)
+        raise RowError(f'there is no "input_data" in it, but {keys:.100}' if keys else 'there is no "input_data" in it')
     data = document["input_data"]
     columns: list[str] = []
     if isinstance(data, dict):
@@ -294,7 +299,7 @@ def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
                 f"a request document of more than {MAX_DOCUMENT_CHARS:,} characters; make JSON lines of it"
             )
         document = load_json(whole)
-        values = request_values(document if isinstance(document, dict) else {"input_data": document})
+        values = request_values({"input_data": document} if isinstance(document, list) else document)
     except (*MALFORMED, RowError, EOFError, zlib.error, OSError) as error:
         raise UsageError(
             f'not a request document ({{"input_data": ["image1", ...]}}): {in_words(error)}; for JSON lines use .jsonl'

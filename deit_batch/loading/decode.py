@@ -133,8 +133,8 @@ def _resize(image: Image.Image, recipe: Recipe, max_pixels: int) -> Image.Image:
             # As get_resize_output_image_size of transformers: the long side is rounded down.
             long = int(short * max(image.size) / min(image.size))
             size = (short, long) if image.width <= image.height else (long, short)
-            if short * long > max_pixels:  # a line of pixels, as a file of a few hundred bytes can hold it
-                raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
+    if size[0] * size[1] > max_pixels:  # a line of pixels, as a file of a few hundred bytes can hold it
+        raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
     return image.resize(size, Image.Resampling(recipe.resample), reducing_gap=FAST_GAP if recipe.fast else None)
 
 

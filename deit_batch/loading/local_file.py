@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from deit_batch.errors import FetchError
 from deit_batch.io import LocalFile
@@ -11,17 +10,13 @@ from deit_batch.limits import Limits
 from deit_batch.names import path_on_disk
 from deit_batch.system import object_store
 from deit_batch.system.missing_file import explain_missing
+from deit_batch.system.regular_file import read_regular_file
 
 
 def read_file(file: LocalFile, limits: Limits) -> bytes:
     """Its bytes, one more than the limit at the most. Raises FetchError."""
     try:
-        path = _confined(path_on_disk(file.path), limits.root)
-        # A pipe or a device would be read for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FetchError("not a regular file")
-        with open(path, "rb") as stream:
-            return stream.read(limits.image_bytes + 1)
+        return read_regular_file(_confined(path_on_disk(file.path), limits.root), limits.image_bytes)
     except FileNotFoundError as error:
         raise FetchError(_explain(file, limits.root)) from error
     except OSError as error:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
 
-from deit_batch.errors import CheckpointError
+from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.io import FeatureName
+from deit_batch.limits import require_number, require_whole_number
 
 Shape: TypeAlias = tuple[int, ...]
+Tensor = TypeVar("Tensor")
+"""Its shape, or its values."""
+
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+"""What DataParallel and torch.compile put in front of the names of a model's tensors."""
 
 FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 
@@ -100,30 +107,73 @@ def _affine(name: str, out: int, *into: int, bias: bool = True) -> Iterator[tupl
         yield f"{name}.bias", (out,)
 
 
-def geometry_from_config(
-    config: Mapping[str, Any], architecture: str, *, classes: int, image_size: tuple[int, int]
-) -> Geometry:
-    """Raises ValueError or TypeError for what no DeiT's config says."""
+def geometry_from_config(config: Mapping[str, Any], architecture: str, *, classes: int) -> Geometry:
+    """Raises ValueError for what no DeiT's config says."""
+    try:
+        return _geometry(config, architecture, classes)
+    except UsageError as error:  # of a number, which here no user has given
+        raise ValueError(str(error)) from error
+
+
+def _geometry(config: Mapping[str, Any], architecture: str, classes: int) -> Geometry:
     if config.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"hidden_act is {config['hidden_act']!r}; a DeiT's is gelu")
+        raise ValueError(f"hidden_act is {config['hidden_act']!r:.60}; a DeiT's is gelu")
+    if config.get("num_channels", 3) != 3:
+        raise ValueError(f"it takes images of {config['num_channels']!r:.60} channels; only RGB is supported")
+    if not isinstance(config.get("qkv_bias", True), bool):
+        raise ValueError(f"qkv_bias is {config['qkv_bias']!r:.60}; it must be true or false")
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+    found = {name: config[name] for name in sizes if name in config}
+    for name, value in found.items():
+        require_whole_number(name, value, 1)
+    eps = config.get("layer_norm_eps", 1e-12)
+    require_number("layer_norm_eps", eps, 0, 1)
     geometry = Geometry(
         architecture=architecture,
         classes=classes,
-        image_size=image_size,
-        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-        qkv_bias=bool(config.get("qkv_bias", True)),
-        **{name: int(config[name]) for name in sizes if name in config},
+        image_size=_image_size(config.get("image_size", 224)),
+        layer_norm_eps=eps,
+        qkv_bias=config.get("qkv_bias", True),
+        **found,
     )
     if geometry.hidden_size % geometry.num_attention_heads:
         raise ValueError(f"hidden_size {geometry.hidden_size} is no multiple of num_attention_heads")
+    if min(geometry.image_size) < geometry.patch_size:
+        raise ValueError(f"no patch of {geometry.patch_size} pixels fits into an image of {min(geometry.image_size)}")
     return geometry
+
+
+def _image_size(value: Any) -> tuple[int, int]:
+    sides = value if isinstance(value, list) else [value, value]
+    if len(sides) != 2:
+        raise ValueError(f"image_size is {value!r:.60}; it must be a number, or height and width")
+    height, width = sides
+    require_whole_number("image_size", height, 1)
+    require_whole_number("image_size", width, 1)
+    return height, width
+
+
+def without_wrappers(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The same by their own names: Raises CheckpointError if two
+    have one name then."""
+    own = {_WRAPPERS.sub("", tensor): tensor for tensor in tensors}
+    if len(own) < len(tensors):
+        raise CheckpointError(
+            f"{name} must not be scored with: some of its weights are in it twice, by names that begin with module. "
+            "or _orig_mod., and without"
+        )
+    return {plain: tensors[tensor] for plain, tensor in own.items()}
 
 
 def check_tensors(found: Mapping[str, Shape], geometry: Geometry, name: str) -> None:
     """Raises CheckpointError unless every tensor that would be scored with is there, in its shape, and every one that
     is there has its place."""
     refused = f"{name} must not be scored with"
+    if geometry.num_hidden_layers > len(found):  # before they are counted up
+        raise CheckpointError(
+            f"{refused}: its config has {geometry.num_hidden_layers:,} layers, and there are only {len(found):,} "
+            "weights in it"
+        )
     expected = dict(geometry.tensors())
     lost = [tensor for tensor in expected if tensor not in found]
     if lost:

@@ -6,24 +6,27 @@ two versions and needs no network once its checkpoint is cached.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import safetensors
 
-from deit_batch.errors import CheckpointAccessError, CheckpointError, OutputError, UsageError
-from deit_batch.model.architecture import CLASSES, Geometry, Shape, check_tensors, geometry_from_config
+from deit_batch.errors import CheckpointAccessError, CheckpointError, OutputError, UsageError, in_words
+from deit_batch.model.architecture import Geometry, Shape, check_tensors, geometry_from_config, without_wrappers
+from deit_batch.model.config import architecture_from_config, dtype_from_config, head_size, is_multi_label
 from deit_batch.model.labels import labels_from_config, read_id2label
-from deit_batch.model.recipe import CARD_RECIPE, Recipe, recipe_from_config
+from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
 from deit_batch.system.atomic import publish_folder
+from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
+from deit_batch.system.regular_file import read_settings
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
@@ -34,6 +37,9 @@ _FORMATS: dict[str, WeightsFormat] = {".safetensors": "safetensors", ".bin": "pi
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_FOR_GOOD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
+"""What the system says of a file that another try will not find readable either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +66,21 @@ def find_checkpoint(
     """The checkpoint called `name`: "demo", a folder, or a name on the Hub (fetched if not cached); its classes are
     called as `id2label` says, if that is given (labels.read_id2label).
 
-    Raises CheckpointError, saying what to do, if it can't be had or must not be scored with, UsageError if the names
-    are not of its classes.
+    Raises CheckpointAccessError if it can't be had now, CheckpointError, saying what to do, if there is none or it must
+    not be scored with, UsageError if the names are not of its classes.
     """
     folder, commit = _find_folder(name, revision, allow_pickle)
-    config = _read_json(folder / "config.json", f"{name} is no checkpoint")
+    _require_no_adapter(folder, name)
+    config = _read_object(folder / "config.json", f"{name} is no checkpoint")
     try:
         files = _weights(folder, name, allow_pickle)
+        _require_content(files)
         weights = _FORMATS[files[0].suffix]
         # The headers of safetensors say what is in them; other weights are checked when they are loaded.
-        shapes = _shapes(files) if weights == "safetensors" else None
-        architecture = _architecture(config, name)
-        labels = _labels(config, _classes(architecture, shapes or {}), id2label, name)
-        image_size = _image_size(config, name)
-        geometry = geometry_from_config(config, architecture, classes=len(labels), image_size=image_size)
+        shapes = without_wrappers(_shapes(files), name) if weights == "safetensors" else None
+        architecture = architecture_from_config(config, name)
+        labels = _labels(config, head_size(architecture, shapes or {}), id2label, name)
+        geometry = geometry_from_config(config, architecture, classes=len(labels))
         checkpoint = Checkpoint(
             name=name,
             folder=folder,
@@ -81,15 +88,15 @@ def find_checkpoint(
             commit=commit,
             digest=_digest([folder / "config.json", *files]),
             weights=weights,
-            exported_dtype=_exported_dtype(config) if weights == "onnx" else None,
+            exported_dtype=dtype_from_config(config) if weights == "onnx" else None,
             geometry=geometry,
             labels=labels,
-            multi_label=_multi_label(config, len(labels), name),
+            multi_label=is_multi_label(config, name, classes=len(labels)),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the configuration in {folder} can't be understood: {error!r}") from error
+    except ValueError as error:
+        raise CheckpointError(f"the configuration in {folder} can't be understood: {error}") from error
     except OSError as error:
-        raise CheckpointAccessError(f"{error.filename} can't be read: {error.strerror}") from error
+        raise _unreadable(error) from error
     if shapes is not None:
         check_tensors(shapes, geometry, name)
     return checkpoint
@@ -102,12 +109,18 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
         recipe = CARD_RECIPE
     else:
         file = _recipe_file(checkpoint, image_processor)
-        recipe = recipe_from_config(_read_json(file, "no image processor"), checkpoint.geometry.parts.body)
+        recipe = recipe_from_config(_read_object(file, "no image processor"), checkpoint.geometry.parts.body)
     if recipe.size != checkpoint.geometry.image_size:
         height, width = checkpoint.geometry.image_size
         raise CheckpointError(
             f"the image processor gives images of {recipe.size[0]}x{recipe.size[1]} pixels but {checkpoint.name} takes "
             f"{height}x{width}; name another with --image-processor"
+        )
+    resize = recipe.resize if isinstance(recipe.resize, tuple) else (recipe.resize or 1,) * 2
+    if any(made > MOST_TIMES_LARGER * kept for made, kept in zip(resize, recipe.size, strict=True)):
+        raise CheckpointError(
+            f"the image processor makes images of {resize[0]}x{resize[1]} pixels to keep {recipe.size[0]}x"
+            f"{recipe.size[1]} of them; that is too much, name another with --image-processor"
         )
     return recipe
 
@@ -141,7 +154,8 @@ def _find_folder(name: str, revision: str | None, allow_pickle: bool) -> tuple[P
         return (DEMO_FOLDER if name == "demo" else Path(name)), None
     if not _HUB_NAME.fullmatch(name):
         raise CheckpointError(f"no folder {name}, and no model on the Hub can have that name")
-    patterns = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    patterns = ["config.json", "adapter_config.json", "preprocessor_config.json"]
+    patterns += ["model*.safetensors", "model.safetensors.index.json"]
     if allow_pickle:
         patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
     folder = _snapshot(name, revision, patterns)
@@ -206,12 +220,17 @@ def why_not_the_hub(name: str, revision: str | None) -> str | None:
             raise CheckpointError(
                 f"there is no folder {name} here and no such model on the Hub, or it is private (then set HF_TOKEN)"
             )
-        case [HfHubHTTPError() as error] if error.response.status_code < 500 and error.response.status_code != 429:
+        case [HfHubHTTPError() as error] if _is_final(error.response.status_code):
             raise CheckpointError(f"the Hub refuses {name}: {error}")
         case [Exception() as error]:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
         case _:
             return f"no answer within {1.5 * _HUB_TIMEOUT:g} s"
+
+
+def _is_final(status: int) -> bool:
+    """Whether another try would have the same answer of the Hub: not if it was too slow or had too many requests."""
+    return status < 500 and status not in (408, 429)
 
 
 def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
@@ -233,18 +252,35 @@ def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
     return _snapshot(image_processor, None, ["preprocessor_config.json"]) / "preprocessor_config.json"
 
 
-def _read_json(path: Path, if_missing: str) -> dict[str, Any]:
+def _read_object(path: Path, if_missing: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_settings(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{if_missing}: there is no {path}") from error
     except OSError as error:
-        raise CheckpointAccessError(f"{path} can't be read: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
+        raise _unreadable(error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read: {in_words(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return value
+
+
+def _unreadable(error: OSError) -> CheckpointError:
+    kind = CheckpointError if error.errno in _FOR_GOOD else CheckpointAccessError
+    return kind(f"{error.filename} can't be read: {error.strerror}")
+
+
+def _require_no_adapter(folder: Path, name: str) -> None:
+    """Raises CheckpointError for what was trained beside a model and saved without it."""
+    path = folder / "adapter_config.json"
+    if (folder / "config.json").exists() or not path.is_file():
+        return
+    base = _read_object(path, name).get("base_model_name_or_path")
+    raise CheckpointError(
+        f"{name} is an adapter and no model: the weights of {json.dumps(base) if base else 'its base'} are not in it; "
+        "merge it into them (merge_and_unload of peft), save that, and name its folder"
+    )
 
 
 def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
@@ -256,10 +292,7 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
         if (folder / f"{stem}{suffix}").is_file():
             return [folder / f"{stem}{suffix}"]
         if index.is_file():
-            shards = sorted(set(_read_json(index, name)["weight_map"].values()))
-            if not all(shard.endswith(suffix) and "/" not in shard for shard in shards):
-                raise CheckpointError(f"{index} names files that are not {suffix}")
-            return [folder / shard for shard in shards]
+            return _shards(index, folder, suffix)
     if (folder / "model.onnx").is_file():  # see onnx.py
         return [folder / "model.onnx"]
     hint = ""
@@ -271,16 +304,42 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
     raise CheckpointError(f"{name} has no weights: there is no model.safetensors in {folder}{hint}")
 
 
+def _shards(index: Path, folder: Path, suffix: str) -> list[Path]:
+    weight_map = _read_object(index, str(folder)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} names no files: its weight_map must give one for each weight")
+    names = list(weight_map.values())
+    if not all(isinstance(name, str) and name.endswith(suffix) for name in names):
+        raise CheckpointError(f"{index} names files that are not {suffix}")
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    missing = sorted(set(names) - there)
+    if missing:
+        raise CheckpointError(f"{index} names {json.dumps(missing[0])}, and there is no such file beside it")
+    return [folder / name for name in sorted(set(names))]
+
+
+def _require_content(files: list[Path]) -> None:
+    for path in files:
+        if is_pointer_file(str(path)):
+            raise CheckpointError(f"{path} can't be loaded: {NOT_HERE}")
+
+
 def _shapes(files: list[Path]) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for path in files:
         try:
             with safetensors.safe_open(path, "numpy") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                other = [name for name, one in slices.items() if one.get_dtype() not in _FLOATS]
+                shapes |= {name: tuple(one.get_shape()) for name, one in slices.items()}
         except OSError as error:
             raise CheckpointAccessError(f"{path} can't be loaded: {error}") from error
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"{path} can't be loaded: {error}") from error
+        if other:  # by themselves, without their scales, they mean nothing
+            raise CheckpointError(
+                f"{path} can't be loaded: {len(other)} of its weights are quantised or whole numbers, {other[0]} first"
+            )
     return shapes
 
 
@@ -292,29 +351,6 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-# --- what its config says -------------------------------------------------------------------------------------------
-
-
-def _architecture(config: dict[str, Any], name: str) -> str:
-    """The class comes from the checkpoint: with any other, weights would be left out and made up instead."""
-    named = config.get("architectures") or []
-    if len(named) != 1 or named[0] not in CLASSES:
-        raise CheckpointError(
-            f"{name} is a {', '.join(named) or 'model of no stated class'}, not a DeiT classifier; those are "
-            f"{', '.join(CLASSES)}"
-        )
-    expected = CLASSES[named[0]].body
-    if config.get("model_type") != expected:
-        raise CheckpointError(f"{name}: a {named[0]} has model_type {expected}, not {config.get('model_type')}")
-    return str(named[0])
-
-
-def _classes(architecture: str, shapes: Mapping[str, Shape]) -> int | None:
-    """How many the head has, where that is known."""
-    head = shapes.get(f"{CLASSES[architecture].heads[0]}.weight")
-    return head[0] if head else None
-
-
 def _labels(config: dict[str, Any], classes: int | None, id2label: str | None, name: str) -> list[str]:
     """Those that are given, or the config's."""
     own = labels_from_config(config, classes, name)
@@ -324,23 +360,3 @@ def _labels(config: dict[str, Any], classes: int | None, id2label: str | None, n
     if len(given) != len(own):
         raise UsageError(f"--id2label {id2label} names {len(given):,} classes, but {name} has {len(own):,}")
     return given
-
-
-def _image_size(config: dict[str, Any], name: str) -> tuple[int, int]:
-    size = config.get("image_size", 224)
-    height, width = size if isinstance(size, list) else (size, size)
-    if config.get("num_channels", 3) != 3:
-        raise CheckpointError(f"{name} takes images of {config['num_channels']} channels; only RGB is supported")
-    return int(height), int(width)
-
-
-def _exported_dtype(config: dict[str, Any]) -> Literal["float32", "int8"]:
-    return "int8" if config.get("dtype") == "int8" else "float32"
-
-
-def _multi_label(config: dict[str, Any], classes: int, name: str) -> bool:
-    """Whether each label is scored for itself (sigmoid) or all share one (softmax); as the pipeline decides it."""
-    problem = config.get("problem_type")
-    if problem == "regression":
-        raise CheckpointError(f"{name} is a regression model, not a classifier")
-    return problem == "multi_label_classification" or classes == 1

@@ -12,7 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.errors import CheckpointError, UsageError, in_words
+from deit_batch.io import clean
+from deit_batch.system.regular_file import read_settings
 
 IMAGENET = "imagenet"
 """What the names that come with us are called, for --id2label and --label-map: those of the 1000 classes of
@@ -43,7 +45,7 @@ def labels_from_config(config: dict[str, Any], classes: int | None, name: str) -
         labels = [names[str(number)] for number in range(len(names))]
     except KeyError as error:
         raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
-    if not all(isinstance(label, str) and label for label in labels):
+    if not all(isinstance(label, str) and label and clean(label) == label for label in labels):
         raise CheckpointError(f"{name}: the id2label of its config.json has names that are no text")
     return labels
 
@@ -57,16 +59,12 @@ def read_id2label(name: str) -> list[str]:
             if not isinstance(label, str) or not label.strip():
                 raise ValueError(f"class {number} has no name")
         return [label.strip() for label in labels]
-    except OSError as error:
-        raise UsageError(f"--id2label {name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--id2label {name}: not UTF-8 (byte {error.start:,}); save it as that") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--id2label {name}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--id2label {name}: {in_words(error)}") from error
 
 
 def _read_names(path: Path) -> list[Any]:
-    text = path.read_text("utf-8-sig")
+    text = read_settings(path).decode("utf-8-sig")
     value = json.loads(text) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
     if isinstance(value, dict):
         value = value.get("id2label", value)

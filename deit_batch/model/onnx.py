@@ -58,6 +58,8 @@ class Session:
                 f"{path} takes {takes.name} and gives {gives.shape[-1]} classes; pixel_values and "
                 f"{len(checkpoint.labels)} were expected"
             )
+        if takes.shape[1:] != [3, *checkpoint.geometry.image_size]:
+            raise CheckpointError(f"{path} takes images of the shape {takes.shape[1:]}, where its config says another")
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         (logits,) = self._session.run(["logits"], {"pixel_values": pixel_values.contiguous().numpy()})

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
-from deit_batch.errors import CheckpointError
+from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.limits import require_number, require_whole_number
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     # transformers/models/{vit,deit}/image_processing_*.py: what a preprocessor_config.json leaves out.
     "vit": {"size": 224, "resample": Image.Resampling.BILINEAR, "do_center_crop": False},
     "deit": {"size": 256, "resample": Image.Resampling.BICUBIC, "do_center_crop": True},
 }
+
+MOST_TIMES_LARGER = 16
+"""Than its result, in each direction, may an image be made on the way there: 224 pixels are cut out of 256, or of 3,584
+at the most. So what an image costs is bounded by the model's size, which its weights prove."""
+_LEAST, _MOST = 1e-6, 1e6
+"""Of factors, means and deviations: beyond, no pixel comes out as a number that a model can do with."""
 
 _KNOWN = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
@@ -92,7 +99,8 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
     `model_type` ("vit" or "deit") decides where the file names no type. Raises CheckpointError for a type or a
     setting that is not one of the ViT and DeiT processors'.
     """
-    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or model_type)
+    named = config.get("image_processor_type") or config.get("feature_extractor_type") or model_type
+    name = f"{named!s:.60}"
     family = name.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
     family = family.removesuffix("FeatureExtractor").lower()
     if family not in _DEFAULTS:
@@ -110,14 +118,16 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
         normalize = _get(config, "do_normalize", True)
         return Recipe(
             resize=_size(_get(config, "size", defaults["size"])) if _get(config, "do_resize", True) else None,
-            resample=int(Image.Resampling(_get(config, "resample", defaults["resample"]))),
-            crop=_crop(_get(config, "crop_size", 224)) if do_crop else None,
-            rescale_factor=float(_get(config, "rescale_factor", 1 / 255)) if _get(config, "do_rescale", True) else 1.0,
-            mean=_channels(_get(config, "image_mean", 0.5)) if normalize else (0.0,) * 3,
-            std=_nonzero(_channels(_get(config, "image_std", 0.5))) if normalize else (1.0,) * 3,
+            resample=_resample(_get(config, "resample", defaults["resample"])),
+            crop=_sides_of("crop_size", _get(config, "crop_size", 224)) if do_crop else None,
+            rescale_factor=_number("rescale_factor", _get(config, "rescale_factor", 1 / 255), _LEAST)
+            if _get(config, "do_rescale", True)
+            else 1.0,
+            mean=_channels("image_mean", _get(config, "image_mean", 0.5), -_MOST) if normalize else (0.0,) * 3,
+            std=_channels("image_std", _get(config, "image_std", 0.5), _LEAST) if normalize else (1.0,) * 3,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the image processor's settings can't be read: {error!r}") from error
+    except (UsageError, ValueError) as error:
+        raise CheckpointError(f"the image processor's settings can't be read: {error}") from error
 
 
 def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -127,30 +137,40 @@ def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
 
 def _size(size: Any) -> tuple[int, int] | int:
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-        return int(size["shortest_edge"])
-    return _crop(size)
+        return _side("size", size["shortest_edge"])
+    return _sides_of("size", size)
 
 
-def _crop(size: Any) -> tuple[int, int]:
-    if isinstance(size, Mapping):
-        return int(size["height"]), int(size["width"])
-    if isinstance(size, Sequence):
-        height, width = size
-        return int(height), int(width)
-    return int(size), int(size)
+def _sides_of(name: str, size: Any) -> tuple[int, int]:
+    """Height and width, however they are said."""
+    sides = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else size
+    sides = sides if isinstance(sides, list) else [sides, sides]
+    if len(sides) != 2:
+        raise ValueError(f"{name} is {size!r:.60}; it must be a number, or height and width")
+    return _side(name, sides[0]), _side(name, sides[1])
 
 
-def _channels(value: Any) -> tuple[float, ...]:
-    values = tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
+def _side(name: str, value: object) -> int:
+    require_whole_number(name, value, 1)
+    return cast(int, value)
+
+
+def _number(name: str, value: object, least: float) -> float:
+    require_number(name, value, least, _MOST)
+    return float(cast(float, value))
+
+
+def _channels(name: str, value: object, least: float) -> tuple[float, ...]:
+    values = value if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3:
-        raise ValueError(f"{len(values)} values where there are three channels")
-    return values
+        raise ValueError(f"{name} has {len(values)} values, and there are three channels")
+    return tuple(_number(name, one, least) for one in values)
 
 
-def _nonzero(values: tuple[float, ...]) -> tuple[float, ...]:
-    if not all(values):
-        raise ValueError("a standard deviation of 0")
-    return values
+def _resample(value: object) -> int:
+    if value not in list(Image.Resampling) or isinstance(value, bool):
+        raise ValueError(f"resample is {value!r:.60}; it must be one of Pillow's filters, 0 to 5")
+    return int(cast(int, value))
 
 
 CARD_RECIPE = recipe_from_config({}, "deit")

@@ -9,6 +9,7 @@ laid out for it beforehand (benchmarks/choices.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import safetensors
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.io import FeatureName
-from deit_batch.model.architecture import Geometry, check_tensors
+from deit_batch.model.architecture import Geometry, check_tensors, without_wrappers
 from deit_batch.model.checkpoint import Checkpoint
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
@@ -33,7 +34,7 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     try:
         for path in checkpoint.files:
             if checkpoint.weights == "pickle":
-                weights |= torch.load(path, map_location="cpu", weights_only=True)
+                weights |= _unpickled(path)
             else:
                 weights |= safetensors.torch.load_file(path)
     except OSError as error:
@@ -41,6 +42,7 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     except Exception as error:  # a pickle raises whatever it likes
         raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
     geometry = checkpoint.geometry
+    weights = without_wrappers(weights, checkpoint.name)
     check_tensors({name: tuple(tensor.shape) for name, tensor in weights.items()}, geometry, checkpoint.name)
     return {name: weights[name] for name, _ in geometry.tensors()}
 
@@ -51,6 +53,17 @@ def load_weights(
     """With `pass_size`, laid out for passes of so many images. Raises CheckpointError as `load_tensors` does."""
     weights = {name: tensor.to(device, dtype) for name, tensor in load_tensors(checkpoint).items()}
     return Transformer(weights, checkpoint.geometry, pass_size=pass_size)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(value, dict) or not all(map(_is_weight, value.values())):
+        raise ValueError(f"{path.name} holds something else than named tensors of floating-point numbers")
+    return {str(name): tensor for name, tensor in value.items()}
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class Transformer(nn.Module):
@@ -119,9 +132,10 @@ class Transformer(nn.Module):
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         """A patch is a row of its own, so that the convolution is a matrix product."""
-        n, channels, height, width = pixel_values.shape
+        n, channels, _, _ = pixel_values.shape
         side = self._geometry.patch_size
-        patches = pixel_values.reshape(n, channels, height // side, side, width // side, side)
+        height, width = (length // side * side for length in self._geometry.image_size)  # what is beyond, no patch sees
+        patches = pixel_values[:, :, :height, :width].reshape(n, channels, height // side, side, width // side, side)
         rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * side * side)  # [n * patches, channels * side²]
         embedded = self._patches(rows).view(n, -1, self._geometry.hidden_size) + self._position  # [n, patches, width]
         return torch.cat([self._special_tokens.expand(n, -1, -1), embedded], 1)  # [n, tokens, width]

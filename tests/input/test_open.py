@@ -330,8 +330,15 @@ def test_the_cards_request_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"input_data": "x"}', "[" * 100_000])
 def test_what_is_no_request_document_is_wrong_usage(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UsageError, match="not a request document"):
+    with pytest.raises(UsageError, match="not a request document") as caught:
         open_source(str(tmp_path / "r.json"))
+    assert "Error" not in str(caught.value)
+
+
+def test_of_another_document_it_is_said_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(UsageError, match=r'there is no "input_data" in it, but "images", "annotations", "categories";'):
+        open_source(str(tmp_path / "coco.json"))
 
 
 def test_parquet_with_paths_bytes_and_image_structs(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_cards_recipe_is_the_cards_text() -> None:
         ({"size": {"height": 224}}, "can't be read"),
         ({"size": 40, "default_to_square": False}, "default_to_square"),
         ({"resample": 99}, "can't be read"),
-        ({"image_std": 0}, "standard deviation of 0"),
+        ({"image_std": 0}, "image_std is 0"),
     ],
 )
 def test_a_recipe_we_would_get_wrong_is_refused(config: dict[str, Any], message: str) -> None:

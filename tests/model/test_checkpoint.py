@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import re
 import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import EXAMPLES, deit_batch, read_json
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.model.recipe import CARD_RECIPE
+from deit_batch.system.regular_file import MOST_SETTINGS_BYTES
 
 NAME = "somebody/tiny-deit"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 346293852\n"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -44,13 +52,13 @@ def test_a_cached_model_needs_no_network_and_its_commit_is_recorded(
     assert read_json(tmp_path / "p.jsonl.run.json")["settings"]["commit"] == COMMIT
 
 
-def run_without_cache(tmp_path: Path, endpoint: str) -> tuple[float, str]:
+def run_without_cache(tmp_path: Path, endpoint: str, status: int = 1) -> tuple[float, str]:
     start = time.monotonic()
     done = deit_batch(
         "score", "--input", EXAMPLES, "--out", "p.jsonl", cwd=tmp_path,
         env={"HF_HOME": str(tmp_path / "empty"), "PATH": "/usr/bin:/bin", "HF_ENDPOINT": endpoint},
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == status
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "p.jsonl").exists()
     return time.monotonic() - start, done.stderr
@@ -84,7 +92,7 @@ def test_what_the_hub_refuses_is_said(tmp_path: Path) -> None:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        _, message = run_without_cache(tmp_path, f"http://127.0.0.1:{httpd.server_port}")
+        _, message = run_without_cache(tmp_path, f"http://127.0.0.1:{httpd.server_port}", status=2)
         httpd.shutdown()
     assert "no such model on the Hub, or it is private" in message
 
@@ -121,10 +129,10 @@ def test_an_index_cannot_bring_in_pickles(vit: Path, tmp_path: Path) -> None:
     assert find_checkpoint(str(folder)).digest == find_checkpoint(str(vit)).digest
     for wrong in ("weights.bin", "../model.safetensors", 5):
         index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": wrong}}))
-        with pytest.raises(CheckpointError, match=r"names files that are not \.safetensors|can't be understood"):
+        with pytest.raises(CheckpointError, match=r"names files that are not \.safetensors|no such file beside it"):
             find_checkpoint(str(folder))
     index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"model-2.safetensors can't be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"names .model-2.safetensors., and there is no such file beside it"):
         find_checkpoint(str(folder))
 
 
@@ -165,3 +173,124 @@ def test_recipes_from_elsewhere(vit: Path, tmp_path: Path) -> None:
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match="--image-processor"):
         find_recipe(find_checkpoint(str(bare)), None)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+CONFIG = st.sampled_from([*find_checkpoint("demo").geometry.__slots__, "id2label", "architectures", "model_type"])
+RECIPE = st.sampled_from(
+    "size crop_size do_resize do_center_crop resample rescale_factor image_mean image_std image_processor_type".split()
+)
+PYTHON = re.compile(r"Error|object|Traceback|argument|unpack|codec|attribute")
+"""What a person should not have to read."""
+
+
+@given(config=st.dictionaries(CONFIG, JSON, max_size=3), recipe=st.dictionaries(RECIPE, JSON, max_size=3))
+def test_whatever_its_files_say_a_checkpoint_is_taken_or_refused_in_a_sentence(
+    config: dict[str, Any], recipe: dict[str, Any], vit: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(shutil.copytree(vit, Path(name) / "checkpoint"))
+        for file, changes in (("config.json", config), ("preprocessor_config.json", recipe)):
+            (folder / file).write_text(json.dumps(json.loads((folder / file).read_bytes()) | changes))
+        refused: list[CheckpointError] = []
+        try:
+            find_recipe(find_checkpoint(str(folder)), None)
+        except CheckpointError as error:
+            refused.append(error)
+        assert [str(error) for error in refused if PYTHON.search(re.sub(r"'.*?'", "", str(error)))] == []
+        assert {error.exit_status for error in refused} <= {2}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"hidden_size":' + b"9" * 5000 + b"}", "thousands of digits"),
+        (b'{"a":"\xff"}', "not UTF-8"),
+        (b"", "not JSON"),
+        (b" " * (MOST_SETTINGS_BYTES + 1), "larger than"),
+        (LFS_POINTER, "git lfs pull"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_a_file_of_settings_that_is_none(vit: Path, tmp_path: Path, file: str, data: bytes, message: str) -> None:
+    folder = shutil.copytree(vit, tmp_path / "broken")
+    (folder / file).write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{file} can't be read: .*{message}"):
+        find_recipe(find_checkpoint(str(folder)), None)
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_pipes_and_devices_are_not_read(vit: Path, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(vit, tmp_path / "piped")
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir):
+        (folder / file).unlink()
+        make(folder / file)
+        done = deit_batch("score", "--input", EXAMPLES, "--model", folder, "--out", "p.jsonl", cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.search("not a regular file|has no weights|has no preprocessor_config", done.stderr)
+        (folder / file).rename(tmp_path / f"{file}-{make.__name__}")
+        shutil.copyfile(vit / file, folder / file)
+
+
+@pytest.mark.parametrize("weights", [{}, [], {"a": None}, {"a": ["model-1.safetensors"]}, {"a": "m\0.safetensors"}])
+def test_an_index_that_names_no_files(vit: Path, tmp_path: Path, weights: object) -> None:
+    folder = shutil.copytree(vit, tmp_path / "sharded")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    with pytest.raises(CheckpointError, match=r"index.json names"):
+        find_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 20_000}, {"height": 20_000, "width": 20_000}])
+def test_no_image_is_made_far_larger_than_the_model_takes(vit: Path, tmp_path: Path, size: dict[str, int]) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"size": size, "do_center_crop": True, "crop_size": 32}))
+    with pytest.raises(CheckpointError, match=r"makes images of 20000x20000 pixels to keep 32x32"):
+        find_recipe(find_checkpoint(str(vit)), str(recipe))
+
+
+def test_a_pointer_of_git_lfs_is_named(vit: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit, tmp_path / "pointer")
+    (folder / "model.safetensors").write_bytes(LFS_POINTER)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be loaded: .* run 'git lfs pull'"):
+        find_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_names_that_wrappers_have_changed_are_read(vit: Path, tmp_path: Path, prefix: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(vit, tmp_path / "wrapped")
+    weights = {prefix + name: tensor for name, tensor in load_file(vit / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    command = ["score", "--input", str(EXAMPLES), "--limit", "2", "--out", "-", "--model"]
+    wrapped = deit_batch(*command, folder, cwd=tmp_path)
+    assert wrapped.stdout == deit_batch(*command, vit, cwd=tmp_path).stdout != ""
+    name = next(iter(weights))
+    save_file(weights | {name.removeprefix(prefix): weights[name].clone()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="twice"):
+        find_checkpoint(str(folder))
+
+
+def test_an_adapter_without_its_base_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "facebook/deit-tiny-patch16-224"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r'is an adapter .* weights of "facebook/deit-tiny-patch16-224" are not'):
+        find_checkpoint(str(tmp_path))
+
+
+def test_quantised_weights_are_refused(vit: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(vit, tmp_path / "quantised")
+    weights = load_file(vit / "model.safetensors")
+    save_file(
+        weights | {"classifier.weight": weights["classifier.weight"].to(torch.int8)}, folder / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"1 of its weights are quantised or whole numbers, classifier\.weight"):
+        find_checkpoint(str(folder))

@@ -393,7 +393,7 @@ def test_weights_that_do_not_load_end_the_server(vit: Path, tmp_path: Path) -> N
         "from deit_batch.cli import main; main()"
     )
     status, lines = ended("--port", "0", "--model", str(vit), program=program)
-    assert status == 1
+    assert status == 2
     assert lines[1:] == ["deit-batch: half of it is missing"]
 
 

@@ -77,7 +77,7 @@ def test_every_line_of_a_run_is_json_however_it_ends(tmp_path: Path, monkeypatch
     assert lines[-1]["message"].startswith("given up: 1 of 2 inputs failed")
     how = ["--input", "t.txt", "--log-format", "json", "--verbose"]
     status, lines = invoke(*SCORE, *how, "--out", "p.jsonl", "--fresh", "--model", str(tmp_path))
-    assert status == 1
+    assert status == 2
     assert "Traceback" in lines[-1]["traceback"]
     assert invoke(*SCORE, *how, "--model", "demo", "--out", "none/p.jsonl")[0] == 2
 

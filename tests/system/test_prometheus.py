@@ -33,7 +33,7 @@ def test_a_success_then_failures_of_each_kind(tmp_path: Path) -> None:
     assert first["deit_batch_images_scored"] == 1
     assert first['deit_batch_images_failed{type="FetchError"}'] == 1
     assert 0 < first["deit_batch_run_seconds"] < time.time() - before
-    for out, model, status, scored in [("b.jsonl", "demo", 3, 1), ("c.jsonl", "/nowhere", 1, 0)]:
+    for out, model, status, scored in [("b.jsonl", "demo", 3, 1), ("c.jsonl", "/nowhere", 2, 0)]:
         assert deit_batch(*command, "--model", model, "--out", out, cwd=tmp_path).returncode == status
         later = metrics(tmp_path / "deit.prom")
         assert later["deit_batch_exit_status"] == status
