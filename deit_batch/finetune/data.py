@@ -190,7 +190,7 @@ def _prepared(folder: Path, recipe: Recipe) -> Prepared:
     warn_of_deep_gray(about.pop("deep_gray", 0), scaled=False, remedy="convert them to 8 bits first")
     _report(skipped)
     labels = [json.loads(line) for line in (folder / "labels.jsonl").read_bytes().splitlines()]
-    unclear = set(about.pop("unclear"))
+    unclear = set(about.pop("unclear", []))  # an earlier version has not looked
     rows = np.array([row for row in range(len(labels)) if row not in unclear], np.int64)
     if not len(rows):
         first = skipped[0].message if skipped else "there is none"
