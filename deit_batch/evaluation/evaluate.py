@@ -29,6 +29,7 @@ from deit_batch.plan import Options, checkpoint_of
 from deit_batch.runner import run
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.junit import Case
+from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
 
@@ -276,7 +277,11 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
 
 
 def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
-    """The document last: where it is, the rest is of the same evaluation."""
+    """The document last: where it is, the rest is of the same evaluation; another process waits until that is so."""
+    try:
+        lock = Lock(out / "metrics.json.lock", str(out), wait=True)
+    except OSError as error:
+        raise OutputError(f"{out}: can't be written: {error.strerror}") from error
     try:
         for name in PLOTS:
             if name not in pictures:
@@ -288,3 +293,5 @@ def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]
         write_atomically(out / "metrics.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     except OSError as error:
         raise OutputError(f"{out}: can't be written: {error.strerror}") from error
+    finally:
+        lock.release()

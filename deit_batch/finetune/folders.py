@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import UsageError
+from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
-from deit_batch.system.atomic import publish_folder, write_atomically
+from deit_batch.system.atomic import mend_folder, publish_folder, standing, write_atomically
 from deit_batch.system.lock import Lock
 
 REPORT = "training.json"
@@ -21,19 +22,35 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name + ending)
 
 
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Raises OutputError for what the system says meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{out}: can't be written: {error.strerror or error}; make room or mend the folder, and run the same "
+            "command again to continue"
+        ) from error
+
+
 def lock(out: Path) -> Lock:
     """Raises OutputError if another process is at it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     return Lock(beside(out, ".lock"), str(out))
 
 
-def finished_report(out: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of a result that was made with the same settings. Raises UsageError for anything else that is there."""
+def finished_report(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> dict[str, Any] | None:
+    """Of a result that was made with the same settings, unless it is to be made `fresh`. Raises UsageError for anything
+    else that is there: --fresh takes a folder away with all that is in it, and never one that no run has made."""
+    mend_folder(out, beside(out, ".partial") / "result")
     if not out.exists():
         return None
     report = _read(out / REPORT)
     if report is None:
         raise UsageError(f"{out} exists and is no result of a fine-tuning; give another --out")
+    if fresh:
+        return None
     if report["settings"] != facts:
         raise UsageError(
             f"{out} was made with other settings ({_differences(report['settings'], facts)}); --fresh replaces it"
@@ -44,6 +61,8 @@ def finished_report(out: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
 def open_partial(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> Path:
     """The folder to work in. Raises UsageError if a dead run with other settings has left it."""
     partial = beside(out, ".partial")
+    if partial.exists() and not (partial / "settings.json").exists() and any(partial.iterdir()):
+        raise UsageError(f"{partial} is there and no settings.json in it says what it is; give another --out")
     if fresh:
         shutil.rmtree(partial, ignore_errors=True)
     before = _read(partial / "settings.json")
@@ -62,7 +81,8 @@ def publish(result: Path, out: Path) -> None:
     for path in (path for path in result.rglob("*") if path.is_file()):
         path.chmod(0o644)  # safetensors makes its own private
     publish_folder(result, out, replace=True)  # what is there: with --fresh
-    remove_partial(out)
+    with standing(out):
+        remove_partial(out)
 
 
 def remove_partial(out: Path) -> None:

@@ -40,6 +40,7 @@ from deit_batch.model.labels import digest_of
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import default_workers
 from deit_batch.system import machine
+from deit_batch.system.atomic import behind_links
 from deit_batch.system.signals import Stop, stop_on_signals
 
 logger = logging.getLogger("deit_batch")
@@ -64,8 +65,10 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    out = behind_links(out)
     with ExitStack() as stack:
-        stack.callback(folders.lock(out).release)
+        with folders.writing(out):
+            stack.callback(folders.lock(out).release)
         stop = stack.enter_context(stop_on_signals(SECONDS_TO_FINISH))
         settings = _with_split(settings)
         checkpoint = find_checkpoint(
@@ -76,24 +79,27 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
         )
         recipe = _recipe(checkpoint, settings)
         facts = _facts(settings, checkpoint, recipe)
-        report = None if fresh else folders.finished_report(out, facts)
+        with folders.writing(out):
+            report = folders.finished_report(out, facts, fresh=fresh)
         if report:
             logger.info("%s is finished already: nothing to do", out)
         else:
             flavour = mlflow_model.load_flavour() if settings.mlflow else None
-            partial = folders.open_partial(out, facts, fresh=fresh)
+            with folders.writing(out):
+                partial = folders.open_partial(out, facts, fresh=fresh)
             try:
                 report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop, quiet)}
             except Diverged:
                 folders.remove_partial(out)  # to go on from it would end the same
                 raise
-            result = partial / "result"
-            text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-            (result / folders.REPORT).write_text(text, encoding="utf-8")
-            (result / "README.md").write_text(model_card(report), encoding="utf-8")
-            if flavour:
-                mlflow_model.save(flavour, result, result / "mlflow")
-            folders.publish(result, out)
+            with folders.writing(out):
+                result = partial / "result"
+                text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+                (result / folders.REPORT).write_text(text, encoding="utf-8")
+                (result / "README.md").write_text(model_card(report), encoding="utf-8")
+                if flavour:
+                    mlflow_model.save(flavour, result, result / "mlflow")
+                folders.publish(result, out)
     return TrainingResult(report["metrics"], len(report["data"]["skipped"]))
 
 

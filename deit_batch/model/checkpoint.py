@@ -24,8 +24,8 @@ from deit_batch.model.architecture import Geometry, Shape, check_tensors, geomet
 from deit_batch.model.config import architecture_from_config, dtype_from_config, head_size, is_multi_label
 from deit_batch.model.labels import labels_from_config, read_id2label
 from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
-from deit_batch.system.atomic import publish_folder
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
+from deit_batch.system.new_folder import new_folder
 from deit_batch.system.regular_file import read_settings
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
@@ -128,17 +128,12 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
 def copy_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
     """Its files, as a new folder that appears whole; returns it. Raises UsageError if it is there already, OutputError
     if it can't be written."""
-    if out.exists():
-        raise UsageError(f"{out} is there already; give another --out")
-    growing = out.with_name(f"{out.name}.partial")
     names = ["config.json", "preprocessor_config.json", *(path.name for path in checkpoint.files)]
     indices = [path.name for path in checkpoint.folder.glob("*.index.json")]
     try:
-        shutil.rmtree(growing, ignore_errors=True)
-        growing.mkdir(parents=True)
-        for name in [*names, *indices]:
-            shutil.copyfile(checkpoint.folder / name, growing / name)  # what a link of the cache leads to
-        publish_folder(growing, out, replace=False)
+        with new_folder(out) as growing:
+            for name in [*names, *indices]:
+                shutil.copyfile(checkpoint.folder / name, growing / name)  # what a link of the cache leads to
     except OSError as error:
         raise OutputError(f"{out}: can't be written: {error.strerror}") from error
     return out

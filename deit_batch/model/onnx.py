@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint
 from deit_batch.model.labels import id2label_of, placeholders
 from deit_batch.model.transformer import load_weights
-from deit_batch.system.atomic import publish_folder
 from deit_batch.system.extras import needing
+from deit_batch.system.new_folder import new_folder
 
 logger = logging.getLogger("deit_batch")
 
@@ -66,22 +65,18 @@ class Session:
         return torch.from_numpy(logits)
 
 
-def export(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
+def export(checkpoint: Checkpoint, out: Path, dtype: str, *, wait: bool = False) -> None:
     """Writes the checkpoint as ONNX into the folder `out`, which appears when it is whole. `dtype`: "float32", or
-    "int8" for dynamically quantised matrix products (weights int8 by channel, activations uint8 by tensor).
+    "int8" for dynamically quantised matrix products (weights int8 by channel, activations uint8 by tensor). `wait`: for
+    another process that is making the same folder.
 
     Raises UsageError if `out` is there, CheckpointError if the export does not compute what the checkpoint does."""
-    if out.exists():
-        raise UsageError(f"{out} is there already; name a new folder, or remove it")
     if checkpoint.weights == "onnx":
         raise UsageError(f"{checkpoint.name} is exported already")
     runtime, quantization = _library("onnxruntime"), _library("onnxruntime.quantization")
     _library("onnxscript")  # torch's exporter is written in it
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name, _quietly():
-            folder = Path(name) / "checkpoint"
-            folder.mkdir()
+        with new_folder(out, wait=wait) as folder, _quietly():
             _copy_settings(checkpoint, folder, dtype)
             path = folder / "model.onnx"
             _trace(checkpoint, path, runtime)
@@ -95,7 +90,6 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
                     weight_type=quantization.QuantType.QInt8,
                 )
                 (folder / "float32.onnx").unlink()
-            publish_folder(folder, out, replace=False)
     except OSError as error:
         raise OutputError(f"{out} can't be written: {error.strerror or error}") from error
 

@@ -22,6 +22,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -44,7 +45,16 @@ from deit_batch.output.resume import (
     require_same_input,
 )
 from deit_batch.output.run_report import read_report
-from deit_batch.system.atomic import digest_of, rename_durably, write_atomically, writing
+from deit_batch.system.atomic import (
+    behind_links,
+    digest_of,
+    rename_durably,
+    standing,
+    sweep_files,
+    temporary_file,
+    write_atomically,
+    writing,
+)
 from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
@@ -87,7 +97,7 @@ def open_output(
         raise UsageError(
             f"--retry-failed can't read {format.name} files back, only jsonl; --incremental works with all"
         )
-    files = Files(Path(os.path.realpath(out)), has_rows=format.has_rows)  # a link stays a link: its target is replaced
+    files = Files(behind_links(out), has_rows=format.has_rows)
     if not files.result.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
     for path in files.results:
@@ -242,8 +252,8 @@ class _File:
         mode: Mode,
         name: str,
     ) -> None:
-        for ending in ("tmp", "rows.tmp", "run.json.tmp"):  # of a run that was killed
-            files.beside(ending).unlink(missing_ok=True)
+        for path in (files.result, files.rows, files.report):
+            sweep_files(path)
         existing = files.existing()
         self.tally = Tally()
         self._files, self._lock, self._name = files, lock, name
@@ -385,22 +395,25 @@ class _File:
 
     def finish(self, report: Mapping[str, object]) -> None:
         files, read_files = self._files, self._growing.read_files
-        with writing(files.result):
+        with writing(files.result), ExitStack() as stack:
             self._growing.sync()
             self._growing.close()
             write = self._format.write
-            result = self._converted(write, files.beside("tmp")) if write else files.partial
+            result = files.partial
+            if write:
+                result = self._converted(write, stack.enter_context(temporary_file(files.result)))
             digests: dict[str, object] = {
                 "output": digest_of(result),
                 "references_sha256": self._digest.hexdigest(),
                 "stamps": digest_of(files.partial_stamps) if read_files else None,
             }
             if files.has_rows:
-                rows = self._converted(formats.write_rows, files.beside("rows.tmp"))
+                rows = self._converted(formats.write_rows, stack.enter_context(temporary_file(files.rows)))
                 digests["rows"] = digest_of(rows)
                 rename_durably(rows, files.rows)
             self._write_report("finished", {**report, **digests})
             rename_durably(result, files.result)
+        with standing(files.result):
             files.partial.unlink(missing_ok=True)
             # Last, for without a partial file these are the stamps of the result, under either name (_tidy).
             if read_files:

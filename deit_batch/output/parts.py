@@ -18,7 +18,6 @@ import hashlib
 import logging
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +37,15 @@ from deit_batch.output.resume import (
     require_same_settings,
 )
 from deit_batch.output.run_report import read_report
-from deit_batch.system.atomic import digest_of, publish_folder, rename_durably, write_atomically, writing
+from deit_batch.system.atomic import (
+    behind_links,
+    digest_of,
+    mend_folder,
+    publish_folder,
+    standing,
+    write_atomically,
+    writing,
+)
 from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
@@ -103,19 +110,10 @@ def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
         tally.count_error(record.error.type if record.error else None)
     data = b"".join(record.line() for record in records)
     # The stamps first: of a part that is there, it is known what its images were.
-    _write_whole(folder / part_name(block.number, "stamps"), stamps.join_stamps(records))
-    _write_whole(folder / part_name(block.number), data)
+    with writing(folder):
+        write_atomically(folder / part_name(block.number, "stamps"), stamps.join_stamps(records), sweeps=False)
+        write_atomically(folder / part_name(block.number), data, sweeps=False)
     return Part.of(block, tally, data)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with writing(path):
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_durably(temporary, path)
 
 
 def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
@@ -140,7 +138,7 @@ class Folder:
     def __init__(self, out: Path, settings: Mapping[str, Any], *, fresh: bool) -> None:
         """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
         nothing can be written there."""
-        self._out = out
+        self._out = out = behind_links(out)
         self.partial = out.with_name(f"{out.name}.partial")
         self._settings = settings
         if not out.parent.is_dir():
@@ -156,6 +154,7 @@ class Folder:
     def _look_around(self, fresh: bool) -> dict[str, Any]:
         """The report of the run that is continued."""
         with writing(self._out):
+            mend_folder(self._out, self.partial)
             found = [folder for folder in (self.partial, self._out) if os.path.lexists(folder)]
             reports = [read_report(folder / REPORT) for folder in found]
             for folder, report in zip(found, reports, strict=True):
@@ -258,9 +257,11 @@ class Folder:
             write_atomically(result / REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
             write_atomically(result / MANIFEST, pretty(_manifest(parts, result, format)))
             publish_folder(result, self._out, replace=True)
+        with standing(self._out):
             for path in self._out.glob("part-*.stamps"):  # until now, or a run that dies here would begin anew
                 path.unlink()
-            shutil.rmtree(self.partial, ignore_errors=True)  # if the result was in it
+            if self.partial.exists():  # if the result was in it
+                shutil.rmtree(self.partial)
 
     def _join_stamps(self, parts: Sequence[Part], target: Path) -> None:
         with open(target, "wb") as file:

@@ -28,7 +28,7 @@ from typing import Any
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
 from deit_batch.system import object_store
-from deit_batch.system.atomic import write_atomically
+from deit_batch.system.atomic import publish_folder, standing, write_atomically
 from deit_batch.system.lock import Lock
 from deit_batch.system.object_store import StoreError
 from deit_batch.system.signals import stop_on_signals
@@ -105,7 +105,7 @@ class StagedOutput:
             os.utime(copy, ns=(there[1], there[1]))
         origin = {"address": self._address, "there": there, "copied": _version_of(copy)}
         write_atomically(new / "origin.json", json_line(origin))
-        os.replace(new, self._folder)
+        publish_folder(new, self._folder, replace=True)
 
     def _holds_work(self) -> bool:
         """Records of an unfinished run, or a result that is no copy of what the store has."""
@@ -143,7 +143,8 @@ class StagedOutput:
                     file = Path(f"{self.path}{ending}")
                     if file.exists():
                         self._store.put(file, self._target + ending)
-        shutil.rmtree(self._folder)
+        with standing(self._address):
+            shutil.rmtree(self._folder)
 
     def _is_sent(self) -> bool:
         """Whether the store has this result: an upload may have ended well though its answer was lost."""

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
+import logging
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deit_batch.errors import OutputError, UsageError
+
+logger = logging.getLogger("deit_batch")
+
+_SHOWN = 40
+"""Characters of a name that the names of its temporary files begin with."""
+_REPLACED = ".replaced"
+"""The mark in a folder that another takes the place of."""
+_HERE = -100
+"""AT_FDCWD of Linux: paths are as they are for any other call."""
+_SWAP = 2
+"""RENAME_EXCHANGE of Linux, and RENAME_SWAP of macOS."""
 
 
 def require_room(path: Path, option: str) -> None:
@@ -20,46 +36,174 @@ def require_room(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: the folder {path.parent} can't be written to")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all: beside it first, synced, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_durably(temporary, path)
+def behind_links(path: Path | str) -> Path:
+    """The file or folder that is meant: a link as an output stays a link, and what it leads to is replaced."""
+    return Path(os.path.realpath(path))
+
+
+def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:
+    """Writes the file whole or not at all, whoever else may be writing the same: the last one's stands. A device or a
+    pipe is written into. `sweeps`: whether to look for what dead writers have left; not for one of many in a folder."""
+    target = behind_links(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        target.write_bytes(data)
+        return
+    with temporary_file(target) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(temporary, target)
+    if sweeps:
+        sweep_files(target)
+
+
+@contextmanager
+def temporary_file(target: Path) -> Iterator[Path]:
+    """An empty file of a name of its own, to be renamed to `target`, beside it; removed at the end if it was not. It is
+    locked meanwhile, by which `sweep_files` knows it from one that a dead process has left."""
+    path = _temporary_name(target, "tmp")
+    while True:
+        file = open(path, "xb")  # noqa: SIM115 - open as long as the lock is held
+        with suppress(OSError):  # a file system without locks: there, nothing is swept either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            break
+        file.close()  # swept, before it was locked
+    try:
+        with file:
+            yield path
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sweep_files(target: Path) -> None:
+    """Removes what dead writers of this file have left beside it."""
+    for path in _litter(target, "tmp"):
+        with suppress(OSError):  # gone meanwhile, being written, or not ours to remove
+            if not path.is_file():
+                continue
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _temporary_name(target: Path, ending: str) -> Path:
+    """Not longer than names may be (255 bytes), whatever the target's."""
+    return target.with_name(f".{target.name[:_SHOWN]}.{uuid.uuid4().hex}.{ending}")
+
+
+def _litter(target: Path, ending: str) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(target.name[:_SHOWN])}\.[0-9a-f]{{32}}\.{ending}")
+    try:
+        return [target.parent / name for name in os.listdir(target.parent) if pattern.fullmatch(name)]
+    except OSError:  # a folder that one may write into but not list
+        return []
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Renames, and syncs the folder, so that the new name outlives a power cut."""
+    """Renames, and syncs the folder, so that the new name outlives a power cut. Where the system does not confirm that,
+    it is only said: the name is there."""
     os.replace(source, target)
-    _sync(target.parent)
+    _sync_names(target)
+
+
+def _sync_names(target: Path) -> None:
+    try:
+        _sync(target.parent)
+    except OSError as error:
+        logger.warning(
+            "%s is there and whole, but the system does not confirm that it would outlive a power cut: %s",
+            target,
+            error.strerror,
+        )
+
+
+@contextmanager
+def standing(target: Path | str) -> Iterator[None]:
+    """For what is tidied up when `target` has appeared: an error of the system is said, and does not end the run."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s is there and whole, but tidying up after it failed: %s", target, error)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
     """Renames the folder `source` to `target`, on the same file system, when all that is in it is synced. A folder
-    that stands there already is replaced if `replace`; if not, this is an OSError, unless it is empty.
+    that stands there already is replaced if `replace`; if not, this is an OSError, unless it is empty. The caller holds
+    the lock of the target, which is no link.
 
-    No folder can be renamed onto one that is not empty, so replacing takes two renames: of the old one to TARGET.old,
-    and of the new one. If the process dies, or the power fails,
-
-        before the first     the old folder is at `target`, whole, and the new one at `source`
-        between the two      nothing is at `target`; the old folder is at TARGET.old, whole, and the new one at `source`
-        after the second     the new folder is at `target`, whole, and what is left of the old one at TARGET.old
-
-    Nothing at `target` is mended by the next call with the same two names. It leaves TARGET.old alone: nothing says
-    that this function has made it. Only the call that replaces a folder removes what has that name."""
+    The two are exchanged in one step where the system can do that (Linux: renameat2, macOS: renamex_np), so that one
+    of them is at `target` at any moment. The old one is marked before, so that whoever finds it at `source`, of a
+    process that was killed, knows that it has been replaced: `mend_folder` removes it. Where the system can't, the old
+    one is renamed away first; if the process is killed before the new one is in its place, `mend_folder` puts the old
+    one back."""
     for path in (source, *source.rglob("*")):
         if path.is_file() or path.is_dir():
             _sync(path)
-    replaces = replace and target.exists()
-    old = target.with_name(f"{target.name}.old")
-    if replaces:
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    rename_durably(source, target)
-    if replaces:
-        shutil.rmtree(old, ignore_errors=True)
+    if not (replace and target.exists()):
+        rename_durably(source, target)
+        return
+    (target / _REPLACED).touch()
+    if _exchange(source, target):
+        _sync_names(target)
+        _remove_folder(source, target)
+        return
+    old = _temporary_name(target, "old")
+    target.rename(old)
+    try:
+        rename_durably(source, target)
+    except OSError:
+        old.rename(target)
+        raise
+    _remove_folder(old, target)
+
+
+def mend_folder(target: Path, *sources: Path) -> None:
+    """What a process that was killed in `publish_folder` has left of these is taken away or put back. The caller holds
+    the lock of the target."""
+    for source in sources:
+        if (source / _REPLACED).exists():
+            _remove_folder(source, target)
+    for old in _litter(target, "old"):
+        if target.exists():
+            _remove_folder(old, target)
+        else:
+            rename_durably(old, target)
+    for folder in _litter(target, "tmp"):
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_folder(target: Path) -> Path:
+    """A new folder beside `target`, which whoever holds the target's lock after this process removes."""
+    folder = _temporary_name(target, "tmp")
+    folder.mkdir()
+    return folder
+
+
+def _remove_folder(folder: Path, target: Path) -> None:
+    """Under another name first: half of it would not be known for what it is."""
+    with standing(target):
+        away = _temporary_name(target, "tmp")
+        folder.rename(away)
+        shutil.rmtree(away)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Gives each the other's name in one step: renameat2(2) with RENAME_EXCHANGE, renamex_np(2) with RENAME_SWAP. False
+    where the system or the file system has nothing like it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    first, second = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        return bool(libc.renameat2(_HERE, first, _HERE, second, _SWAP) == 0)
+    if hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(first, second, _SWAP) == 0)
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@ https://github.com/testmoapp/junitxml, of which only what GitLab's and Jenkins' 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from xml.etree import ElementTree
 from deit_batch.errors import Interrupted, OutputError
 from deit_batch.escaping import escape_controls
 from deit_batch.system.atomic import require_room, write_atomically
+
+logger = logging.getLogger("deit_batch")
 
 Verdict: TypeAlias = Literal["passed", "failure", "error"]
 
@@ -35,21 +38,33 @@ class Case:
 def write_junit(path: Path | None, suite: str) -> Iterator[list[Case]]:
     """Writes the cases that are put into the list, when the command in it ends; and the error, if it ends by one, so
     that no file of an earlier run is taken for its. Raises UsageError if there is no room for it, OutputError if it
-    can't be written."""
+    can't be written; where the command ends otherwise than with 0, that is only said."""
     if path is not None:
         require_room(path, "--junit")
     cases: list[Case] = []
     try:
         yield cases
-    except (Exception, Interrupted) as error:
-        cases.append(Case("run", "error", str(error)))
+    except (Exception, Interrupted, SystemExit) as error:
+        if not isinstance(error, SystemExit):
+            cases.append(Case("run", "error", str(error)))
+        try:
+            _write(path, suite, cases)
+        except OutputError as unwritten:
+            if isinstance(error, SystemExit) and not error.code:
+                raise
+            logger.error("%s", unwritten)  # the status says already that not all is well
         raise
-    finally:
-        if path is not None:
-            try:
-                write_atomically(path, as_xml(suite, cases))
-            except OSError as error:
-                raise OutputError(f"--junit {path}: can't be written: {error.strerror}") from error
+    _write(path, suite, cases)
+
+
+def _write(path: Path | None, suite: str, cases: list[Case]) -> None:
+    if path is None:
+        return
+    try:
+        write_atomically(path, as_xml(suite, cases))
+    except OSError as error:
+        message = f"--junit {path}: can't be written: {error.strerror}; all else that this run wrote stands"
+        raise OutputError(message) from error
 
 
 def as_xml(suite: str, cases: list[Case]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -10,18 +11,24 @@ from pathlib import Path
 
 from deit_batch.errors import OutputError
 
+logger = logging.getLogger("deit_batch")
+
+_HOLDER = "process "
+"""How the file of a lock begins; nothing stands in it while it is being taken."""
+
 
 class Lock:
     """Held by this process until it is released or the process ends, however it ends: a lock of the system, not the
     mere presence of a file, so nothing stale can block. It is not inherited by workers, which may outlive a run."""
 
-    def __init__(self, path: Path, what: str) -> None:
-        """Raises OutputError, saying who holds it, if another process does."""
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
+        """Raises OutputError, saying who holds it, if another process does, unless it is to `wait` for that; and if a
+        file of that name is no lock."""
         self._path = path
         while True:
             self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 self._file.seek(0)
                 holder = self._file.read().strip() or "another process"
@@ -30,8 +37,13 @@ class Lock:
             if self._is_there():
                 break
             self._file.close()  # its last holder has just removed it
+        self._file.seek(0)
+        if self._file.read(len(_HOLDER)) not in ("", _HOLDER):
+            self._file.close()
+            raise OutputError(f"{path} is there and is no lock of a run; give another --out")
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}, since {since}")
         self._file.flush()
 
     def _is_there(self) -> bool:
@@ -41,5 +53,9 @@ class Lock:
             return False
 
     def release(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._file.close()
+        """A file that can't be removed is said, and blocks nothing."""
+        try:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+        except OSError as error:
+            logger.warning("%s can't be removed (%s): it blocks nothing", self._path, error.strerror)

@@ -82,7 +82,8 @@ def _write(path: Path, tally: Tally, status: int, is_success: bool, seconds: flo
     try:
         write_atomically(path, "".join(_metric(name, *metric) for name, metric in found.items()).encode())
     except OSError as error:
-        raise OutputError(f"--metrics-file {path}: can't be written: {error.strerror}") from error
+        message = f"--metrics-file {path}: can't be written: {error.strerror}; all else that this run wrote stands"
+        raise OutputError(message) from error
 
 
 def _metric(name: str, help: str, values: Mapping[str, float]) -> str:

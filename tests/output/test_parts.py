@@ -124,24 +124,32 @@ def test_fresh_replaces_what_stands_there_only_at_the_end(died: Path) -> None:
     assert sorted(os.listdir(died.parent)) == ["out"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_what_dies_while_it_replaces_a_folder_is_mended_by_the_next_run(
-    died: Path, monkeypatch: pytest.MonkeyPatch
+    died: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
+    """The old folder or the new one is there at any moment, and the old one is never taken for work that goes on."""
     finish(died)
-    rename = atomic.rename_durably
+    old = (died / "run.json").stat().st_ino
+    exchange = atomic._exchange
 
-    def dies(source: Path, target: Path) -> None:
-        if target == died:
-            raise OSError(5, "Input/output error")
-        rename(source, target)
+    def dies(one: Path, other: Path) -> bool:
+        if when == "after":
+            assert exchange(one, other)
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(atomic, "rename_durably", dies)
+    monkeypatch.setattr(atomic, "_exchange", dies)
     with pytest.raises(OutputError):
         finish(died, fresh=True)
     monkeypatch.undo()
-    assert not died.exists()
+    new = (died / "run.json").stat().st_ino
+    assert (new == old) == (when == "before")
+    assert len(read_manifest(died)) == 5
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        assert folder.complete == (when == "after")
     finish(died)
     assert len(read_manifest(died)) == 5
+    assert os.listdir(died.parent) == ["out"]
 
 
 def test_other_settings_and_foreign_folders_are_refused(died: Path, tmp_path: Path) -> None:
