@@ -76,25 +76,34 @@ def _write(path: Path, tally: Tally, status: int, is_success: bool, seconds: flo
         ),
         "deit_batch_images_failed": (
             "Images without, by the type of their error, likewise.",
-            {f'{{type="{name}"}}': number for name, number in sorted(tally.failures.items())} or {"": 0},
+            {f',type="{name}"': number for name, number in sorted(tally.failures.items())} or {"": 0},
         ),
     }
     try:
-        write_atomically(path, "".join(_metric(name, *metric) for name, metric in found.items()).encode())
+        text = "".join(_metric(name, *metric, task=_task(path)) for name, metric in found.items())
+        write_atomically(path, text.encode())
     except OSError as error:
         message = f"--metrics-file {path}: can't be written: {error.strerror}; all else that this run wrote stands"
         raise OutputError(message) from error
 
 
-def _metric(name: str, help: str, values: Mapping[str, float]) -> str:
-    lines = [f"{name}{labels} {value:.17g}\n" for labels, value in values.items()]
+def _task(path: Path) -> str:
+    """The file's name as a label: the collector takes the series of several files only if something tells them apart.
+    (A label called job would be renamed by Prometheus, which has its own.)"""
+    name = path.stem.encode("utf-8", "replace").decode()
+    return 'task="' + name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") + '"'
+
+
+def _metric(name: str, help: str, values: Mapping[str, float], *, task: str) -> str:
+    """`values`: by their further labels, each with a comma before it."""
+    lines = [f"{name}{{{task}{labels}}} {value:.17g}\n" for labels, value in values.items()]
     return "".join([f"# HELP {name} {help}\n# TYPE {name} gauge\n", *lines]) if lines else ""
 
 
 def _last_success(path: Path) -> float | None:
     """As an earlier run has left it: a failure must not make it forgotten."""
     try:
-        found = re.search(rf"^{_LAST_SUCCESS} (\S+)$", path.read_text(), re.MULTILINE)
+        found = re.search(rf"^{_LAST_SUCCESS}(?:{{.*}})? (\S+)$", path.read_text(), re.MULTILINE)
         return float(found[1]) if found else None
     except (OSError, ValueError):
         return None

@@ -112,8 +112,8 @@ def test_the_crontab_line_mails_what_went_wrong_and_keeps_a_second_run_away(imag
     assert f"preds.jsonl is being written by process {other.pid} on " in mailed
     assert (tmp_path / "preds.jsonl").read_bytes() == result
     metrics = (tmp_path / "deit_batch.prom").read_text()
-    assert "\ndeit_batch_exit_status 1\n" in metrics
-    assert "\ndeit_batch_last_success_timestamp_seconds " in metrics
+    assert re.search(r'^deit_batch_exit_status\{task="[\w-]+"\} 1$', metrics, re.MULTILINE)
+    assert "\ndeit_batch_last_success_timestamp_seconds{" in metrics
     Lock(tmp_path / "preds.jsonl.lock", "it").release()  # that of a dead process holds nobody up
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import EXAMPLES, deit_batch
+from prometheus_client.parser import text_string_to_metric_families
 
 from deit_batch.system.prometheus import write_metrics_file
 
@@ -16,7 +17,9 @@ from deit_batch.system.prometheus import write_metrics_file
 def metrics(path: Path) -> dict[str, float]:
     text = path.read_text()
     names = re.findall(r"^# TYPE (\S+) gauge$", text, re.MULTILINE)
-    found = dict(re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE))
+    found = dict(re.findall(r"^(\w+\{[^}]*\}) (\S+)$", text, re.MULTILINE))
+    found = {re.sub(rf'\{{task="{path.stem}",?|\}}', "", name).replace("type", "{type"): found[name] for name in found}
+    found = {name + "}" * ("{" in name): value for name, value in found.items()}
     assert {name.partition("{")[0] for name in found} == set(names)
     return {name: float(value) for name, value in found.items()}
 
@@ -41,6 +44,20 @@ def test_a_success_then_failures_of_each_kind(tmp_path: Path) -> None:
         assert later["deit_batch_last_run_timestamp_seconds"] > first["deit_batch_last_run_timestamp_seconds"]
         name = "deit_batch_last_success_timestamp_seconds"
         assert later[name] == first[name]
+
+
+def test_two_jobs_have_series_of_their_own(tmp_path: Path) -> None:
+    """Of two files with the same series, the collector drops one."""
+    names = ["day.prom", 'of "the\\night.prom']
+    for name in names:
+        with write_metrics_file(tmp_path / name, good=0):
+            pass
+    series = [set(re.findall(r"^(\w+\{.*\}) ", (tmp_path / name).read_text(), re.MULTILINE)) for name in names]
+    assert len(series[0]) == len(series[1]) == 6
+    assert not series[0] & series[1]
+    families = [text_string_to_metric_families((tmp_path / name).read_text()) for name in names]
+    tasks = [{sample.labels["task"] for family in found for sample in family.samples} for found in families]
+    assert tasks == [{"day"}, {'of "the\\night'}]
 
 
 def test_a_run_that_gave_up_says_how_far_it_got(tmp_path: Path) -> None:
