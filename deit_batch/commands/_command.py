@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
 
 
+_LINK = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|_ENV_\w+)$")
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _is_link(name: str, value: str) -> bool:
+    """Whether Kubernetes has set the variable, or Docker for a linked container: a service that is called deit-batch is
+    told to every container by variables that begin with DEIT_BATCH_, as one called deit-batch-serve is by a
+    DEIT_BATCH_SERVE_PORT."""
+    return bool(_LINK.search(name) or (name.endswith("_PORT") and _ADDRESS.match(value)))
+
+
 class Option(click.Option):
     """One that knows under which heading of the help it stands."""
 
@@ -25,6 +37,11 @@ class Option(click.Option):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.has_own_default = "default" in settings
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        name = f"{ctx.auto_envvar_prefix}_{str(self.name).upper()}"
+        return None if value is not None and _is_link(name, value) else value
 
 
 def option(*names: str, **settings: Any) -> Decorator[Any]:
@@ -84,12 +101,23 @@ class ExampleCommand(click.Command):
         if not ctx.resilient_parsing:
             self._require_once(ctx, list(args))  # Click takes them off the list as it reads them
         rest = super().parse_args(ctx, args)  # before the variables, for --help ends there
-        start = f"{ctx.auto_envvar_prefix}_"
-        known = {start + str(param.name).upper() for param in self.params if isinstance(param, click.Option)}
-        unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
-        if ctx.auto_envvar_prefix and unknown and not ctx.resilient_parsing:
+        unknown = self._unknown_variables(ctx)
+        if unknown and not ctx.resilient_parsing:
             raise click.UsageError(f"there is no option for the variable {', '.join(unknown)}", ctx)
         return rest
+
+    def _unknown_variables(self, ctx: click.Context) -> list[str]:
+        """Those that are meant for this command or for none that there is, and not for another."""
+        if not ctx.auto_envvar_prefix:
+            return []
+        own = f"{ctx.auto_envvar_prefix}_"
+        known = {own + str(param.name).upper() for param in self.params if isinstance(param, click.Option)}
+        start, others = own, tuple[str, ...]()
+        if ctx.parent and isinstance(ctx.parent.command, click.Group):
+            start = f"{ctx.parent.auto_envvar_prefix}_"
+            others = tuple(f"{start}{name.upper()}_" for name in ctx.parent.command.commands if name != ctx.info_name)
+        found = {name: value for name, value in os.environ.items() if name.startswith(start) and name not in known}
+        return sorted(name for name, value in found.items() if not (name.startswith(others) or _is_link(name, value)))
 
     def invoke(self, ctx: click.Context) -> Any:
         from deit_batch.system.logs import set_up_logging

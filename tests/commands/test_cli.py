@@ -127,6 +127,23 @@ def test_wrong_usage_is_status_2(wrong: list[str], tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["DEIT_BATCH_MODEL", "DEIT_BATCH_SCORE_TOPK"])
+def test_a_variable_that_names_no_option_is_wrong_usage(name: str) -> None:
+    result = CliRunner().invoke(main, ["score", "--input", str(EXAMPLES), "--dry-run"], env={name: "demo"})
+    assert (result.exit_code, f"there is no option for the variable {name}" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("service", ["DEIT_BATCH", "DEIT_BATCH_SCORE", "DEIT_BATCH_SERVE"])
+def test_what_kubernetes_says_of_a_service_is_no_option(service: str) -> None:
+    links = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": "tcp://10.0.0.1:80"}
+    links |= {f"PORT_80_TCP{end}": "80" for end in ("", "_PROTO", "_PORT", "_ADDR")}
+    env = {f"{service}_{name}": value for name, value in links.items()}
+    result = CliRunner().invoke(main, ["score", "--input", str(EXAMPLES), "--dry-run"], env=env)
+    assert (result.exit_code, result.stderr) == (0, "")
+    served = CliRunner().invoke(main, ["serve", "--model", "/nowhere"], env=env)  # gets as far as its model
+    assert "no folder /nowhere" in served.stderr
+
+
 def test_an_unforeseen_fault_is_one_line_and_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deit_batch import runner
 
