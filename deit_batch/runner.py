@@ -38,6 +38,7 @@ from deit_batch.output.staging import staged
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
 from deit_batch.system import machine
+from deit_batch.system.atomic import is_same_file, standing
 from deit_batch.system.progress import Progress, Stopwatch
 from deit_batch.system.signals import stop_on_signals
 
@@ -325,7 +326,7 @@ def run(
     beside = ["known" if incremental else "stamps", *(["rows.jsonl"] if chosen.has_rows else [])]
     with staged(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        if any(_is_same(out, path) for input in options.inputs for path in paths_of(input)):
+        if any(is_same_file(out, path) for input in options.inputs for path in paths_of(input)):
             raise UsageError(f"--out {out} is the input")
         source = source or options.open_source(stdin)
         source = replace(source, references=_apart_from(out, source.references))
@@ -367,7 +368,8 @@ def run(
         final = report()
         output.finish(final)
         if cache:
-            cache.forget_the_vanished()
+            with standing(out):
+                cache.finish()
         _warn(source, plan, met)
         return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
 
@@ -377,15 +379,13 @@ def _apart_from(out: str, references: Iterable[Reference]) -> Iterator[Reference
     name = os.path.basename(out)
     for reference in references:
         location = reference.location
-        if isinstance(location, LocalFile) and os.path.basename(location.path) == name and _is_same(out, location.path):
+        if (
+            isinstance(location, LocalFile)
+            and os.path.basename(location.path) == name
+            and is_same_file(out, location.path)
+        ):
             raise UsageError(f"--out {out} is the input's image {reference.index}")
         yield reference
-
-
-def _is_same(out: str, input: str) -> bool:
-    if "-" in (out, input):  # a stream, whatever the folder has of that name
-        return False
-    return out == input or (os.path.exists(out) and os.path.exists(input) and os.path.samefile(out, input))
 
 
 def _prediction_cache(out: str, plan: Plan, options: Options, mode: Mode) -> PredictionCache:

@@ -6,13 +6,16 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import click
 
 from deit_batch.commands._exit import exit_on_error
+from deit_batch.errors import UsageError
+from deit_batch.system.atomic import is_same_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -59,6 +62,35 @@ def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
         return command
 
     return decorate
+
+
+OUTPUTS = ("out", "junit", "metrics_file")
+"""What names a file or folder to write, in every command."""
+
+
+def _require_other_files(params: Mapping[str, Any]) -> None:
+    """Raises UsageError if a command would write over what it reads, under whatever name, or two results over each
+    other."""
+    written: dict[str, str] = {}
+    for name in OUTPUTS:
+        for out in _paths_in(params.get(name)):
+            option = f"--{name.replace('_', '-')}"
+            real = os.path.realpath(out)
+            if real in written and not _is_device(real):
+                raise UsageError(f"{option} {out} is what {written[real]} writes, too")
+            written[real] = option
+            inputs = (path for other, value in params.items() if other not in OUTPUTS for path in _paths_in(value))
+            if os.path.exists(out) and any(is_same_file(out, path) for path in inputs):
+                raise UsageError(f"{option} {out} is the input")
+
+
+def _paths_in(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [os.fspath(one) for one in values if isinstance(one, str | Path) and str(one) not in ("", "-")]
+
+
+def _is_device(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 class ExampleCommand(click.Command):
@@ -125,6 +157,7 @@ class ExampleCommand(click.Command):
         how = {name: ctx.params.pop(name) for name in ("quiet", "verbose", "log_format") if name in ctx.params}
         set_up_logging(**{"quiet": False, "verbose": False, **how})
         with exit_on_error():
+            _require_other_files(ctx.params)
             return super().invoke(ctx)
 
     def _require_once(self, ctx: click.Context, args: list[str]) -> None:

@@ -129,17 +129,21 @@ class PredictionCache:
             row = (_key(reference), stamp_text, sha256, json.dumps(record.predictions), self._run)
             self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row)
 
-    def forget_the_vanished(self) -> None:
-        """What this run, which has seen all its input, did not see."""
+    def finish(self) -> None:
+        """Forgets what this run, which has seen all its input, did not see. Raises OutputError if that can't be
+        kept."""
         with self._using():
             self._database.execute("DELETE FROM known WHERE run != ?", (self._run,))
+            self._database.commit()
 
     def close(self) -> None:
-        """Raises OutputError if the last of it can't be kept."""
-        with self._using():
-            self._database.commit()
-            self._database.execute("PRAGMA journal_mode = DELETE")  # whoever has it open does not lock the next run out
-            self._database.close()
+        """All that was remembered is kept already: what fails here is only said."""
+        try:
+            with self._using():
+                self._database.execute("PRAGMA journal_mode = DELETE")  # whoever has it open locks nobody out
+                self._database.close()
+        except OutputError as error:
+            logger.warning("%s", error)
 
 
 def _differing(before: str, now: str) -> str:

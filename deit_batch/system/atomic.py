@@ -41,6 +41,16 @@ def behind_links(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
+def is_same_file(one: str, other: str) -> bool:
+    """Whether two names, of which neither need exist, are of one file or folder."""
+    if "-" in (one, other):  # a stream, whatever the folder has of that name
+        return False
+    try:
+        return one == other or os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there, or no path at all: base64 is long
+        return False
+
+
 def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:
     """Writes the file whole or not at all, whoever else may be writing the same: the last one's stands. A device or a
     pipe is written into. `sweeps`: whether to look for what dead writers have left; not for one of many in a folder."""
@@ -125,7 +135,7 @@ def standing(target: Path | str) -> Iterator[None]:
     """For what is tidied up when `target` has appeared: an error of the system is said, and does not end the run."""
     try:
         yield
-    except OSError as error:
+    except (OSError, OutputError) as error:
         logger.warning("%s is there and whole, but tidying up after it failed: %s", target, error)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import ClassVar
 
 from tqdm import tqdm
@@ -34,7 +35,8 @@ class _Handler(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
+        """What can't be written, to a full disk or a reader that has gone, is lost, and ends nothing."""
+        with suppress(OSError), tqdm.external_write_mode(file=sys.stderr):
             print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -95,6 +97,32 @@ class _Journal(_Text):
     def format(self, record: logging.LogRecord) -> str:
         priority = self._PRIORITIES.get(record.levelname, 6)
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+def open_closed_streams() -> None:
+    """Gives a closed stdin, stdout or stderr (2>&-) a descriptor, before the first file takes it: nothing is read from
+    it, writing to stdout fails, and what is said on stderr is lost."""
+    ways = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
+    for number, way in ways:
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, way)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the program runs
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def let_go_of_stderr() -> None:
+    """At the end: what could not be written would fail once more in Python's own last step, and change the status."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def goes_to_journal() -> bool:

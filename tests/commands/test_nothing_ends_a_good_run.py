@@ -1,0 +1,92 @@
+"""A command writes over none of its inputs; and where messages go, or how tidying ends, changes nothing of a result."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+from helpers import COMMAND, EXAMPLES, deit_batch, read_jsonl, scored
+
+from deit_batch.cli import COMMANDS
+from deit_batch.commands._command import OUTPUTS
+from deit_batch.commands._types import Place
+from deit_batch.errors import OutputError
+from deit_batch.output.incremental import PredictionCache
+from deit_batch.system.lock import Lock
+
+SCORE = f"{COMMAND} score --model demo --input '{EXAMPLES}' --workers 0 --out p.jsonl"
+
+
+def test_every_option_that_names_what_is_written_is_known() -> None:
+    """By the first words of their help."""
+    for command in (command for commands in COMMANDS.values() for command in commands):
+        for param in command.params:
+            help_text = str(getattr(param, "help", ""))
+            if isinstance(param.type, click.Path | Place) and "to write" in help_text:
+                assert param.name in OUTPUTS, (command.name, param.name)
+
+
+@pytest.mark.parametrize("alias", ["same", "link", "hard link"])
+def test_no_command_writes_over_its_input(alias: str, tmp_path: Path) -> None:
+    subprocess.run(SCORE, shell=True, cwd=tmp_path, check=True)
+    (tmp_path / "cat.png").write_bytes(next(EXAMPLES.rglob("*.png")).read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    out = {"p.jsonl": "p.jsonl", "cat.png": "cat.png"}
+    if alias != "same":
+        for name in out:
+            out[name] = f"other-{name}"
+            if alias == "link":
+                (tmp_path / out[name]).symlink_to(name)
+            else:
+                (tmp_path / out[name]).hardlink_to(tmp_path / name)
+    for arguments in (
+        ["report", "p.jsonl", "--out", out["p.jsonl"]],
+        ["compare", "p.jsonl", "p.jsonl", "--junit", out["p.jsonl"]],
+        ["plot", "cat.png", "--model", "demo", "--out", out["cat.png"]],
+    ):
+        done = deit_batch(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "is the input" in done.stderr
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_two_results_do_not_write_over_each_other(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("{}")
+    done = deit_batch("compare", "p.jsonl", "p.jsonl", "--out", "c.json", "--junit", "./c.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is what --out writes, too" in done.stderr
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "0<&- 2>&-"])
+def test_a_run_whose_messages_can_not_be_written_ends_well(stderr: str, tmp_path: Path) -> None:
+    done = subprocess.run(f"{SCORE} {stderr}", shell=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert len(read_jsonl(tmp_path / "p.jsonl")) == 40
+
+
+def test_a_closed_stdout_is_told(tmp_path: Path) -> None:
+    command = SCORE.replace("p.jsonl", "- >&-")
+    done = subprocess.run(command, shell=True, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "stdout: can't be written: Bad file descriptor" in done.stderr
+
+
+def test_a_lock_that_can_not_be_removed_is_said(tmp_path: Path, messages: list[str]) -> None:
+    lock = Lock(tmp_path / "p.lock", "p")
+    (tmp_path / "p.lock").unlink()
+    (tmp_path / "p.lock").mkdir()
+    lock.release()
+    assert "it blocks nothing" in messages[-1]
+
+
+def test_a_result_stands_though_the_memory_of_its_images_can_not_be_kept(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    def fails(self: PredictionCache) -> None:
+        raise OutputError("p.jsonl.known: can't be used: database or disk is full")
+
+    monkeypatch.setattr(PredictionCache, "finish", fails)
+    assert len(read_jsonl(scored(photos, vit, tmp_path, incremental=True))) == 40
+    assert any("p.jsonl is there and whole" in message and "disk is full" in message for message in messages)
