@@ -76,7 +76,8 @@ MODEL_NAME = option(
     "--model",
     type=PLACE,
     metavar="CHECKPOINT",
-    help="DeiT checkpoint: a name on the Hub, a folder, or 'demo' (a small built-in model of ten kinds of clothing).",
+    help="DeiT checkpoint: a name on the Hub, a folder (of transformers, timm, MLflow or export), a .pth file, or "
+    "'demo' (a small built-in model of ten kinds of clothing).",
 )
 REVISION = option(
     "--revision", metavar="REV", help="Branch, tag or commit of the checkpoint on the Hub. [default: the main branch]"

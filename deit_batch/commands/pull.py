@@ -27,7 +27,8 @@ logger = logging.getLogger("deit_batch")
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="New folder that the checkpoint is copied to. [default: it stays in the cache only]",
+    help="New folder that the checkpoint is copied to, as safetensors in the form of transformers. [default: it stays "
+    "in the cache only]",
 )
 @REVISION
 @ALLOW_PICKLE
@@ -36,9 +37,10 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool)
     """Download a checkpoint from the Hub and check that it works.
 
     The checkpoint is stored in the Hub's cache, and its folder is printed. For a container image or a machine without a
-    network, copy the folder of --out there.
+    network, copy the folder of --out there. A checkpoint that is here already, as a folder or a .pth file, can be
+    written to --out, too.
     """
-    from deit_batch.model.checkpoint import copy_checkpoint
+    from deit_batch.model.save import save_checkpoint
     from deit_batch.plan import Plan
 
     plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))
@@ -47,4 +49,4 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool)
     commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
     kind = f"{checkpoint.geometry.architecture}, {len(checkpoint.labels):,} labels"
     logger.info("%s%s: %s", checkpoint.name, commit, kind)
-    click.echo(copy_checkpoint(checkpoint, out) if out else checkpoint.folder)
+    click.echo(save_checkpoint(checkpoint, out) if out else checkpoint.folder)

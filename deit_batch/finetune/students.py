@@ -52,8 +52,8 @@ def make_student(
     kind: Any = ViTForImageClassification if is_vit else DeiTForImageClassification
     if settings.teacher and not is_vit:
         kind = DeiTForImageClassificationWithTeacher
-    config = kind.config_class.from_pretrained(
-        checkpoint.folder,
+    config = kind.config_class.from_dict(
+        dict(checkpoint.config),
         id2label=dict(enumerate(class_names)),
         label2id={name: number for number, name in enumerate(class_names)},
         problem_type="multi_label_classification" if multi_label else "single_label_classification",

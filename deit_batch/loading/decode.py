@@ -143,5 +143,5 @@ def _crop_center(image: Image.Image, recipe: Recipe) -> Image.Image:
     if recipe.crop is None:
         return image
     height, width = recipe.crop
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    left, top = recipe.cut_before(image.width - width), recipe.cut_before(image.height - height)
     return image.crop((left, top, left + width, top + height))

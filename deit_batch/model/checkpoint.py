@@ -11,28 +11,38 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import safetensors
 
-from deit_batch.errors import CheckpointAccessError, CheckpointError, OutputError, UsageError, in_words
+from deit_batch.errors import CheckpointAccessError, CheckpointError, UsageError, in_words
 from deit_batch.model.architecture import Geometry, Shape, check_tensors, geometry_from_config, without_wrappers
 from deit_batch.model.config import architecture_from_config, dtype_from_config, head_size, is_multi_label
 from deit_batch.model.labels import labels_from_config, read_id2label
+from deit_batch.model.place import Place, place_in
 from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
+from deit_batch.model.timm import config_from_timm, is_timms, recipe_from_timm, shapes_as_transformers
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
-from deit_batch.system.new_folder import new_folder
 from deit_batch.system.regular_file import read_settings
 
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 
 WeightsFormat: TypeAlias = Literal["safetensors", "pickle", "onnx"]
-_FORMATS: dict[str, WeightsFormat] = {".safetensors": "safetensors", ".bin": "pickle", ".onnx": "onnx"}
+_FORMATS: dict[str, WeightsFormat] = {
+    ".safetensors": "safetensors",
+    ".bin": "pickle",
+    ".pth": "pickle",
+    ".onnx": "onnx",
+}
+Form: TypeAlias = Literal["transformers", "timm"]
+
+_PICKLE_FILE = ".pth"
+"""Of weights alone, as DeiT's authors publish them."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,13 +54,19 @@ _FOR_GOOD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOO
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk that has passed every check that can be made before its weights are loaded. `files` hold
-    them; `commit` is the Hub's, None for a folder; `digest` is the SHA-256 of its config and weights; `exported_dtype`
-    is what an ONNX one computes in, None for others."""
+    """A checkpoint on disk that has passed every check that can be made before its weights are loaded. `folder` is
+    where it was found, `files` hold the weights, in the names and shapes of `form`; `config` is what its `config_file`
+    says, in the form of `transformers`; `recipe` is its own one, or the file that says it, None if there is none;
+    `commit` is the Hub's, None for a folder; `digest` is the SHA-256 of its config and weights; `exported_dtype` is
+    what an ONNX one computes in, None for others."""
 
     name: str
     folder: Path
     files: tuple[Path, ...]
+    form: Form
+    config_file: Path | None
+    config: Mapping[str, Any]
+    recipe: Path | Recipe | None
     commit: str | None
     digest: str
     weights: WeightsFormat
@@ -63,30 +79,36 @@ class Checkpoint:
 def find_checkpoint(
     name: str, *, revision: str | None = None, allow_pickle: bool = False, id2label: str | None = None
 ) -> Checkpoint:
-    """The checkpoint called `name`: "demo", a folder, or a name on the Hub (fetched if not cached); its classes are
-    called as `id2label` says, if that is given (labels.read_id2label).
+    """The checkpoint called `name`: "demo", a folder (place.place_in), a file of pickled weights, or a name on the Hub
+    (fetched if not cached); its classes are called as `id2label` says, if that is given (labels.read_id2label).
 
     Raises CheckpointAccessError if it can't be had now, CheckpointError, saying what to do, if there is none or it must
     not be scored with, UsageError if the names are not of its classes.
     """
-    folder, commit = _find_folder(name, revision, allow_pickle)
-    _require_no_adapter(folder, name)
-    config = _read_object(folder / "config.json", f"{name} is no checkpoint")
+    found, commit = _find_folder(name, revision, allow_pickle)
+    _require_no_adapter(found, name)
+    place = place_in(found) if found.is_dir() else Place(found, None, None)
+    said = _read_object(place.config, f"{name} is no checkpoint") if place.config else {}
     try:
-        files = _weights(folder, name, allow_pickle)
+        files = _weights(place.weights, name, allow_pickle)
         _require_content(files)
         weights = _FORMATS[files[0].suffix]
-        # The headers of safetensors say what is in them; other weights are checked when they are loaded.
-        shapes = without_wrappers(_shapes(files), name) if weights == "safetensors" else None
+        shapes = _shapes(files, weights, name)
+        form: Form = "timm" if not said or is_timms(said) else "transformers"
+        config = config_from_timm(said, shapes or {}, name) if form == "timm" else said
         architecture = architecture_from_config(config, name)
         labels = _labels(config, head_size(architecture, shapes or {}), id2label, name)
         geometry = geometry_from_config(config, architecture, classes=len(labels))
         checkpoint = Checkpoint(
             name=name,
-            folder=folder,
+            folder=found,
             files=tuple(files),
+            form=form,
+            config_file=place.config,
+            config=config,
+            recipe=recipe_from_timm(said, geometry.image_size[0], name) if form == "timm" else place.recipe,
             commit=commit,
-            digest=_digest([folder / "config.json", *files]),
+            digest=_digest([*([place.config] if place.config else []), *files]),
             weights=weights,
             exported_dtype=dtype_from_config(config) if weights == "onnx" else None,
             geometry=geometry,
@@ -94,12 +116,19 @@ def find_checkpoint(
             multi_label=is_multi_label(config, name, classes=len(labels)),
         )
     except ValueError as error:
-        raise CheckpointError(f"the configuration in {folder} can't be understood: {error}") from error
+        raise CheckpointError(f"the configuration in {found} can't be understood: {error}") from error
     except OSError as error:
         raise _unreadable(error) from error
     if shapes is not None:
-        check_tensors(shapes, geometry, name)
+        check_tensors(shapes_of(checkpoint, shapes), geometry, name)
     return checkpoint
+
+
+def shapes_of(checkpoint: Checkpoint, stored: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    """Those of the tensors in the form of `transformers`, from those of the tensors as they are stored."""
+    if checkpoint.form == "transformers":
+        return stored
+    return shapes_as_transformers(stored, checkpoint.geometry.tokens, checkpoint.name)
 
 
 def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
@@ -107,6 +136,8 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
     id). Raises CheckpointError if there is none or its images do not fit the checkpoint."""
     if image_processor == "card":
         recipe = CARD_RECIPE
+    elif image_processor is None and isinstance(checkpoint.recipe, Recipe):
+        recipe = checkpoint.recipe
     else:
         file = _recipe_file(checkpoint, image_processor)
         recipe = recipe_from_config(_read_object(file, "no image processor"), checkpoint.geometry.parts.body)
@@ -125,27 +156,13 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
     return recipe
 
 
-def copy_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
-    """Its files, as a new folder that appears whole; returns it. Raises UsageError if it is there already, OutputError
-    if it can't be written."""
-    names = ["config.json", "preprocessor_config.json", *(path.name for path in checkpoint.files)]
-    indices = [path.name for path in checkpoint.folder.glob("*.index.json")]
-    try:
-        with new_folder(out) as growing:
-            for name in [*names, *indices]:
-                shutil.copyfile(checkpoint.folder / name, growing / name)  # what a link of the cache leads to
-    except OSError as error:
-        raise OutputError(f"{out}: can't be written: {error.strerror}") from error
-    return out
-
-
 # --- where it is ----------------------------------------------------------------------------------------------------
 
 
 def _find_folder(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
-    if name == "demo" or os.path.isdir(name):
+    if name == "demo" or os.path.isdir(name) or (name.endswith(_PICKLE_FILE) and os.path.isfile(name)):
         if revision:
-            raise UsageError(f"--revision is for models on the Hub; {name} is a folder")
+            raise UsageError(f"--revision is for models on the Hub; {name} is here")
         return (DEMO_FOLDER if name == "demo" else Path(name)), None
     if not _HUB_NAME.fullmatch(name):
         raise CheckpointError(f"no folder {name}, and no model on the Hub can have that name")
@@ -230,8 +247,8 @@ def _is_final(status: int) -> bool:
 
 def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
     if image_processor is None:
-        path = checkpoint.folder / "preprocessor_config.json"
-        if not path.is_file():
+        path = checkpoint.recipe
+        if not isinstance(path, Path) or not path.is_file():
             raise CheckpointError(
                 f"{checkpoint.name} has no preprocessor_config.json; name one with --image-processor (a file, "
                 "a folder, a Hub id, or card)"
@@ -279,7 +296,14 @@ def _require_no_adapter(folder: Path, name: str) -> None:
 
 
 def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
-    """The files that the weights are in: one, or those that an index names."""
+    """The files that the weights are in: one, or those that an index names; or the one that is no `folder`."""
+    if folder.is_file():
+        if not allow_pickle:
+            raise CheckpointError(
+                f"{name} is pickled, which can run code when it is loaded; if you trust where it came from, add "
+                "--allow-pickle"
+            )
+        return [folder]
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if suffix == ".bin" and not allow_pickle:
             continue
@@ -319,22 +343,35 @@ def _require_content(files: list[Path]) -> None:
             raise CheckpointError(f"{path} can't be loaded: {NOT_HERE}")
 
 
-def _shapes(files: list[Path]) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
-    for path in files:
-        try:
-            with safetensors.safe_open(path, "numpy") as tensors:
-                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-                other = [name for name, one in slices.items() if one.get_dtype() not in _FLOATS]
-                shapes |= {name: tuple(one.get_shape()) for name, one in slices.items()}
-        except OSError as error:
-            raise CheckpointAccessError(f"{path} can't be loaded: {error}") from error
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{path} can't be loaded: {error}") from error
-        if other:  # by themselves, without their scales, they mean nothing
-            raise CheckpointError(
-                f"{path} can't be loaded: {len(other)} of its weights are quantised or whole numbers, {other[0]} first"
-            )
+def _shapes(files: list[Path], weights: WeightsFormat, name: str) -> dict[str, Shape] | None:
+    """By the names that the files have for them; None for ONNX, whose weights have others."""
+    if weights == "onnx":
+        return None
+    if weights == "pickle":
+        from deit_batch.model.pickled import shapes_in_pickle  # imports torch
+
+        return without_wrappers(_merged(map(shapes_in_pickle, files)), name)
+    return without_wrappers(_merged(map(_shapes_in_header, files)), name)
+
+
+def _merged(parts: Iterable[Mapping[str, Shape]]) -> dict[str, Shape]:
+    return {name: shape for part in parts for name, shape in part.items()}
+
+
+def _shapes_in_header(path: Path) -> dict[str, Shape]:
+    try:
+        with safetensors.safe_open(path, "numpy") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            other = [name for name, one in slices.items() if one.get_dtype() not in _FLOATS]
+            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+    except OSError as error:
+        raise CheckpointAccessError(f"{path} can't be loaded: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} can't be loaded: {error}") from error
+    if other:  # by themselves, without their scales, they mean nothing
+        raise CheckpointError(
+            f"{path} can't be loaded: {len(other)} of its weights are quantised or whole numbers, {other[0]} first"
+        )
     return shapes
 
 

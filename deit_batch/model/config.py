@@ -28,7 +28,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> str:
 def head_size(architecture: str, shapes: Mapping[str, Shape]) -> int | None:
     """How many classes the head has, where that is known."""
     head = shapes.get(f"{CLASSES[architecture].heads[0]}.weight")
-    return head[0] if head else None
+    return head[0] if head and all(head) else None  # an empty weight may have any number of rows
 
 
 def dtype_from_config(config: Mapping[str, Any]) -> Literal["float32", "int8"]:

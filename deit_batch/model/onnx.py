@@ -7,10 +7,8 @@ A folder as `export` makes it holds model.onnx (`pixel_values`, float32 [n, 3, h
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +21,8 @@ from torch import Tensor
 
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint
-from deit_batch.model.labels import id2label_of, placeholders
+from deit_batch.model.labels import placeholders
+from deit_batch.model.save import write_config, write_recipe
 from deit_batch.model.transformer import load_weights
 from deit_batch.system.extras import needing
 from deit_batch.system.new_folder import new_folder
@@ -46,7 +45,7 @@ class Session:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        path = checkpoint.folder / "model.onnx"
+        (path,) = checkpoint.files
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             (takes,), (gives,) = self._session.get_inputs(), self._session.get_outputs()
@@ -77,7 +76,8 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str, *, wait: bool = False)
     _library("onnxscript")  # torch's exporter is written in it
     try:
         with new_folder(out, wait=wait) as folder, _quietly():
-            _copy_settings(checkpoint, folder, dtype)
+            write_config(checkpoint, folder, dtype=dtype)
+            write_recipe(checkpoint, folder)
             path = folder / "model.onnx"
             _trace(checkpoint, path, runtime)
             if dtype == "int8":
@@ -127,14 +127,6 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _copy_settings(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
-    config = json.loads((checkpoint.folder / "config.json").read_bytes()) | id2label_of(checkpoint.labels)
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2), encoding="utf-8")
-    recipe = checkpoint.folder / "preprocessor_config.json"
-    if recipe.exists():
-        shutil.copyfile(recipe, folder / recipe.name)
 
 
 def _trace(checkpoint: Checkpoint, path: Path, runtime: ModuleType) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from PIL import Image
 
 from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.limits import require_number, require_whole_number
+
+Rounding: TypeAlias = Literal["down", "half-even"]
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     # transformers/models/{vit,deit}/image_processing_*.py: what a preprocessor_config.json leaves out.
@@ -25,7 +27,7 @@ _LEAST, _MOST = 1e-6, 1e6
 
 _KNOWN = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
-    "image_mean image_std".split()
+    "image_mean image_std crop_rounding".split()
 )
 # Settings that don't change the pixels of an RGB picture.
 _HARMLESS = frozenset(
@@ -39,7 +41,8 @@ class Recipe:
     """How an image becomes the model's input. Sizes are (height, width) in pixels; `resize` as a single number is
     the short side, the aspect kept. A value x of 0..255 becomes (x * rescale_factor - mean) / std. `fast` takes short
     cuts on the way from a large image to a small one, whose pixels then differ a little from the image processor's.
-    `scale_deep_gray` takes grey values of more than 8 bits to 0..255; the image processor cuts them off at 255."""
+    `scale_deep_gray` takes grey values of more than 8 bits to 0..255; the image processor cuts them off at 255.
+    `rounding` is of half the pixels that the crop takes away: down, as `transformers`, or to even, as torchvision."""
 
     resize: tuple[int, int] | int | None
     resample: int
@@ -49,6 +52,7 @@ class Recipe:
     std: tuple[float, ...]
     fast: bool = False
     scale_deep_gray: bool = False
+    rounding: Rounding = "down"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,6 +61,10 @@ class Recipe:
         if not isinstance(size, tuple):
             raise CheckpointError("the image processor leaves images of different sizes; it needs a crop or a size")
         return size
+
+    def cut_before(self, surplus: int) -> int:
+        """Of so many pixels more than the crop has, how many are taken away at the left or at the top."""
+        return round(surplus / 2) if self.rounding == "half-even" else surplus // 2
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -71,6 +79,7 @@ class Recipe:
             "resample": self.resample,
             "do_center_crop": self.crop is not None,
             **({"crop_size": _sides(self.crop)} if self.crop else {}),
+            **({"crop_rounding": self.rounding} if self.rounding != "down" else {}),  # ours: `transformers` has none
             "do_rescale": True,
             "rescale_factor": self.rescale_factor,
             "do_normalize": True,
@@ -125,6 +134,7 @@ def recipe_from_config(config: Mapping[str, Any], model_type: str) -> Recipe:
             else 1.0,
             mean=_channels("image_mean", _get(config, "image_mean", 0.5), -_MOST) if normalize else (0.0,) * 3,
             std=_channels("image_std", _get(config, "image_std", 0.5), _LEAST) if normalize else (1.0,) * 3,
+            rounding=_rounding(_get(config, "crop_rounding", "down")),
         )
     except (UsageError, ValueError) as error:
         raise CheckpointError(f"the image processor's settings can't be read: {error}") from error
@@ -171,6 +181,12 @@ def _resample(value: object) -> int:
     if value not in list(Image.Resampling) or isinstance(value, bool):
         raise ValueError(f"resample is {value!r:.60}; it must be one of Pillow's filters, 0 to 5")
     return int(cast(int, value))
+
+
+def _rounding(value: object) -> Rounding:
+    if value not in get_args(Rounding):
+        raise ValueError(f"crop_rounding is {value!r:.60}; it must be one of {', '.join(get_args(Rounding))}")
+    return cast(Rounding, value)
 
 
 CARD_RECIPE = recipe_from_config({}, "deit")

@@ -9,7 +9,6 @@ laid out for it beforehand (benchmarks/choices.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import safetensors
@@ -21,7 +20,9 @@ from torch.nn import functional
 from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.io import FeatureName
 from deit_batch.model.architecture import Geometry, check_tensors, without_wrappers
-from deit_batch.model.checkpoint import Checkpoint
+from deit_batch.model.checkpoint import Checkpoint, shapes_of
+from deit_batch.model.pickled import load_pickle
+from deit_batch.model.timm import tensors_as_transformers
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
@@ -33,17 +34,17 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     try:
         for path in checkpoint.files:
-            if checkpoint.weights == "pickle":
-                weights |= _unpickled(path)
-            else:
-                weights |= safetensors.torch.load_file(path)
+            weights |= load_pickle(path) if checkpoint.weights == "pickle" else safetensors.torch.load_file(path)
     except OSError as error:
         raise CheckpointAccessError(f"{checkpoint.name} can't be loaded: {error}") from error
-    except Exception as error:  # a pickle raises whatever it likes
+    except safetensors.SafetensorError as error:
         raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
     geometry = checkpoint.geometry
     weights = without_wrappers(weights, checkpoint.name)
-    check_tensors({name: tuple(tensor.shape) for name, tensor in weights.items()}, geometry, checkpoint.name)
+    stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    check_tensors(shapes_of(checkpoint, stored), geometry, checkpoint.name)
+    if checkpoint.form == "timm":
+        weights = tensors_as_transformers(weights, geometry.tokens)
     return {name: weights[name] for name, _ in geometry.tensors()}
 
 
@@ -53,17 +54,6 @@ def load_weights(
     """With `pass_size`, laid out for passes of so many images. Raises CheckpointError as `load_tensors` does."""
     weights = {name: tensor.to(device, dtype) for name, tensor in load_tensors(checkpoint).items()}
     return Transformer(weights, checkpoint.geometry, pass_size=pass_size)
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    value = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(value, dict) or not all(map(_is_weight, value.values())):
-        raise ValueError(f"{path.name} holds something else than named tensors of floating-point numbers")
-    return {str(name): tensor for name, tensor in value.items()}
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class Transformer(nn.Module):

@@ -147,27 +147,16 @@ def test_an_option_that_a_deployment_cannot_heed_is_refused(monkeypatch: pytest.
                 deployed_options()
 
 
-def test_an_mlflow_model_has_its_image_processor_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(find_checkpoint("demo").folder, tmp_path / "m" / "model")
-    recipe = tmp_path / "m" / "components" / "image_processor" / "preprocessor_config.json"
-    recipe.parent.mkdir(parents=True)
-    shutil.move(tmp_path / "m" / "model" / "preprocessor_config.json", recipe)
+def test_the_mount_of_a_model_is_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without the folder's name; what else may be in it is in tests/model/test_place.py."""
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
-    options = deployed_options()
-    assert (options.model, options.image_processor) == (str(tmp_path / "m" / "model"), str(recipe))
-
-
-def test_a_folder_without_a_checkpoint_and_one_with_two_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"holds no checkpoint: there is no config\.json in it"):
-        deployed_options()
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is no checkpoint: there is no .*config\.json"):
+        find_checkpoint(deployed_options().model)
+    shutil.copytree(find_checkpoint("demo").folder, tmp_path / "m")
+    assert find_checkpoint(deployed_options().model).digest == find_checkpoint("demo").digest
+    shutil.copytree(tmp_path / "m", tmp_path / "n")
     with pytest.raises(CheckpointError, match="holds several checkpoints"):
-        deployed_options()
+        find_checkpoint(deployed_options().model)
 
 
 @pytest.fixture(scope="module")
