@@ -188,13 +188,23 @@ def options_of(
     return Options(input=specs[0] if len(specs) == 1 else specs, **{**given, **paths, **keep, **more})
 
 
-def checkpoint_of(options: Options) -> Checkpoint:
+def checkpoint_of(options: Options, *, fetch: bool = True) -> Checkpoint:
     """Raises as `find_checkpoint` does."""
     return find_checkpoint(
         options.model,
         revision=options.revision,
         allow_pickle=options.allow_pickle,
         id2label=options.id2label,
+        fetch=fetch,
+    )
+
+
+def recipe_of(checkpoint: Checkpoint, options: Options, *, fetch: bool = True) -> Recipe:
+    """Raises as `find_recipe` does."""
+    return replace(
+        find_recipe(checkpoint, options.image_processor, fetch=fetch),
+        fast=options.decode == "fast",
+        scale_deep_gray=options.deep_gray == "scale",
     )
 
 
@@ -225,11 +235,7 @@ class Plan:
             )
         if options.features:
             _require_features(options.features, options, checkpoint)
-        recipe = replace(
-            find_recipe(checkpoint, options.image_processor),
-            fast=options.decode == "fast",
-            scale_deep_gray=options.deep_gray == "scale",
-        )
+        recipe = recipe_of(checkpoint, options)
 
         from deit_batch.model.classifier import choose_device, choose_dtype, choose_sizes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
-from deit_batch.errors import UsageError
+from deit_batch.errors import CheckpointAccessError, UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
 from deit_batch.output.formats import choose_format, names, suffixes
@@ -139,7 +140,9 @@ FIRST_SHOWN = 5
 @section("Limits of one image", *LIMITS)
 @section(
     "Run",
-    option("--dry-run", is_flag=True, help="Show what would be scored and with which options, and score nothing."),
+    option(
+        "--dry-run", is_flag=True, help="Show what would be scored, with which model and options. Nothing is scored."
+    ),
     option(
         "--metrics-file",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -261,7 +264,29 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     for name, value in sorted(given.items()):
         shown = "all" if name == "top_k" and value is None else redact(value) if isinstance(value, str) else value
         click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown)}")
+    for line in _describe_model(options):
+        click.echo(escape_controls(line))
     return DONE
+
+
+def _describe_model(options: Options) -> Iterator[str]:
+    """What is on this machine of it; nothing is fetched. Raises CheckpointError if a run would be refused."""
+    from deit_batch.plan import checkpoint_of, recipe_of
+
+    try:
+        checkpoint = checkpoint_of(options, fetch=False)
+        recipe = recipe_of(checkpoint, options, fetch=False)
+    except CheckpointAccessError:
+        yield f"model: {options.model}: not on this machine, or not all of it; a run fetches it from the Hub"
+        return
+    commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
+    height, width = checkpoint.geometry.image_size
+    yield (
+        f"model: {checkpoint.name}, in the form of {checkpoint.form}{commit}: {checkpoint.geometry.architecture}, "
+        f"{len(checkpoint.labels):,} labels, {height}x{width} pixels, {checkpoint.weights}"
+    )
+    yield f"runtime: {'ONNX Runtime' if checkpoint.exported_dtype or options.dtype == 'int8' else 'torch'}"
+    yield f"recipe: {json.dumps(recipe.as_dict())}"
 
 
 _LOCATION_NAMES = {

@@ -77,15 +77,21 @@ class Checkpoint:
 
 
 def find_checkpoint(
-    name: str, *, revision: str | None = None, allow_pickle: bool = False, id2label: str | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    id2label: str | None = None,
+    fetch: bool = True,
 ) -> Checkpoint:
     """The checkpoint called `name`: "demo", a folder (place.place_in), a file of pickled weights, or a name on the Hub
-    (fetched if not cached); its classes are called as `id2label` says, if that is given (labels.read_id2label).
+    (fetched if not cached, unless `fetch` is False); its classes are called as `id2label` says, if that is given
+    (labels.read_id2label).
 
     Raises CheckpointAccessError if it can't be had now, CheckpointError, saying what to do, if there is none or it must
     not be scored with, UsageError if the names are not of its classes.
     """
-    found, commit = _find_folder(name, revision, allow_pickle)
+    found, commit = _find_folder(name, revision, allow_pickle, fetch)
     _require_no_adapter(found, name)
     place = place_in(found) if found.is_dir() else Place(found, None, None)
     said = _read_object(place.config, f"{name} is no checkpoint") if place.config else {}
@@ -131,15 +137,16 @@ def shapes_of(checkpoint: Checkpoint, stored: Mapping[str, Shape]) -> Mapping[st
     return shapes_as_transformers(stored, checkpoint.geometry.tokens, checkpoint.name)
 
 
-def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
+def find_recipe(checkpoint: Checkpoint, image_processor: str | None, *, fetch: bool = True) -> Recipe:
     """The preprocessing: the checkpoint's own, or what `image_processor` names ("card", a folder, a JSON file, a Hub
-    id). Raises CheckpointError if there is none or its images do not fit the checkpoint."""
+    id, which is fetched as the checkpoint is). Raises CheckpointError if there is none or its images do not fit the
+    checkpoint."""
     if image_processor == "card":
         recipe = CARD_RECIPE
     elif image_processor is None and isinstance(checkpoint.recipe, Recipe):
         recipe = checkpoint.recipe
     else:
-        file = _recipe_file(checkpoint, image_processor)
+        file = _recipe_file(checkpoint, image_processor, fetch)
         recipe = recipe_from_config(_read_object(file, "no image processor"), checkpoint.geometry.parts.body)
     if recipe.size != checkpoint.geometry.image_size:
         height, width = checkpoint.geometry.image_size
@@ -159,7 +166,7 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None) -> Recipe:
 # --- where it is ----------------------------------------------------------------------------------------------------
 
 
-def _find_folder(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
+def _find_folder(name: str, revision: str | None, allow_pickle: bool, fetch: bool) -> tuple[Path, str | None]:
     if name == "demo" or os.path.isdir(name) or (name.endswith(_PICKLE_FILE) and os.path.isfile(name)):
         if revision:
             raise UsageError(f"--revision is for models on the Hub; {name} is here")
@@ -170,17 +177,17 @@ def _find_folder(name: str, revision: str | None, allow_pickle: bool) -> tuple[P
     patterns += ["model*.safetensors", "model.safetensors.index.json"]
     if allow_pickle:
         patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-    folder = _snapshot(name, revision, patterns)
+    folder = _snapshot(name, revision, patterns, fetch)
     return folder, folder.name
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder of one commit in the Hub's cache; its name is the commit."""
+def _snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) -> Path:
+    """The folder of one commit in the Hub's cache; its name is the commit. Without `fetch` the Hub is not asked."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    problem = why_not_the_hub(name, revision)
+    problem = why_not_the_hub(name, revision) if fetch else "it is not asked"
     disable_progress_bars()
     try:
         # By the revision as given, not by its commit: the cache remembers which commit a revision meant, for the
@@ -245,7 +252,7 @@ def _is_final(status: int) -> bool:
     return status < 500 and status not in (408, 429)
 
 
-def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
+def _recipe_file(checkpoint: Checkpoint, image_processor: str | None, fetch: bool) -> Path:
     if image_processor is None:
         path = checkpoint.recipe
         if not isinstance(path, Path) or not path.is_file():
@@ -261,7 +268,7 @@ def _recipe_file(checkpoint: Checkpoint, image_processor: str | None) -> Path:
         return path
     if path.suffix == ".json" or not _HUB_NAME.fullmatch(image_processor):
         raise CheckpointError(f"--image-processor {image_processor}: no such file or folder")
-    return _snapshot(image_processor, None, ["preprocessor_config.json"]) / "preprocessor_config.json"
+    return _snapshot(image_processor, None, ["preprocessor_config.json"], fetch) / "preprocessor_config.json"
 
 
 def _read_object(path: Path, if_missing: str) -> dict[str, Any]:

@@ -236,6 +236,39 @@ def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None
     assert done.stdout.startswith("1 inputs: 1 files\npassed over: 1 hidden\n  imgs/a.jpg\n")
 
 
+def test_dry_run_says_what_the_model_is_and_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
+    """Without torch, and without a question to the Hub."""
+    (tmp_path / "t.txt").write_text("a.jpg\n")
+    golden = Path(__file__).parent.parent / "model" / "golden" / "deit3"
+    command = ["score", "--input", "t.txt", "--dry-run", "--model"]
+
+    def said(*args: str | Path) -> list[str]:
+        done = deit_batch(*command, *args, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-3:]
+
+    model, runtime, recipe = said(checkpoint)
+    architecture = json.loads((checkpoint / "config.json").read_bytes())["architectures"][0]
+    assert model == (
+        f"model: {checkpoint}, in the form of transformers: {architecture}, 5 labels, 32x32 pixels, safetensors"
+    )
+    assert runtime == "runtime: torch"
+    assert json.loads(recipe.removeprefix("recipe: "))["rounding"] == "down"
+    model, runtime, recipe = said(golden, "--decode", "fast", "--dtype", "int8")
+    assert "deit3, in the form of timm: ViTForImageClassification, 5 labels" in model
+    assert runtime == "runtime: ONNX Runtime"
+    assert {("resize", 32), ("rounding", "half-even"), ("fast", True)} <= {
+        (name, value) for name, value in json.loads(recipe.removeprefix("recipe: ")).items() if name in SHOWN
+    }
+    *_, model = said("nobody/nothing")
+    assert model == "model: nobody/nothing: not on this machine, or not all of it; a run fetches it from the Hub"
+    wrong = deit_batch(*command, tmp_path, cwd=tmp_path)
+    assert (wrong.returncode, "is no checkpoint" in wrong.stderr) == (2, True)
+
+
+SHOWN = ("resize", "rounding", "fast")
+
+
 def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(tmp_path: Path) -> None:
     (tmp_path / "d.toml").write_text('keep = "id"\ntop-k = 9\n[score]\ninput = "t.csv"\ntop-k = 2\nbatch-size = 7\n')
     (tmp_path / "t.csv").write_text("image,id\na.jpg,1\n")
