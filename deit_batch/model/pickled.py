@@ -38,5 +38,8 @@ def _is_weight(value: object) -> bool:
 
 
 def shapes_in_pickle(path: Path) -> dict[str, Shape]:
-    """Raises CheckpointError."""
-    return {name: tuple(tensor.shape) for name, tensor in load_pickle(path, only_shapes=True).items()}
+    """Raises CheckpointError, also for weights that are said to be larger than the file, as no file proves them."""
+    tensors = load_pickle(path, only_shapes=True)
+    if sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path} can't be loaded: its weights are said to be larger than the file")
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -4,6 +4,7 @@ gigabytes and does not import beside the torch for CPUs."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import LABELS, MakeCheckpoint, deit_batch, read_jsonl, scored
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -185,6 +188,9 @@ def test_what_a_pickle_may_not_hold(tmp_path: Path) -> None:
         torch.save(wrong, path)
         with pytest.raises(CheckpointError, match=problem):
             find_checkpoint(str(path), allow_pickle=True)
+    torch.save({"head.weight": torch.zeros(1, 1).expand(10**9, 1)}, path)
+    with pytest.raises(CheckpointError, match="larger than the file"):
+        find_checkpoint(str(path), allow_pickle=True)
     torch.save({"head.weight": torch.zeros(10**7, 0)}, path)
     with pytest.raises(CheckpointError, match="other names or shapes"):
         find_checkpoint(str(path), allow_pickle=True)
@@ -251,6 +257,50 @@ def test_weights_without_a_place_are_refused(
     save_file({name: tensor.clone() for name, tensor in weights.items()}, deit3 / "model.safetensors")
     with pytest.raises(CheckpointError, match=problem):
         find_checkpoint(str(deit3))
+
+
+def test_names_that_a_wrapper_has_put_a_prefix_before(deit3: Path) -> None:
+    weights = load_file(deit3 / "model.safetensors")
+    plain = load_tensors(find_checkpoint(str(deit3)))
+    save_file({f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}, deit3 / "model.safetensors")
+    wrapped = load_tensors(find_checkpoint(str(deit3)))
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in wrapped.items())
+    pulled = save_checkpoint(find_checkpoint(str(deit3)), deit3.parent / "pulled")
+    assert load_file(pulled / "model.safetensors").keys() == plain.keys()
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda of: st.lists(of, max_size=5) | st.dictionaries(st.text(max_size=3), of, max_size=3),
+    max_leaves=6,
+)
+_KEYS = ["architecture", "global_pool", "model_args", "pretrained_cfg", "label_names", "label_descriptions"]
+_INNER = [
+    "input_size",
+    "fixed_input_size",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "mean",
+    "std",
+    "num_heads",
+    "img_size",
+]
+
+
+@given(st.dictionaries(st.sampled_from(_KEYS), _json), st.dictionaries(st.sampled_from(_INNER), _json))
+def test_any_config_is_followed_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, outer: dict[str, Any], inner: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any"
+    shutil.copytree(GOLDEN / "deit", folder, dirs_exist_ok=True)
+    config = json.loads((GOLDEN / "deit" / "config.json").read_bytes())
+    config["pretrained_cfg"] |= inner
+    config["model_args"] |= {name: value for name, value in inner.items() if name in ("num_heads", "img_size")}
+    (folder / "config.json").write_text(json.dumps({**config, **outer}))
+    with contextlib.suppress(CheckpointError):
+        found = find_checkpoint(str(folder))
+        assert find_recipe(found, None).size == found.geometry.image_size == (32, 32)
 
 
 def test_names_of_classes(deit3: Path) -> None:

@@ -74,6 +74,16 @@ def test_scores_are_those_of_the_batch_path(server: Process, vit: Path, all_kind
         assert answer == record.predictions, record.image
 
 
+def test_a_checkpoint_of_timm_is_served_with_the_names_that_it_is_given(folder: Path, tmp_path: Path) -> None:
+    golden = Path(__file__).parent.parent / "model" / "golden" / "deit-distilled"
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\ne\n")
+    (record,) = score(folder / "00.jpg", model=golden, id2label=names, workers=0)
+    with running(folder, golden, "--id2label", str(names)) as server:
+        assert server.score(b64((folder / "00.jpg").read_bytes())) == [record.predictions]
+    assert {prediction["label"] for prediction in record.predictions} == set("abcde")
+
+
 def test_many_clients_share_batches_and_each_gets_its_own(server: Process, vit: Path, folder: Path) -> None:
     expected = [record.predictions for record in score(folder, model=str(vit), workers=0)]
     before = [server.metric(f"deit_batch_batch_images_{what}") for what in ("sum", "count")]
