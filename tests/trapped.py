@@ -17,7 +17,7 @@ from deit_batch.serving import decoders
 CRASH, HANG, HALF = b"crash", b"hang", b"half"
 
 
-def decode(data: bytes, *more: Any) -> Any:
+def decode(data: bytes, *more: Any, **met: Any) -> Any:
     if data == CRASH:
         os.kill(os.getpid(), signal.SIGSEGV)
     if data == HANG:
@@ -25,7 +25,7 @@ def decode(data: bytes, *more: Any) -> Any:
     if data == HALF:
         Connection._send_bytes = die_half_way  # type: ignore[attr-defined]
         return None
-    return decoding.decode(data, *more)
+    return decoding.decode(data, *more, **met)
 
 
 def die_half_way(connection: Any, result: memoryview) -> None:
