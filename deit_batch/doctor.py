@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from deit_batch.errors import DeitBatchError, in_words
+from deit_batch.errors import DeitBatchError
 from deit_batch.io import Record
 from deit_batch.model.checkpoint import DEFAULT_MODEL, why_not_the_hub
 from deit_batch.system import machine
@@ -86,7 +86,7 @@ def _result_or_error(look: Callable[[], str]) -> str:
     try:
         return look()
     except Exception as error:
-        return f"can't be told: {in_words(error)}"
+        return f"can't be told: {type(error).__name__}: {error}"  # an issue report is read by programmers
 
 
 def _version(name: str) -> str:

@@ -33,7 +33,7 @@ def test_the_doctor_goes_on_where_torch_can_not_be_imported(tmp_path: Path) -> N
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.12: not found')")
     done = deit_batch("doctor", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     found = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert found["GPU"] == "can't be told: ImportError('libcudart.so.12: not found')"
+    assert found["GPU"] == "can't be told: ImportError: libcudart.so.12: not found"
     assert "cached models" in found
     assert done.returncode == 1
     assert done.stderr == "deit-batch: the demo image can't be scored: libcudart.so.12: not found\n"
