@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from deit_batch.system.atomic import write_atomically
 from deit_batch.system.lock import Lock
 from deit_batch.system.new_folder import new_folder
 
+LIMIT = 120
+"""Seconds, for what ends by itself unless it hangs."""
 SOURCE = """
 import sys
 from pathlib import Path
@@ -76,7 +79,7 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predictions")
     (folder / "cat.png").write_bytes(next(EXAMPLES.rglob("*.png")).read_bytes())
     for out, more in (("p.jsonl", []), ("0.jsonl", ["--shard", "0/2"]), ("1.jsonl", ["--shard", "1/2"])):
-        subprocess.run([COMMAND, "score", *SCORE, *more, "--out", out], cwd=folder, check=True)
+        subprocess.run([COMMAND, "score", *SCORE, *more, "--out", out], cwd=folder, check=True, timeout=LIMIT)
     return folder
 
 
@@ -101,7 +104,11 @@ def test_two_of_a_command_leave_one_whole_result(command: str, predictions: Path
         )
         for folder in ("real", "link")
     ]
-    said = [process.communicate()[1] for process in two]
+    try:
+        said = [process.communicate(timeout=LIMIT)[1] for process in two]
+    finally:
+        for process in two:
+            process.kill()
     statuses = [process.returncode for process in two]
     assert 0 in statuses, said
     assert {*statuses} <= {0, *REFUSED}, said
@@ -114,10 +121,13 @@ def test_two_of_a_command_leave_one_whole_result(command: str, predictions: Path
 def test_no_reader_sees_a_short_file_and_no_writer_fails(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", SOURCE, letter], cwd=tmp_path) for letter in "ab"]
     seen = set()
-    while any(writer.poll() is None for writer in writers):
+    end = time.monotonic() + LIMIT
+    while any(writer.poll() is None for writer in writers) and time.monotonic() < end:
         if (tmp_path / "result").exists():
             data = (tmp_path / "result").read_bytes()
             seen.add((len(data), len(set(data[::4096]))))
+    for writer in writers:
+        writer.kill()  # one that hangs has no status yet, and fails what follows
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen == {(3_000_000, 1)}
     assert os.listdir(tmp_path) == ["result"]
