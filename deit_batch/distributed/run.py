@@ -178,6 +178,7 @@ def _planned(options: Options, layout: Layout, format: str, part_size: int) -> J
         options,
         model=_absolute(options.model),
         image_processor=options.image_processor and _absolute(options.image_processor),
+        id2label=options.id2label and _absolute(options.id2label),
         device="cuda" if layout.on_gpus else "cpu",
         limits=replace(options.limits, root=options.limits.root and _absolute(options.limits.root)),
     )

@@ -56,7 +56,7 @@ _FOR_GOOD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOO
 class Checkpoint:
     """A checkpoint on disk that has passed every check that can be made before its weights are loaded. `folder` is
     where it was found, `files` hold the weights, in the names and shapes of `form`; `config` is what its `config_file`
-    says, in the form of `transformers`; `recipe` is its own one, or the file that says it, None if there is none;
+    says, in the form of `transformers`; `recipe` is what says its own one, a file or timm's config, or None;
     `commit` is the Hub's, None for a folder; `digest` is the SHA-256 of its config and weights; `exported_dtype` is
     what an ONNX one computes in, None for others."""
 
@@ -66,7 +66,7 @@ class Checkpoint:
     form: Form
     config_file: Path | None
     config: Mapping[str, Any]
-    recipe: Path | Recipe | None
+    recipe: Path | Mapping[str, Any] | None
     commit: str | None
     digest: str
     weights: WeightsFormat
@@ -100,7 +100,7 @@ def find_checkpoint(
         _require_content(files)
         weights = _FORMATS[files[0].suffix]
         shapes = _shapes(files, weights, name)
-        form: Form = "timm" if not said or is_timms(said) else "transformers"
+        form: Form = "timm" if place.config is None or is_timms(said) else "transformers"
         config = config_from_timm(said, shapes or {}, name) if form == "timm" else said
         architecture = architecture_from_config(config, name)
         labels = _labels(config, head_size(architecture, shapes or {}), id2label, name)
@@ -112,7 +112,7 @@ def find_checkpoint(
             form=form,
             config_file=place.config,
             config=config,
-            recipe=recipe_from_timm(said, geometry.image_size[0], name) if form == "timm" else place.recipe,
+            recipe=said if form == "timm" else place.recipe,
             commit=commit,
             digest=_digest([*([place.config] if place.config else []), *files]),
             weights=weights,
@@ -143,8 +143,8 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None, *, fetch: b
     checkpoint."""
     if image_processor == "card":
         recipe = CARD_RECIPE
-    elif image_processor is None and isinstance(checkpoint.recipe, Recipe):
-        recipe = checkpoint.recipe
+    elif image_processor is None and isinstance(checkpoint.recipe, Mapping):
+        recipe = recipe_from_timm(checkpoint.recipe, checkpoint.geometry.image_size[0], checkpoint.name)
     else:
         file = _recipe_file(checkpoint, image_processor, fetch)
         recipe = recipe_from_config(_read_object(file, "no image processor"), checkpoint.geometry.parts.body)

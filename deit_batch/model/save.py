@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 from deit_batch.errors import OutputError
-from deit_batch.model.checkpoint import Checkpoint
+from deit_batch.model.checkpoint import Checkpoint, find_recipe
 from deit_batch.model.labels import id2label_of
 from deit_batch.model.place import CONFIG, RECIPE
-from deit_batch.model.recipe import Recipe
 from deit_batch.system.new_folder import new_folder
 
 
@@ -39,11 +38,11 @@ def write_config(checkpoint: Checkpoint, folder: Path, **more: object) -> None:
 
 def write_recipe(checkpoint: Checkpoint, folder: Path) -> None:
     """Its preprocessor_config.json, if it has a recipe."""
-    recipe = checkpoint.recipe
-    if isinstance(recipe, Recipe):
-        (folder / RECIPE).write_text(json.dumps(recipe.as_config(), indent=2) + "\n", encoding="utf-8")
-    elif recipe and recipe.exists():
-        shutil.copyfile(recipe, folder / RECIPE)  # what a link of the cache leads to
+    if checkpoint.form == "timm":
+        config = find_recipe(checkpoint, None).as_config()
+        (folder / RECIPE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    elif isinstance(checkpoint.recipe, Path) and checkpoint.recipe.exists():
+        shutil.copyfile(checkpoint.recipe, folder / RECIPE)  # what a link of the cache leads to
 
 
 def _write_weights(checkpoint: Checkpoint, folder: Path) -> None:

@@ -233,6 +233,19 @@ def test_what_would_be_computed_otherwise_is_refused(
 ) -> None:
     change(deit3 / "config.json", mend)
     with pytest.raises(CheckpointError, match=problem):
+        find_recipe(find_checkpoint(str(deit3)), None)
+
+
+def test_another_recipe_takes_the_place_of_one_that_is_refused(deit3: Path) -> None:
+    change(deit3 / "config.json", lambda it: it["pretrained_cfg"].update(crop_mode="border"))
+    recipe = deit3 / "recipe.json"
+    recipe.write_text('{"size": 32, "do_center_crop": false}')
+    assert find_recipe(find_checkpoint(str(deit3)), str(recipe)).resize == (32, 32)
+
+
+def test_an_empty_config_is_no_form(deit3: Path) -> None:
+    (deit3 / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="model of no stated class"):
         find_checkpoint(str(deit3))
 
 
@@ -323,7 +336,7 @@ def test_an_older_config_has_one_level(deit3: Path) -> None:
     (deit3 / "config.json").write_text(json.dumps(flat))
     found = find_checkpoint(str(deit3))
     assert found.labels == list("abcde")
-    assert found.recipe == find_checkpoint(str(GOLDEN / "deit3")).recipe
+    assert find_recipe(found, None) == find_recipe(find_checkpoint(str(GOLDEN / "deit3")), None)
 
 
 @pytest.mark.parametrize(
