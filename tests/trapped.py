@@ -33,7 +33,7 @@ def die_half_way(connection: Any, result: memoryview) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-decoders.decode = decode  # type: ignore[assignment, attr-defined]
+decoders.decode = decode  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     from deit_batch.cli import main
