@@ -14,7 +14,8 @@ from pathlib import Path
 
 from deit_batch.errors import DeitBatchError
 from deit_batch.io import Record
-from deit_batch.model.checkpoint import DEFAULT_MODEL, why_not_the_hub
+from deit_batch.model.checkpoint import DEFAULT_MODEL
+from deit_batch.model.hub import why_not_the_hub
 from deit_batch.system import machine
 
 LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")

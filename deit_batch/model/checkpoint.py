@@ -10,8 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import re
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import safetensors
 from deit_batch.errors import CheckpointAccessError, CheckpointError, UsageError, in_words
 from deit_batch.model.architecture import Geometry, Shape, check_tensors, geometry_from_config, without_wrappers
 from deit_batch.model.config import architecture_from_config, dtype_from_config, head_size, is_multi_label
+from deit_batch.model.hub import HUB_NAME, snapshot
 from deit_batch.model.labels import labels_from_config, read_id2label
 from deit_batch.model.place import Place, place_in
 from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
@@ -44,9 +43,6 @@ Form: TypeAlias = Literal["transformers", "timm"]
 _PICKLE_FILE = ".pth"
 """Of weights alone, as DeiT's authors publish them."""
 
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would wait for a minute
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FOR_GOOD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 """What the system says of a file that another try will not find readable either."""
@@ -171,85 +167,14 @@ def _find_folder(name: str, revision: str | None, allow_pickle: bool, fetch: boo
         if revision:
             raise UsageError(f"--revision is for models on the Hub; {name} is here")
         return (DEMO_FOLDER if name == "demo" else Path(name)), None
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise CheckpointError(f"no folder {name}, and no model on the Hub can have that name")
     patterns = ["config.json", "adapter_config.json", "preprocessor_config.json"]
     patterns += ["model*.safetensors", "model.safetensors.index.json"]
     if allow_pickle:
         patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-    folder = _snapshot(name, revision, patterns, fetch)
+    folder = snapshot(name, revision, patterns, fetch)
     return folder, folder.name
-
-
-def _snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) -> Path:
-    """The folder of one commit in the Hub's cache; its name is the commit. Without `fetch` the Hub is not asked."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    problem = why_not_the_hub(name, revision) if fetch else "it is not asked"
-    disable_progress_bars()
-    try:
-        # By the revision as given, not by its commit: the cache remembers which commit a revision meant, for the
-        # day when the Hub is out of reach.
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=patterns, local_files_only=problem is not None
-        )
-        return Path(folder)
-    except LocalEntryNotFoundError:
-        raise CheckpointAccessError(
-            f"{name} is not on this machine and the Hub can't be reached ({problem}); where there is a network, fetch "
-            f"it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model DIR (or the cache, HF_HOME);"
-            " to try the tool without any download use --model demo"
-        ) from None
-    except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
-        raise CheckpointAccessError(f"{name} can't be fetched from the Hub: {error}") from error
-
-
-def why_not_the_hub(name: str, revision: str | None) -> str | None:
-    """Why the Hub can't be asked for the model, or None if it answers. Raises CheckpointError if it answers no.
-
-    Asked in a thread, because looking up a host's name has no time limit of its own."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if revision and _COMMIT.fullmatch(revision):
-        from huggingface_hub import try_to_load_from_cache
-
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return "not asked: the commit is cached"
-    answer: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-            answer.append(None)
-        except Exception as error:  # handed to the caller, in its own thread
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(1.5 * _HUB_TIMEOUT)
-    match answer:
-        case [None]:
-            return None
-        case [RevisionNotFoundError()]:
-            raise CheckpointError(f"{name} has no revision {revision} on the Hub")
-        case [RepositoryNotFoundError()]:
-            raise CheckpointError(
-                f"there is no folder {name} here and no such model on the Hub, or it is private (then set HF_TOKEN)"
-            )
-        case [HfHubHTTPError() as error] if _is_final(error.response.status_code):
-            raise CheckpointError(f"the Hub refuses {name}: {error}")
-        case [Exception() as error]:
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
-        case _:
-            return f"no answer within {1.5 * _HUB_TIMEOUT:g} s"
-
-
-def _is_final(status: int) -> bool:
-    """Whether another try would have the same answer of the Hub: not if it was too slow or had too many requests."""
-    return status < 500 and status not in (408, 429)
 
 
 def _recipe_file(checkpoint: Checkpoint, image_processor: str | None, fetch: bool) -> Path:
@@ -266,9 +191,9 @@ def _recipe_file(checkpoint: Checkpoint, image_processor: str | None, fetch: boo
         return path / "preprocessor_config.json"
     if path.is_file():
         return path
-    if path.suffix == ".json" or not _HUB_NAME.fullmatch(image_processor):
+    if path.suffix == ".json" or not HUB_NAME.fullmatch(image_processor):
         raise CheckpointError(f"--image-processor {image_processor}: no such file or folder")
-    return _snapshot(image_processor, None, ["preprocessor_config.json"], fetch) / "preprocessor_config.json"
+    return snapshot(image_processor, None, ["preprocessor_config.json"], fetch) / "preprocessor_config.json"
 
 
 def _read_object(path: Path, if_missing: str) -> dict[str, Any]:
