@@ -174,6 +174,8 @@ def _find_folder(name: str, revision: str | None, allow_pickle: bool, fetch: boo
     if allow_pickle:
         patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
     folder = snapshot(name, revision, patterns, fetch)
+    if not fetch and not any(path.suffix in _FORMATS for path in folder.iterdir()):
+        raise CheckpointAccessError(f"the weights of {name} are not on this machine")
     return folder, folder.name
 
 

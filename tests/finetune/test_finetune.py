@@ -171,6 +171,8 @@ def test_an_mlflow_model_predicts_the_same(colours: Path, start: Path, tmp_path:
         assert [one["label"] for one in found] == [one["label"] for one in record.predictions]
         scores = [one["score"] for one in record.predictions]
         assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-5)
+    of_mlflow, of_folder = (list(score(str(colours), model=folder, workers=0)) for folder in (out / "mlflow", out))
+    assert [record.predictions for record in of_mlflow] == [record.predictions for record in of_folder]
 
 
 def test_a_larger_image_size(colours: Path, start: Path, tmp_path: Path) -> None:

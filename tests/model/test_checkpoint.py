@@ -52,6 +52,19 @@ def test_a_cached_model_needs_no_network_and_its_commit_is_recorded(
     assert read_json(tmp_path / "p.jsonl.run.json")["settings"]["commit"] == COMMIT
 
 
+def test_a_dry_run_fetches_nothing_and_says_what_is_not_here(cache: Path, tmp_path: Path) -> None:
+    def said() -> str:
+        env = {**os.environ, "HF_HOME": str(cache), "HF_ENDPOINT": "http://127.0.0.1:1"}
+        done = deit_batch("score", "--input", EXAMPLES, "--model", NAME, "--dry-run", cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert f"model: {NAME}, in the form of transformers, commit {COMMIT}: ViTForImageClassification" in said()
+    (weights,) = cache.rglob("*.safetensors")
+    weights.unlink()  # as when only its image processor was used
+    assert f"model: {NAME}: not on this machine, or not all of it" in said()
+
+
 def run_without_cache(tmp_path: Path, endpoint: str, status: int = 1) -> tuple[float, str]:
     start = time.monotonic()
     done = deit_batch(
