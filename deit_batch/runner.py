@@ -29,7 +29,7 @@ from deit_batch.io import (
     counts,
 )
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
-from deit_batch.output.file import Output, open_output
+from deit_batch.output.file import Output, open_output, written_for
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import PredictionCache
 from deit_batch.output.resume import Mode
@@ -38,7 +38,7 @@ from deit_batch.output.staging import staged
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
 from deit_batch.system import machine
-from deit_batch.system.atomic import is_same_file, standing
+from deit_batch.system.atomic import is_same_file, require_not_read, standing
 from deit_batch.system.progress import Progress, Stopwatch
 from deit_batch.system.signals import stop_on_signals
 
@@ -326,8 +326,8 @@ def run(
     beside = ["known" if incremental else "stamps", *(["rows.jsonl"] if chosen.has_rows else [])]
     with staged(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        if any(is_same_file(out, path) for input in options.inputs for path in paths_of(input)):
-            raise UsageError(f"--out {out} is the input")
+        inputs = (path for input in options.inputs for path in paths_of(input))
+        require_not_read("--out", out, written_for(out), inputs)
         source = source or options.open_source(stdin)
         source = replace(source, references=_apart_from(out, source.references))
         plan = Plan.of(options)

@@ -15,7 +15,7 @@ import click
 
 from deit_batch.commands._exit import exit_on_error
 from deit_batch.errors import UsageError
-from deit_batch.system.atomic import is_same_file
+from deit_batch.system.atomic import require_not_read
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -66,22 +66,30 @@ def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
 
 OUTPUTS = ("out", "junit", "metrics_file")
 """What names a file or folder to write, in every command."""
+Written: TypeAlias = Callable[[str, Mapping[str, Any]], Sequence[str]]
+"""All that a command writes, from its --out and its parameters."""
 
 
-def _require_other_files(params: Mapping[str, Any]) -> None:
+def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
+    from deit_batch.output.file import written_for
+
+    return written_for(out)
+
+
+def _require_other_files(params: Mapping[str, Any], written_for: Written) -> None:
     """Raises UsageError if a command would write over what it reads, under whatever name, or two results over each
     other."""
-    written: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    inputs = [path for name, value in params.items() if name not in OUTPUTS for path in _paths_in(value)]
     for name in OUTPUTS:
         for out in _paths_in(params.get(name)):
             option = f"--{name.replace('_', '-')}"
-            real = os.path.realpath(out)
-            if real in written and not _is_device(real):
-                raise UsageError(f"{option} {out} is what {written[real]} writes, too")
-            written[real] = option
-            inputs = (path for other, value in params.items() if other not in OUTPUTS for path in _paths_in(value))
-            if os.path.exists(out) and any(is_same_file(out, path) for path in inputs):
-                raise UsageError(f"{option} {out} is the input")
+            written = written_for(out, params) if name == "out" else [out]
+            for real in {os.path.realpath(path) for path in written}:
+                if real in taken and not _is_device(real):
+                    raise UsageError(f"{option} {out} is what {taken[real]} writes, too")
+                taken[real] = option
+            require_not_read(option, out, written, inputs)
 
 
 def _paths_in(value: Any) -> list[str]:
@@ -98,12 +106,20 @@ class ExampleCommand(click.Command):
     option, and for none that there is, is wrong usage. Messages go where --quiet, --verbose and --log-format say, and
     an error ends the program with its line and exit status: a command's function knows of neither."""
 
-    def __init__(self, *args: Any, example: str, defaults: Sequence[type] = (), **more: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        example: str,
+        defaults: Sequence[type] = (),
+        written_for: Written = _written_for,
+        **more: Any,
+    ) -> None:
         """`defaults`: dataclasses; an option that is called like a field of one has its default."""
         # Here, too, and not of the group alone: whoever makes a command's context first would settle it for all.
         more["context_settings"] = {"help_option_names": ["-h", "--help"]}
         super().__init__(*args, **more)
         self._example = example
+        self._written_for = written_for
         values = {field.name: field.default for kind in defaults for field in fields(kind)}
         for param in self.params:
             value = values.get(str(param.name))
@@ -157,7 +173,7 @@ class ExampleCommand(click.Command):
         how = {name: ctx.params.pop(name) for name in ("quiet", "verbose", "log_format") if name in ctx.params}
         set_up_logging(**{"quiet": False, "verbose": False, **how})
         with exit_on_error():
-            _require_other_files(ctx.params)
+            _require_other_files(ctx.params, self._written_for)
             return super().invoke(ctx)
 
     def _require_once(self, ctx: click.Context, args: list[str]) -> None:

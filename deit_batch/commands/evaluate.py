@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import SHARE, Threshold, TopK
-from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, NAMES
+from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, METRICS, NAMES, PLOTS, PREDICTIONS, REPORT
 from deit_batch.limits import Limits
 from deit_batch.output.formats import readable_suffixes
 from deit_batch.output.threshold import ErrorThreshold
@@ -60,10 +62,19 @@ class Gate(click.ParamType[tuple[str, float]]):
         return metric, number
 
 
+def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
+    """Files in the folder, of which only these are replaced."""
+    from deit_batch.output.file import written_for
+
+    files = [os.path.join(out, name) for name in (METRICS, REPORT, *PLOTS)]
+    return files if params["predictions"] else [*files, *written_for(os.path.join(out, PREDICTIONS))]
+
+
 @click.command(
     cls=ExampleCommand,
     example="deit-batch evaluate --input val/ --model ./fridge-deit --out evaluation --fail-under accuracy=0.9",
     defaults=(Options, Limits),
+    written_for=_written_for,
 )
 @section(
     "Input",

@@ -17,10 +17,10 @@ from deit_batch.evaluation.judged import Judged, judge, known_classes, summarise
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
-from deit_batch.evaluation.names import CARD_NAMES
+from deit_batch.evaluation.names import CARD_NAMES, METRICS, PLOTS, PREDICTIONS, REPORT
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
-from deit_batch.evaluation.plots import PLOTS, draw
+from deit_batch.evaluation.plots import draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.output.read import read_records
@@ -145,7 +145,7 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
 
 def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Material:
     """Scores the images, as `score` does, into predictions.jsonl, which keeps the labels."""
-    options, path = request.options, request.out / "predictions.jsonl"
+    options, path = request.options, request.out / PREDICTIONS
     checkpoint = checkpoint_of(options)
     classes = list(dict.fromkeys(checkpoint.labels))
     if options.input != "-":  # which can be read but once
@@ -279,7 +279,7 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
 def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
     """The document last: where it is, the rest is of the same evaluation; another process waits until that is so."""
     try:
-        lock = Lock(out / "metrics.json.lock", str(out), wait=True)
+        lock = Lock(out / f"{METRICS}.lock", str(out), wait=True)
     except OSError as error:
         raise OutputError(f"{out}: can't be written: {error.strerror}") from error
     try:
@@ -288,9 +288,9 @@ def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]
                 (out / name).unlink(missing_ok=True)  # of an evaluation before this one
         for name, data in pictures.items():
             write_atomically(out / name, data)
-        write_atomically(out / "report.md", as_markdown(document, pictures).encode())
+        write_atomically(out / REPORT, as_markdown(document, pictures).encode())
         lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items()]
-        write_atomically(out / "metrics.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        write_atomically(out / METRICS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     except OSError as error:
         raise OutputError(f"{out}: can't be written: {error.strerror}") from error
     finally:

@@ -1,7 +1,7 @@
-"""What metrics are called.
+"""What metrics, and the files of an evaluation, are called.
 
-Names are those of scikit-learn's scorers (`sklearn.metrics.get_scorer_names()`), with `_micro`, `_macro`, `_weighted`
-or `_binary` for how classes are averaged, and without the `neg_` of `neg_log_loss`.
+Names of metrics are those of scikit-learn's scorers (`sklearn.metrics.get_scorer_names()`), with `_micro`, `_macro`,
+`_weighted` or `_binary` for how classes are averaged, and without the `neg_` of `neg_log_loss`.
 """
 
 AVERAGES = ("micro", "macro", "weighted")
@@ -24,3 +24,6 @@ HIGHER_IS_BETTER = frozenset(
 ) | frozenset(CARD_NAMES.values())
 NAMES = LOWER_IS_BETTER | HIGHER_IS_BETTER
 """Every metric that there can be."""
+
+METRICS, REPORT, PREDICTIONS = "metrics.json", "report.md", "predictions.jsonl"
+PLOTS = ("confusion_matrix.png", "reliability.png", "precision_recall.png", "mistakes.png")

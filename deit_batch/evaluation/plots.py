@@ -14,8 +14,7 @@ from sklearn.metrics import precision_recall_curve
 from deit_batch.evaluation.judged import Bools, Judged, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import Metrics, confusion
 from deit_batch.evaluation.mistakes import Mistake
-
-PLOTS = ("confusion_matrix.png", "reliability.png", "precision_recall.png", "mistakes.png")
+from deit_batch.evaluation.names import PLOTS
 
 MOST_CLASSES = 25
 MOST_CURVES = 6

@@ -45,6 +45,7 @@ from deit_batch.output.resume import (
     require_same_input,
 )
 from deit_batch.output.run_report import read_report
+from deit_batch.system import object_store
 from deit_batch.system.atomic import (
     behind_links,
     digest_of,
@@ -60,6 +61,9 @@ from deit_batch.system.lock import Lock
 logger = logging.getLogger("deit_batch")
 
 Batch = list[Reference]
+
+ENDINGS = (".partial", ".partial.stamps", ".lock", ".run.json", ".stamps", ".known", ".rows.jsonl")
+"""Of the files and folders that a run may write beside its result."""
 
 
 class Output(Protocol):
@@ -110,6 +114,12 @@ def open_output(
         except DeitBatchError:
             lock.release()
             raise
+
+
+def written_for(out: str) -> list[str]:
+    """All that a run may write: the result, which may be a folder, and what goes with it."""
+    place = out if object_store.is_stored(out) else str(behind_links(out))
+    return [out, *(f"{place}{ending}" for ending in ENDINGS)]
 
 
 class _Stream:

@@ -10,11 +10,12 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deit_batch.errors import OutputError, UsageError
+from deit_batch.system import object_store
 
 logger = logging.getLogger("deit_batch")
 
@@ -49,6 +50,25 @@ def is_same_file(one: str, other: str) -> bool:
         return one == other or os.path.samefile(one, other)
     except (OSError, ValueError):  # one of them is not there, or no path at all: base64 is long
         return False
+
+
+def require_not_read(option: str, out: str, written: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raises UsageError if one of the inputs is one of the files and folders `written` for the option, or lies in
+    one."""
+    inputs = list(inputs)
+    for path in written:
+        for read in inputs:
+            if _is_written_over(read, path):
+                raise UsageError(f"{option} {out} would take the place of the input {read}")
+
+
+def _is_written_over(read: str, written: str) -> bool:
+    if object_store.is_stored(written):
+        return read == written
+    if not os.path.exists(written) or read == "-":
+        return False
+    is_in_it = os.path.exists(read) and os.path.realpath(read).startswith(os.path.realpath(written) + os.sep)
+    return is_in_it or is_same_file(read, written)
 
 
 def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:

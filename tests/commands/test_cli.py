@@ -325,7 +325,7 @@ def test_an_output_that_would_be_the_input_or_has_no_folder_is_wrong_usage(tmp_p
     for out in ("t.jsonl", "link.jsonl", "none/p.jsonl"):
         done = deit_batch("score", "--input", "t.jsonl", "--model", "demo", "--out", out, "--fresh", cwd=tmp_path)
         assert done.returncode == 2, done.stderr
-        assert ("is the input" in done.stderr) or ("there is no folder none" in done.stderr)
+        assert ("would take the place of the input" in done.stderr) or ("there is no folder none" in done.stderr)
     assert (tmp_path / "t.jsonl").read_text() == f'"{EXAMPLES}/bag/00018.png"\n'
     (tmp_path / "current.jsonl").symlink_to("real.jsonl")
     command = ["score", "--input", "t.jsonl", "--model", "demo", "--out", "current.jsonl"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -48,8 +49,31 @@ def test_no_command_writes_over_its_input(alias: str, tmp_path: Path) -> None:
     ):
         done = deit_batch(*arguments, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
-        assert "is the input" in done.stderr
+        assert "would take the place of the input" in done.stderr
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_no_command_replaces_an_input_beside_or_in_its_output(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES, tmp_path / "m" / "data")
+    (tmp_path / "m" / "training.json").write_text("{}")  # as of a training, which --fresh replaces
+    (tmp_path / "f.npy.rows.jsonl").write_text('{"image": "m/data/bag/00018.png"}\n')
+    evaluate = ["evaluate", "--input", "m/data", "--out", "ev"]
+    demo = ["--model", "demo"]
+    done = deit_batch(*evaluate, *demo, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for arguments, read in (
+        (["embed", *demo, "--input", "f.npy.rows.jsonl", "--out", "f.npy"], "f.npy.rows.jsonl"),
+        (["finetune", *demo, "--input", "m/data", "--out", "m", "--fresh"], "m/data"),
+        ([*evaluate, "--predictions", "ev/predictions.jsonl", "--baseline", "ev/metrics.json"], "ev/metrics.json"),
+        (["evaluate", *demo, "--input", "ev/predictions.jsonl", "--out", "ev", "--fresh"], "ev/predictions.jsonl"),
+    ):
+        done = deit_batch(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert f"would take the place of the input {read}" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    done = deit_batch(*evaluate, "--predictions", "ev/predictions.jsonl", cwd=tmp_path)  # is read, and not written
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_results_do_not_write_over_each_other(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, 
 from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
 from deit_batch.evaluation.mistakes import Mistake
-from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES
+from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, PLOTS
 from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
-from deit_batch.evaluation.plots import PLOTS, draw
+from deit_batch.evaluation.plots import draw
 from deit_batch.input.labels import open_labelled
 from deit_batch.names import alike
 
