@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias, TypedDict
 
 from deit_batch.errors import UsageError
 from deit_batch.input.open import Shard, open_source
-from deit_batch.io import FeatureName, Reference, Source
+from deit_batch.io import FeatureName, Reference, Source, pretty
 from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
 from deit_batch.model.architecture import FEATURES
 from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
@@ -316,13 +317,16 @@ class Plan:
 
     def prediction_settings(self, options: Options) -> dict[str, object]:
         """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
-        about_input = ("input", "column", "keep", "recursive", "limit", "shard")
-        limits = options.limits
-        return {
-            **{name: value for name, value in self.settings(options).items() if name not in about_input},
-            "limits": [limits.image_bytes, limits.image_pixels, limits.root],
-            "versions": self.versions(),
-        }
+        return _about_predictions(self.settings(options), asdict(options.limits), self.versions())
+
+    def would_repeat(self, report: Mapping[str, Any], options: Options) -> bool:
+        """Whether it would give the predictions of the run that left this report, image by image."""
+        settings, versions = report.get("settings"), report.get("versions")
+        limits = (report.get("options") or {}).get("limits")
+        if not (isinstance(settings, dict) and isinstance(limits, dict) and isinstance(versions, dict)):
+            return False
+        theirs = _about_predictions({name: settings.get(name) for name in self.settings(options)}, limits, versions)
+        return bool(theirs == json.loads(pretty(self.prediction_settings(options))))
 
     def versions(self) -> dict[str, str]:
         """Of all that scores depend on."""
@@ -330,6 +334,17 @@ class Plan:
         heif = ["pi-heif"] if is_installed("pi_heif") else []
         libraries = {name: version(name) for name in ("deit-batch", "pillow", *heif, runtime)}
         return {"python": platform.python_version(), **libraries}
+
+
+def _about_predictions(
+    settings: Mapping[str, object], limits: Mapping[str, object], versions: Mapping[str, str]
+) -> dict[str, object]:
+    about_input = ("input", "column", "keep", "recursive", "limit", "shard")
+    return {
+        **{name: value for name, value in settings.items() if name not in about_input},
+        "limits": [limits.get(name) for name in ("image_bytes", "image_pixels", "root")],
+        "versions": versions,
+    }
 
 
 def _results(options: Options) -> dict[str, object]:

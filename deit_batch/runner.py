@@ -337,6 +337,8 @@ def run(
             closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
         cache = stack.enter_context(closing(_prediction_cache(path, plan, options, mode))) if incremental else None
+        if cache:
+            _adopt_finished_result(cache, output, plan, options, out)
         references = cache.recall(source.references) if cache else output.recall(source.references)
 
         read: Counter[str] = Counter()
@@ -392,6 +394,18 @@ def _prediction_cache(out: str, plan: Plan, options: Options, mode: Mode) -> Pre
     return PredictionCache(
         Path(os.path.realpath(out) + ".known"), plan.prediction_settings(options), fresh=mode == "fresh"
     )
+
+
+def _adopt_finished_result(cache: PredictionCache, output: Output, plan: Plan, options: Options, out: str) -> None:
+    """What an earlier run without --incremental has found need not be found again."""
+    report = output.plain_report()
+    if not (cache.is_new and report):
+        return
+    if plan.would_repeat(report, options):
+        adopted = cache.adopt(output.records_with_stamps())
+        logger.info("%s images of %s need no scoring, unless they have changed", f"{adopted:,}", out)
+    else:
+        logger.info("%s was made with other settings or versions: everything is scored again", out)
 
 
 def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:

@@ -29,6 +29,7 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.architecture import FEATURES
+from deit_batch.output.failures import describe_failures
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 
@@ -91,4 +92,7 @@ def embed(
         error_threshold=error_threshold,
         quiet=is_quiet(),
     )
-    finish(f"{outcome.summary('embedded')}: {out}", too_many_failed=outcome.has_failures_beyond(error_threshold))
+    failed = describe_failures(str(out)) if outcome.tally.failed else ""
+    finish(
+        f"{outcome.summary('embedded')}: {out}{failed}", too_many_failed=outcome.has_failures_beyond(error_threshold)
+    )

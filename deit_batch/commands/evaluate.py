@@ -196,5 +196,12 @@ def evaluate(
         below = [gate.message for gate in evaluation.gates if gate.verdict == "failure"]
         for message in below:
             logger.error("--fail-under: %s", message)
+        if fail_under and not below and not fine:
+            logger.error(
+                "--fail-under is passed; the status is %s for the %s images without a prediction or a known label, "
+                "which --error-threshold may allow",
+                SOME_FAILED,
+                f"{evaluation.unjudged:,}",
+            )
         cases += [*evaluation.gates, Case("images", "passed" if fine else "failure", evaluation.summary())]
         sys.exit(BELOW if below else DONE if fine else SOME_FAILED)

@@ -10,6 +10,7 @@ from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import finish
 from deit_batch.commands._options import ERROR_THRESHOLD, FRESH, LOG_FORMAT, QUIET, VERBOSE
 from deit_batch.commands._types import PLACE
+from deit_batch.output.failures import describe_failures
 from deit_batch.output.formats import names
 from deit_batch.output.threshold import ErrorThreshold
 
@@ -58,4 +59,5 @@ def merge(
 
     tally = merge.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
     outcome = RunResult(tally, {}, Counter())
-    finish(f"{outcome.summary('scored')}: {out}", too_many_failed=outcome.has_failures_beyond(error_threshold))
+    failed = describe_failures(str(out)) if outcome.tally.failed else ""
+    finish(f"{outcome.summary('scored')}: {out}{failed}", too_many_failed=outcome.has_failures_beyond(error_threshold))

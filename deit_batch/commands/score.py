@@ -36,6 +36,7 @@ from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
 from deit_batch.errors import CheckpointAccessError, UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
+from deit_batch.output.failures import describe_failures
 from deit_batch.output.formats import choose_format, names, suffixes
 from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
@@ -196,7 +197,11 @@ def score(
         else:
             outcome = _run_here(Options(**chosen), mode, cluster, **where)
         where_to = "" if out == "-" else f": {out}"
-        finish(f"{outcome.summary('scored')}{where_to}", too_many_failed=outcome.has_failures_beyond(error_threshold))
+        failed = describe_failures(_given(out)) if outcome.tally.failed else ""
+        finish(
+            f"{outcome.summary('scored')}{where_to}{failed}",
+            too_many_failed=outcome.has_failures_beyond(error_threshold),
+        )
 
 
 def _given(out: str | None) -> str:

@@ -33,6 +33,7 @@ from deit_batch.input import stamps
 from deit_batch.io import EarlierResult, Record, Reference, Tally, pretty
 from deit_batch.output import formats
 from deit_batch.output.formats import Columns, Format
+from deit_batch.output.read import read_records
 from deit_batch.output.resume import (
     Changed,
     ExistingOutput,
@@ -72,6 +73,12 @@ class Output(Protocol):
     @property
     def complete(self) -> bool:
         """Whether an earlier run has finished all this already."""
+
+    def plain_report(self) -> Mapping[str, Any]:
+        """The report of the finished run without --incremental whose result stands; empty if there is none."""
+
+    def records_with_stamps(self) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+        """Of the result that stands: each record, and what its image's file was when it was read."""
 
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
         """The references, with what the run whose failures are tried again has found in the others."""
@@ -132,6 +139,12 @@ class _Stream:
         self._stream = stream
         self._format = format
 
+    def plain_report(self) -> Mapping[str, Any]:
+        return {}
+
+    def records_with_stamps(self) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+        return iter(())
+
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
         return references
 
@@ -150,6 +163,8 @@ class _Stream:
         except OSError as error:
             # What is left in Python's buffer would fail once more, at the very end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise  # whoever reads, such as head, has enough: no fault, and no line
             raise OutputError(f"stdout: can't be written: {error.strerror}") from error
 
     def finish(self, report: Mapping[str, object]) -> None:
@@ -305,6 +320,14 @@ class _File:
 
     # --- what is known already ----------------------------------------------------------------------------------------
 
+    def plain_report(self) -> Mapping[str, Any]:
+        report = self._earlier
+        is_plain = report.get("status") == "finished" and not (report.get("settings") or {}).get("incremental")
+        return report if is_plain and self._action.checks_result else {}
+
+    def records_with_stamps(self) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+        return zip(read_records(self._files.result), self._stamps_of_result(), strict=False)
+
     def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
         return self._with_earlier_results(references) if self._action.retries else references
 
@@ -321,7 +344,11 @@ class _File:
                 yield replace(reference, earlier=EarlierResult(record["predictions"], stamp=stamp) if stands else None)
             if results.readline():
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
-        changed.warn("--fresh or --incremental makes new ones")
+        changed.warn(f"{self._remedies} makes new ones")
+
+    @property
+    def _remedies(self) -> str:
+        return "--fresh" if self._columns.features else "--fresh or --incremental"
 
     def _stamps_of_result(self) -> Iterator[bytes]:
         """Of each record of the result that stands."""
@@ -354,9 +381,9 @@ class _File:
         if self._digest.hexdigest() != self._earlier.get("references_sha256"):
             raise UsageError(
                 f"{self._name} is finished, but its input has changed since; give another --out, or replace it with "
-                "--fresh"
+                f"{self._remedies}"
             )
-        changed.warn("--fresh or --incremental makes new ones")
+        changed.warn(f"{self._remedies} makes new ones")
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 

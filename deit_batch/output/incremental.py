@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from deit_batch.errors import OutputError
 from deit_batch.input.identity import identity_of
+from deit_batch.input.stamps import NONE, UNKNOWN, stamp_of
 from deit_batch.io import EarlierResult, Record, Reference, name_fields, stamp
 
 logger = logging.getLogger("deit_batch")
@@ -74,6 +76,7 @@ class PredictionCache:
         self._database = sqlite3.connect(self._path)
         self._database.executescript(_COMMITS + _SCHEMA)
         row = self._database.execute("SELECT settings FROM about").fetchone()
+        self.is_new = row is None
         if row != (settings,):
             if row:
                 logger.info("%s: everything is scored again", _differing(row[0], settings))
@@ -93,6 +96,20 @@ class PredictionCache:
                 "scored again), and run the same command again"
             ) from error
 
+    def adopt(self, records: Iterable[tuple[Mapping[str, Any], bytes]]) -> int:
+        """Takes up what a run without --incremental has found: its records, each with its stamp (input/stamps.py).
+        Returns how many can vouch for their image: failures can't, nor what has neither a file nor inline data."""
+        adopted = 0
+        with self._using():
+            for record, noted in records:
+                inline = record.get("image_sha256")
+                if "error" in record or not (inline or noted not in (NONE, UNKNOWN)):
+                    continue
+                row = (identity_of(record), inline or _noted_text(noted), "", json.dumps(record["predictions"]), 0)
+                adopted += self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row).rowcount
+            self._database.commit()
+        return adopted
+
     def recall(self, references: Iterable[Reference]) -> Iterator[Reference]:
         """The references, with what is known of each. Inline data are known by their digest; a file whose stamp is the
         same is not read again; anything else is read and compared."""
@@ -104,7 +121,7 @@ class PredictionCache:
             row = self._database.execute(
                 "SELECT stamp, sha256, predictions FROM known WHERE image = ?", (_key(reference),)
             ).fetchone()
-        if row and stamp_text is not None and stamp_text == row[0]:
+        if row and row[0] is not None and row[0] in (stamp_text, _noted_text(stamp_of(reference.location))):
             return EarlierResult(json.loads(row[2]))
         self._stamps[reference.index] = stamp_text
         return EarlierResult(json.loads(row[2]), row[1]) if row else None
@@ -151,6 +168,10 @@ def _differing(before: str, now: str) -> str:
     old, new = json.loads(before), json.loads(now)
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not as before"
+
+
+def _noted_text(noted: bytes) -> str:
+    return f"noted {noted.hex()}"
 
 
 def _key(reference: Reference) -> str | None:

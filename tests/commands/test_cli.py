@@ -422,3 +422,47 @@ def test_help_imports_nothing_heavy() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv", "p.parquet"])
+def test_the_last_line_names_the_first_that_failed_and_how_to_list_all(photos: Path, tmp_path: Path, out: str) -> None:
+    for number in (7, 13, 21):
+        (photos / f"{number:02}.jpg").write_bytes(b"broken")
+    words: list[str | Path] = ["score", "--model", "demo", "--input", photos, "--out", out, "--quiet"]
+    done = deit_batch(*words, cwd=tmp_path)
+    assert done.returncode == 3
+    line = done.stderr.splitlines()[-1]
+    assert f"{photos}/07.jpg (DecodeError: not an image" in line
+    assert f"{photos}/13.jpg (DecodeError: " in line
+    assert "21.jpg" not in line
+    command = line.partition("all of them: ")[2]
+    if out == "p.jsonl":
+        listed = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        assert [json.loads(text)["image"][-6:] for text in listed.splitlines()] == ["07.jpg", "13.jpg", "21.jpg"]
+    else:
+        assert command == f"deit-batch report {out} --out failures.html"
+
+
+def test_a_reader_that_has_enough_is_no_fault(photos: Path) -> None:
+    command = f"{COMMAND} score --model demo --input {photos} --batch-size 1 --out - | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "written" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gate_that_is_passed_while_images_failed_says_why_the_status_is_3(photos: Path, tmp_path: Path) -> None:
+    (photos / "bag").mkdir()
+    for path in list(photos.glob("*.jpg"))[:4]:
+        path.rename(photos / "bag" / path.name)
+    for path in photos.glob("*.jpg"):
+        path.unlink()
+    (photos / "bag" / "broken.jpg").write_bytes(b"broken")
+    (photos / "coat").mkdir()
+    words: list[str | Path] = ["evaluate", "--model", "demo", "--input", photos]
+    words += ["--out", "e", "--fail-under", "accuracy=0"]
+    done = deit_batch(*words, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "--fail-under is passed; the status is 3 for the 1 images" in done.stderr
+    assert "--error-threshold may allow" in done.stderr
+    assert deit_batch(*words, "--error-threshold", "1", "--fresh", cwd=tmp_path).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -204,6 +205,47 @@ def test_an_incremental_run_overwrites_only_results(photos: Path, vit: Path, tmp
     with pytest.raises(UsageError, match="is not what its run has left there"):
         nightly(photos, vit, tmp_path)
     assert (tmp_path / "p.jsonl").read_text() == "precious"
+
+
+@pytest.mark.parametrize("out", ["p.jsonl", "p.csv", "p.parquet"])
+def test_what_a_plain_run_has_found_is_adopted(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str], out: str
+) -> None:
+    (photos / "11.jpg").write_bytes(b"broken")
+    plain = scored(photos, vit, tmp_path, out).read_bytes()
+    assert nightly(photos, vit, tmp_path, out) == (plain, 39)
+    assert any("39 images of" in message for message in messages)
+
+    (photos / "05.jpg").unlink()
+    (photos / "05.jpg").write_bytes(jpeg(102))
+    (photos / "00a.jpg").write_bytes(jpeg(100))
+    assert nightly(photos, vit, tmp_path, out) == (full(photos, vit, tmp_path, out), 38)
+
+
+def test_what_changed_before_it_was_adopted_is_scored_again(photos: Path, vit: Path, tmp_path: Path) -> None:
+    scored(photos, vit, tmp_path)
+    (photos / "05.jpg").unlink()
+    (photos / "05.jpg").write_bytes(jpeg(102))
+    assert nightly(photos, vit, tmp_path) == (full(photos, vit, tmp_path), 39)
+
+
+def test_results_that_say_nothing_of_their_images_or_of_other_settings_are_not_adopted(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    scored(photos, vit, tmp_path)
+    (tmp_path / "p.jsonl.stamps").unlink()
+    assert nightly(photos, vit, tmp_path) == (full(photos, vit, tmp_path), 0)
+    scored(photos, vit, tmp_path, "q.jsonl")
+    assert nightly(photos, vit, tmp_path, "q.jsonl", top_k=2) == (full(photos, vit, tmp_path, "q.jsonl", top_k=2), 0)
+    assert any("q.jsonl was made with other settings" in message for message in messages)
+
+
+def test_inline_images_are_adopted_by_their_digest(photos: Path, vit: Path, tmp_path: Path) -> None:
+    rows = [{"image": base64.b64encode(jpeg(number)).decode()} for number in range(6)]
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = scored(table, vit, tmp_path).read_bytes()
+    assert nightly(table, vit, tmp_path) == (plain, 6)
 
 
 # --- retry-failed -------------------------------------------------------------------------------------------------

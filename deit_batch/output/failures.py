@@ -1,0 +1,78 @@
+"""The first inputs of a result that failed, for the last line of a run: of a scheduled run that may be all that is
+read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import DeitBatchError
+from deit_batch.output.formats import FORMATS, format_by_suffix
+from deit_batch.output.read import read_records
+from deit_batch.output.resume import parse_record
+
+SHOWN = 2
+_MESSAGE = 100
+"""Characters of a message, at most."""
+
+
+def describe_failures(out: str) -> str:
+    """As in "; first a.jpg (DecodeError: no image); all of them: grep '"error":' preds.jsonl". Empty if no record of
+    `out` tells of a failure: a stream, an address on a store, a format that does not say which image it is of."""
+    path = Path(out)
+    if not path.exists():
+        return ""
+    try:
+        first = list(islice(_failed(path), SHOWN))
+    except DeitBatchError:  # the result is there, whoever has changed it since: no reason to fail now
+        return ""
+    if not first:
+        return ""
+    shown = ", ".join(f"{_name(record)} ({_reason(record['error'])})" for record in first)
+    return f"; first {shown}; all of them: {_how_to_list(path)}"
+
+
+def _failed(path: Path) -> Iterator[dict[str, Any]]:
+    lines = _json_lines(path)
+    if lines:
+        for part in lines:
+            with open(part, "rb") as file:
+                # Most lines need no parsing.
+                records = (parse_record(line) for line in file if b'"error": {' in line)
+                yield from (record for record in records if record and "error" in record)
+    else:
+        format = format_by_suffix(path, "predictions")
+        if format and format.read:
+            yield from (record for record in read_records(path) if "error" in record)
+
+
+def _json_lines(path: Path) -> list[Path]:
+    """The files with the records as JSON lines; none if they are in another format."""
+    if path.is_dir():
+        return sorted(path.glob("part-*.jsonl"))
+    rows = path.with_name(f"{path.name}.rows.jsonl")
+    if rows.exists():
+        return [rows]
+    format = format_by_suffix(path, "predictions")
+    return [path] if format is None or format is FORMATS["jsonl"] else []
+
+
+def _name(record: dict[str, Any]) -> str:
+    return str(record.get("image") or f"index {record['index']}")
+
+
+def _reason(error: dict[str, str]) -> str:
+    message = error["message"]
+    return f"{error['type']}: {message if len(message) <= _MESSAGE else message[: _MESSAGE - 1] + '…'}"
+
+
+def _how_to_list(path: Path) -> str:
+    lines = _json_lines(path)
+    if path.is_dir():
+        return f"grep -r '\"error\":' {shlex.quote(str(path))}"
+    if lines:
+        return f"grep '\"error\":' {shlex.quote(str(lines[0]))}"
+    return f"deit-batch report {shlex.quote(str(path))} --out failures.html"
