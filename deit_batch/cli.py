@@ -9,6 +9,7 @@ import click
 from deit_batch import __version__
 from deit_batch.commands._exit import show_wrong_usage
 from deit_batch.commands.compare import compare
+from deit_batch.commands.convert import convert
 from deit_batch.commands.doctor import doctor
 from deit_batch.commands.embed import embed
 from deit_batch.commands.evaluate import evaluate
@@ -23,7 +24,7 @@ from deit_batch.commands.serve import serve
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Score and embed": (score, embed, merge),
-    "Look at results": (report, compare, plot, evaluate),
+    "Look at results": (report, compare, plot, evaluate, convert),
     "Models": (finetune, export, pull),
     "Serve": (serve,),
     "Help": (doctor,),

@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from deit_batch.errors import UsageError
 from deit_batch.input.tables import MAX_ROW_CHARS
 from deit_batch.io import NAME_FIELDS, FeatureName, json_line, unpack
+from deit_batch.output import spreadsheet
 
 _CSV_COLUMNS = (*"index image label score predictions error_type error_message".split(), *NAME_FIELDS[1:])
 _CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
@@ -30,11 +31,14 @@ Records = Iterator[dict[str, Any]]
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What records hold beside what all do: the kept columns, and the features that stand for the predictions, if there
-    are any, each of `width` numbers."""
+    are any, each of `width` numbers. `flat`: the best label and its score, too, as `add_best` puts them there;
+    `for_spreadsheet`: a CSV file is to be opened by one."""
 
     keep: Sequence[str]
     features: Sequence[FeatureName] = ()
     width: int = 0
+    flat: bool = False
+    for_spreadsheet: bool = False
 
 
 Write: TypeAlias = Callable[[Records, Path, Columns], None]
@@ -137,25 +141,32 @@ def _write_sample(records: Records, target: Path, columns: Columns) -> None:
 
 def _write_csv(records: Records, target: Path, columns: Columns) -> None:
     """One row an image: the best label and its score for people, all predictions as JSON for programs."""
-    with open(target, "w", encoding="utf-8", newline="") as file:
+    rows = (_csv_row(record, columns.keep) for record in records)
+    write_csv_rows([*_CSV_COLUMNS, *columns.keep], rows, target, for_spreadsheet=columns.for_spreadsheet)
+
+
+def _csv_row(record: dict[str, Any], keep: Sequence[str]) -> list[Any]:
+    best = record["predictions"][0] if record["predictions"] else {}
+    error = record.get("error", {})
+    return [
+        record["index"],
+        record["image"],
+        best.get("label"),
+        best.get("score"),
+        json.dumps(record["predictions"], ensure_ascii=False),
+        error.get("type"),
+        error.get("message"),
+        *map(record.get, NAME_FIELDS[1:]),
+        *(as_text(record.get(name)) for name in keep),
+    ]
+
+
+def write_csv_rows(header: Sequence[str], rows: Iterable[list[Any]], target: Path, *, for_spreadsheet: bool) -> None:
+    """Of text and numbers, as they are or as a spreadsheet wants them."""
+    with open(target, "w", encoding=spreadsheet.ENCODING if for_spreadsheet else "utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*_CSV_COLUMNS, *columns.keep])
-        for record in records:
-            best = record["predictions"][0] if record["predictions"] else {}
-            error = record.get("error", {})
-            writer.writerow(
-                [
-                    record["index"],
-                    record["image"],
-                    best.get("label"),
-                    best.get("score"),
-                    json.dumps(record["predictions"], ensure_ascii=False),
-                    error.get("type"),
-                    error.get("message"),
-                    *map(record.get, NAME_FIELDS[1:]),
-                    *(_as_text(record.get(name)) for name in columns.keep),
-                ]
-            )
+        all_rows = chain([list(header)], rows)
+        writer.writerows(spreadsheet.harmless_rows(all_rows) if for_spreadsheet else all_rows)
 
 
 def _write_parquet(records: Records, target: Path, columns: Columns) -> None:
@@ -173,6 +184,7 @@ def _write_parquet(records: Records, target: Path, columns: Columns) -> None:
             ("index", pa.int64()),
             *((name, pa.string()) for name in NAME_FIELDS),
             *(vectors or [("predictions", pa.list_(prediction))]),
+            *([("label", pa.string()), ("score", pa.float64())] if columns.flat else []),
             ("error", error),
             *((name, pa.string()) for name in columns.keep),
         ]
@@ -181,7 +193,7 @@ def _write_parquet(records: Records, target: Path, columns: Columns) -> None:
     with pq.ParquetWriter(target, schema, use_dictionary=not vectors) as writer:
         while rows := list(islice(records, _PARQUET_ROWS)):
             for row in rows:
-                row.update({name: _as_text(row.get(name)) for name in columns.keep})
+                row.update({name: as_text(row.get(name)) for name in columns.keep})
                 row.update({name: np.frombuffer(unpack(text), "<f4") for name, text in row.get("features", {}).items()})
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
@@ -218,7 +230,23 @@ def write_rows(records: Records, target: Path, columns: Columns) -> None:
             file.write(json_line(record))
 
 
-def _as_text(value: object) -> str | None:
+def add_best(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its best label and that one's score as fields of its own, null if it has none."""
+    best = record["predictions"][0] if record["predictions"] else {}
+    return record | {"label": best.get("label"), "score": best.get("score")}
+
+
+def without_best(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without what `add_best` has added. A kept column that is called `label`, as what an image truly shows
+    may be, stays: no other field repeats the score of the best prediction beside it."""
+    if not {"label", "score"} <= record.keys():
+        return record
+    plain = {name: value for name, value in record.items() if name not in ("label", "score")}
+    return plain if add_best(plain) == record else record
+
+
+def as_text(value: object) -> str | None:
+    """Of a kept value, whose type may change from row to row: a string as it is, anything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -234,9 +262,14 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(MAX_ROW_CHARS)  # all the scores of a thousand classes are one field
     with open(path, encoding="utf-8", newline="") as file:
+        for_spreadsheet = file.read(1) == spreadsheet.MARK
+        if not for_spreadsheet:
+            file.seek(0)
         for row in csv.DictReader(file, strict=True):
             if None in row or None in row.values():
                 raise ValueError("not as many fields as the header has; is the file cut off?")
+            if for_spreadsheet:
+                row = dict(zip(map(spreadsheet.original, row), map(spreadsheet.original, row.values()), strict=True))
             record: dict[str, Any] = {name: value or None for name, value in row.items() if name not in _CSV_OWN}
             record |= {"index": int(row["index"]), "predictions": json.loads(row["predictions"])}
             if row["error_type"]:

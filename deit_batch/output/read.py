@@ -12,7 +12,7 @@ from typing import Any
 
 from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.io import NAME_FIELDS
-from deit_batch.output.formats import FORMATS, format_by_suffix, readable_suffixes
+from deit_batch.output.formats import FORMATS, format_by_suffix, readable_suffixes, without_best
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 
 logger = logging.getLogger("deit_batch")
@@ -31,7 +31,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         for number, record in enumerate(read(path), 1):
             if not _is_record(record):
                 raise UsageError(f"{path}, record {number}: no record of predictions, as score writes them")
-            yield record
+            yield without_best(record)
     except (*MALFORMED, csv.Error) as error:  # of pyarrow's, those about content are ValueErrors
         why = in_words(error)
         raise UsageError(f"{path}, record {number + 1}: can't be read as predictions of score: {why}") from error

@@ -45,6 +45,7 @@ def test_no_command_writes_over_its_input(alias: str, tmp_path: Path) -> None:
     for arguments in (
         ["report", "p.jsonl", "--out", out["p.jsonl"]],
         ["compare", "p.jsonl", "p.jsonl", "--junit", out["p.jsonl"]],
+        ["convert", "p.jsonl", "--out", out["p.jsonl"]],
         ["plot", "cat.png", "--model", "demo", "--out", out["cat.png"]],
     ):
         done = deit_batch(*arguments, cwd=tmp_path)

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from deit_batch.cli import COMMANDS
 from deit_batch.errors import OutputError
+from deit_batch.output.read import read_records
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.lock import Lock
 from deit_batch.system.new_folder import new_folder
@@ -55,6 +56,7 @@ WRITING: dict[str, tuple[list[str], str, Callable[[Path], bool]]] = {
     "merge": (["merge", "0.jsonl", "1.jsonl"], "out.jsonl", lambda path: len(read_jsonl(path)) == 40),
     "report": (["report", "p.jsonl", "--thumbnails", "0"], "out.html", a_page),
     "compare": (["compare", "p.jsonl", "p.jsonl", "--thumbnails", "0"], "out.html", a_page),
+    "convert": (["convert", "p.jsonl"], "out.csv", lambda path: len(list(read_records(path))) == 40),
     "plot": (
         ["plot", "cat.png", "--model", "demo"],
         "out.png",

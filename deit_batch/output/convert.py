@@ -1,0 +1,148 @@
+"""A finished result in another form: other formats, fewer labels, tables for spreadsheets; nothing is scored."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_batch.errors import OutputError, UsageError
+from deit_batch.io import RECORD_FIELDS, Tally, clean, json_line, json_value
+from deit_batch.output.formats import Columns, Format, add_best, choose_format
+from deit_batch.output.layout import Layout, columns_of, rows_of, write_layout
+from deit_batch.output.read import read_records
+from deit_batch.system.atomic import behind_links, rename_durably, require_room, sweep_files, temporary_file
+
+logger = logging.getLogger("deit_batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What is asked for. `top_k`: how many labels an image at the most, None for all that there are; `threshold`:
+    labels with a lower score are left out; `flat`: the best label and its score as fields of their own; `excel`: a CSV
+    file that a spreadsheet opens."""
+
+    predictions: Path
+    out: Path
+    format: str | None = None
+    top_k: int | None = None
+    threshold: float = 0.0
+    layout: Layout = "record"
+    flat: bool = False
+    excel: bool = False
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the whole file has to tell before the first row is written: its kept columns in the order in which they are
+    met, the most labels that an image has, the most that are left of them, and how many images lose all of theirs."""
+
+    tally: Tally
+    keep: dict[str, None]
+    most: int = 0
+    most_left: int = 0
+    emptied: int = 0
+
+
+def convert(request: Conversion) -> Tally:
+    """Writes the records anew; what was there under that name before is replaced. Raises UsageError for what is no file
+    of predictions or can't take the form that is asked for, OutputError if it can't be written."""
+    require_room(request.out, "--out")
+    target = behind_links(request.out)
+    if not request.predictions.is_file():
+        raise UsageError(f"{request.predictions} is no file: it is read twice, so give one that is")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"--out {request.out} is there and is no file")
+    if os.path.exists(f"{target}.run.json"):
+        raise UsageError(f"--out {request.out} is the result of a run, with its report; give another --out")
+    found = _look_through(request)
+    format = choose_format(str(request.out), request.format, ())
+    _require_fitting(request, format)
+    _require_free_names(request, format, found)
+    _warn(request, found)
+    try:
+        with temporary_file(target) as temporary:
+            _write(request, format, found, temporary)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            rename_durably(temporary, target)
+        sweep_files(target)
+    except OSError as error:
+        raise OutputError(f"{request.out}: can't be written: {error.strerror or error}") from error
+    except (ValueError, OverflowError) as error:  # an index of a hundred digits
+        raise UsageError(f"{request.predictions}: a value of it can't be written as {format.name}: {error}") from error
+    return found.tally
+
+
+def _look_through(request: Conversion) -> _Found:
+    found = _Found(Tally(), {})
+    for record in read_records(request.predictions):
+        found.tally.count(record)
+        found.keep.update(dict.fromkeys(clean(name) for name in record if name not in RECORD_FIELDS))
+        left = len(_shortened(record, request)["predictions"])
+        found.most = max(found.most, len(record["predictions"]))
+        found.most_left = max(found.most_left, left)
+        found.emptied += bool(record["predictions"]) and not left
+    return found
+
+
+def _require_free_names(request: Conversion, format: Format, found: _Found) -> None:
+    """Raises UsageError if a kept column is called as one that the wanted form has."""
+    if request.layout == "record":
+        taken = {*format.reserved, *(("label", "score") if request.flat else ())}
+    else:
+        taken = {*columns_of(request.layout, found.most_left, ())}
+    clash = [name for name in found.keep if name in taken]
+    if clash:
+        raise UsageError(f"{request.predictions} has a kept column {clash[0]}, which {request.out} needs for its own")
+
+
+def _require_fitting(request: Conversion, format: Format) -> None:
+    if request.excel and format.name != "csv":
+        raise UsageError(f"--excel is for csv, and {request.out} is {format.name}")
+    if request.layout != "record" and format.name not in ("csv", "parquet"):
+        raise UsageError(f"--layout {request.layout} is for csv and parquet, and {request.out} is {format.name}")
+    if request.flat and (format.name not in ("jsonl", "parquet") or request.layout != "record"):
+        raise UsageError("--flat is for records in jsonl and parquet; csv has these columns anyway")
+
+
+def _warn(request: Conversion, found: _Found) -> None:
+    if request.top_k and request.top_k > found.most and found.tally.scored:
+        logger.warning(
+            "--top-k %s: no image of %s has more than %s labels", request.top_k, request.predictions, found.most
+        )
+    if found.emptied:
+        logger.warning(
+            "--threshold %g leaves no label to %s of %s images",
+            request.threshold,
+            f"{found.emptied:,}",
+            f"{found.tally.scored:,}",
+        )
+
+
+def _shortened(record: dict[str, Any], request: Conversion) -> dict[str, Any]:
+    left = [each for each in record["predictions"] if each["score"] >= request.threshold]
+    return record | {"predictions": left[: request.top_k]}
+
+
+def _write(request: Conversion, format: Format, found: _Found, target: Path) -> None:
+    records = _records(request)
+    if request.layout != "record":
+        columns = columns_of(request.layout, found.most_left, list(found.keep))
+        rows = rows_of(records, request.layout, found.most_left, list(found.keep))
+        write_layout(columns, rows, target, name=format.name, excel=request.excel)
+    elif format.write:
+        format.write(records, target, Columns(list(found.keep), flat=request.flat, for_spreadsheet=request.excel))
+    else:
+        with open(target, "wb") as file:
+            file.writelines(map(json_line, records))
+
+
+def _records(request: Conversion) -> Iterator[dict[str, Any]]:
+    for record in read_records(request.predictions):
+        shortened = _shortened(record, request)
+        full = add_best(shortened) if request.flat else shortened
+        yield {clean(name): json_value(value) for name, value in full.items()}  # others' JSON may hold NaN
