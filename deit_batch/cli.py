@@ -36,13 +36,11 @@ class Program(click.Group):
     """Remembers its arguments, by which it is known how wrong usage is to be told. Lists its commands by headings."""
 
     def main(self, *arguments: Any, **more: Any) -> Any:
-        from deit_batch.system.logs import let_go_of_stderr, open_closed_streams
+        from deit_batch.system.logs import lose_what_stderr_cannot_take, open_closed_streams
 
         open_closed_streams()
-        try:
-            return super().main(*arguments, **more)
-        finally:
-            let_go_of_stderr()
+        lose_what_stderr_cannot_take()
+        return super().main(*arguments, **more)
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
         arguments = list(args)  # Click takes them off the list as it reads them

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
-from deit_batch.commands._exit import finish, is_quiet
+from deit_batch.commands._exit import finish
 from deit_batch.commands._options import (
     ALLOW_PICKLE,
     CONFIG,
@@ -241,7 +241,7 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
     with needing("train"):
         from deit_batch.finetune.run import finetune as run
 
-        outcome = run(Settings(**chosen), out, fresh=fresh, quiet=is_quiet())
+        outcome = run(Settings(**chosen), out, fresh=fresh)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {outcome.skipped:,} images skipped" if outcome.skipped else ""
         finish(f"validation: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)

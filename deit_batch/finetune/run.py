@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -58,7 +57,7 @@ class TrainingResult:
     skipped: int
 
 
-def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool = False) -> TrainingResult:
+def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingResult:
     """Trains into the folder `out`: a checkpoint with its image processor, a model card and training.json, the report.
 
     Raises DeitBatchError if it can't go on, Interrupted after a signal; then the same call continues it.
@@ -88,7 +87,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False, quiet: bool 
             with folders.writing(out):
                 partial = folders.open_partial(out, facts, fresh=fresh)
             try:
-                report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop, quiet)}
+                report = {"settings": facts, **_train(settings, checkpoint, recipe, partial, stop)}
             except Diverged:
                 folders.remove_partial(out)  # to go on from it would end the same
                 raise
@@ -142,9 +141,7 @@ def _facts(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> dict[s
     return dict(json.loads(json.dumps(facts)))
 
 
-def _train(
-    settings: Settings, checkpoint: Checkpoint, recipe: Recipe, partial: Path, stop: Stop, quiet: bool
-) -> dict[str, Any]:
+def _train(settings: Settings, checkpoint: Checkpoint, recipe: Recipe, partial: Path, stop: Stop) -> dict[str, Any]:
     """Leaves the checkpoint in `partial`/result, and returns what there is to report."""
     start = time.monotonic()
     device = choose_device(settings.device)
@@ -154,7 +151,7 @@ def _train(
     student = make_student(checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size)
     loss = loss_for(multi_label=sets.multi_label, label_smoothing=settings.label_smoothing_factor)
     learner = Learner(student, recipe, loss, Augmentation(settings, recipe.size), teacher)
-    arguments = _arguments(settings, sets, partial / "steps", quiet=quiet, on_cpu=device.type == "cpu")
+    arguments = _arguments(settings, sets, partial / "steps", on_cpu=device.type == "cpu")
     last = last_checkpoint(partial / "steps")
     trainer = transformers.Trainer(
         learner,
@@ -213,9 +210,7 @@ def _is_metric(name: str) -> bool:
     return name.startswith("eval_") and name.removeprefix("eval_") in METRICS
 
 
-def _arguments(
-    settings: Settings, sets: Sets, folder: Path, *, quiet: bool, on_cpu: bool
-) -> transformers.TrainingArguments:
+def _arguments(settings: Settings, sets: Sets, folder: Path, *, on_cpu: bool) -> transformers.TrainingArguments:
     best = settings.best_metric(multi_label=sets.multi_label)
     return transformers.TrainingArguments(
         output_dir=str(folder),
@@ -227,7 +222,7 @@ def _arguments(
         greater_is_better=best not in LOWER_IS_BETTER,
         logging_steps=20,
         logging_nan_inf_filter=False,  # it would hide from StopIfDiverged what it is for
-        disable_tqdm=quiet or not sys.stderr.isatty(),
+        disable_tqdm=True,  # it would write its logs to stdout
         report_to="none",
         remove_unused_columns=False,
         label_names=["targets"],

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 import time
-from contextlib import suppress
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tqdm import tqdm
 
 from deit_batch.escaping import escape_controls
 from deit_batch.redaction import redact_message
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 logger = logging.getLogger("deit_batch")
 
@@ -35,8 +38,7 @@ class _Handler(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """What can't be written, to a full disk or a reader that has gone, is lost, and ends nothing."""
-        with suppress(OSError), tqdm.external_write_mode(file=sys.stderr):
+        with tqdm.external_write_mode(file=sys.stderr):
             print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -113,16 +115,25 @@ def open_closed_streams() -> None:
                 os.close(opened)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the program runs
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
-def let_go_of_stderr() -> None:
-    """At the end: what could not be written would fail once more in Python's own last step, and change the status."""
-    try:
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+class _LossyFile(io.FileIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return memoryview(data).nbytes if written is None else written
+
+
+def lose_what_stderr_cannot_take() -> None:
+    """From here on, what can't be written there, to a full disk or a terminal that has gone, is lost, and ends nothing:
+    no run whose bar or message it is, and not the program in Python's own last step."""
+    if sys.stderr not in (None, sys.__stderr__):
+        return  # somebody else's
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    buffer = io.BufferedWriter(_LossyFile(2, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)
 
 
 def goes_to_journal() -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -13,8 +16,6 @@ from helpers import COMMAND, EXAMPLES, deit_batch, read_jsonl, scored
 from deit_batch.cli import COMMANDS
 from deit_batch.commands._command import OUTPUTS
 from deit_batch.commands._types import Place
-from deit_batch.errors import OutputError
-from deit_batch.output.incremental import PredictionCache
 from deit_batch.system.lock import Lock
 
 SCORE = f"{COMMAND} score --model demo --input '{EXAMPLES}' --workers 0 --out p.jsonl"
@@ -91,6 +92,35 @@ def test_a_run_whose_messages_can_not_be_written_ends_well(stderr: str, tmp_path
     assert len(read_jsonl(tmp_path / "p.jsonl")) == 40
 
 
+@pytest.mark.parametrize(
+    ("command", "out", "before"),
+    [
+        ("score --batch-size 1", "p.jsonl", b"0%"),  # when its bar stands there
+        ("finetune --num-train-epochs 1", "m", b"classes to learn"),
+    ],
+)
+def test_a_run_whose_terminal_goes_away_ends_well(command: str, out: str, before: bytes, tmp_path: Path) -> None:
+    """In a session of its own, without this terminal, it gets no SIGHUP."""
+    arguments = [*command.split(), "--model", "demo", "--input", str(EXAMPLES), "--workers", "0", "--out", out]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([COMMAND, *arguments], cwd=tmp_path, stderr=theirs, start_new_session=True)
+    try:
+        os.close(theirs)
+        seen = b""
+        while before not in seen:
+            seen += os.read(ours, 1)
+        os.close(ours)
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+    assert (tmp_path / out).exists()
+
+
+def test_wrong_usage_is_wrong_usage_though_it_can_not_be_said(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        assert subprocess.run([COMMAND, "score", "--no-such-option"], stderr=full, check=False).returncode == 2
+
+
 def test_a_closed_stdout_is_told(tmp_path: Path) -> None:
     command = SCORE.replace("p.jsonl", "- >&-")
     done = subprocess.run(command, shell=True, cwd=tmp_path, check=False, capture_output=True, text=True)
@@ -107,11 +137,12 @@ def test_a_lock_that_can_not_be_removed_is_said(tmp_path: Path, messages: list[s
 
 
 def test_a_result_stands_though_the_memory_of_its_images_can_not_be_kept(
-    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
 ) -> None:
-    def fails(self: PredictionCache) -> None:
-        raise OutputError("p.jsonl.known: can't be used: database or disk is full")
-
-    monkeypatch.setattr(PredictionCache, "finish", fails)
-    assert len(read_jsonl(scored(photos, vit, tmp_path, incremental=True))) == 40
-    assert any("p.jsonl is there and whole" in message and "disk is full" in message for message in messages)
+    scored(photos, vit, tmp_path, incremental=True)
+    with sqlite3.connect(tmp_path / "p.jsonl.known") as database:
+        database.execute("CREATE TRIGGER no BEFORE DELETE ON known BEGIN SELECT RAISE(FAIL, 'no room'); END")
+    database.close()
+    (photos / "00.jpg").unlink()  # which the next run forgets, at its very end
+    assert len(read_jsonl(scored(photos, vit, tmp_path, incremental=True))) == 39
+    assert any("p.jsonl is there and whole" in message and "no room" in message for message in messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from click import Context
-from helpers import COMMAND, LABELS, MakeCheckpoint, deit_batch
+from helpers import COMMAND, EXAMPLES, LABELS, MakeCheckpoint, deit_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -632,3 +633,20 @@ def test_half_an_image_of_another_is_half_its_label() -> None:
         torch.manual_seed(seed)
         mixed, targets = augmentation(values, torch.eye(2))
         assert torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1], atol=1e-6)
+
+
+def test_with_a_terminal_nothing_is_written_to_stdout(tmp_path: Path) -> None:
+    arguments = ["finetune", "--model", "demo", "--input", str(EXAMPLES), "--num-train-epochs", "1", "--workers", "0"]
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [COMMAND, *arguments, "--out", "m"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        timeout=120,
+        check=True,
+    )
+    os.close(theirs)
+    assert done.stdout == b""
+    assert b"epoch 1 of 1" in os.read(ours, 2**16)
+    os.close(ours)
