@@ -8,6 +8,7 @@ while the run still goes on.
 from __future__ import annotations
 
 import hashlib
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def join_stamps(records: Iterable[Record]) -> bytes:
 def split_stamps(stamps: bytes) -> list[bytes]:
     """Into those of each record; without a last one that is not whole."""
     return [stamps[start : start + WIDTH] for start in range(0, len(stamps) - WIDTH + 1, WIDTH)]
+
+
+def are_stamps(path: Path) -> bool:
+    """Whether the file may hold some: it is no text, in UTF-8, as those of a few images are by chance alone."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    try:
+        text = getincrementaldecoder("utf-8")().decode(start)  # which may end within a character
+    except UnicodeDecodeError:
+        return True
+    return not text or "\0" in text
 
 
 def read_stamps(path: Path) -> Iterator[bytes]:

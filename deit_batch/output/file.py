@@ -41,8 +41,10 @@ from deit_batch.output.resume import (
     Mode,
     choose_action,
     has_failed,
+    holds_records,
     parse_record,
     reference_line,
+    require_ours,
     require_same_input,
 )
 from deit_batch.output.run_report import read_report
@@ -279,7 +281,10 @@ class _File:
     ) -> None:
         for path in (files.result, files.rows, files.report):
             sweep_files(path)
+        require_ours(files.partial, holds_records)
         existing = files.existing()
+        if "settings" not in existing.report:
+            require_ours(files.stamps, stamps.are_stamps)
         self.tally = Tally()
         self._files, self._lock, self._name = files, lock, name
         self._format, self._settings, self._columns = format, settings, columns

@@ -21,6 +21,7 @@ from deit_batch.errors import OutputError
 from deit_batch.input.identity import identity_of
 from deit_batch.input.stamps import NONE, UNKNOWN, stamp_of
 from deit_batch.io import EarlierResult, Record, Reference, name_fields, stamp
+from deit_batch.output.resume import begins_with, require_ours
 
 logger = logging.getLogger("deit_batch")
 
@@ -56,6 +57,7 @@ class PredictionCache:
         self._stamps: dict[int, str | None] = {}  # of images under way, taken before they are read
         text = json.dumps(settings, sort_keys=True, default=str)
         with self._using():
+            require_ours(path, _is_database)
             if fresh:
                 self._remove()
             try:
@@ -161,6 +163,11 @@ class PredictionCache:
                 self._database.close()
         except OutputError as error:
             logger.warning("%s", error)
+
+
+def _is_database(path: Path) -> bool:
+    """How every one begins: https://sqlite.org/fileformat.html"""
+    return begins_with(path, b"SQLite format 3\0")
 
 
 def _differing(before: str, now: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -72,6 +72,22 @@ def choose_action(existing: ExistingOutput, settings: Mapping[str, Any], mode: M
     if mode == "retry-failed" and report["counts"]["failed"]:
         return Action("begin", existing.result, retries=True, checks_result=True)
     return Action("nothing", existing.result, checks_result=True)
+
+
+def require_ours(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raises UsageError if there is a file of this name, and no run has left it: it is not taken away."""
+    if path.is_file() and not is_ours(path):
+        raise UsageError(f"{path} is there and is no file of a run; give another --out, or move it away")
+
+
+def begins_with(path: Path, start: bytes) -> bool:
+    """Whether the file begins so; cut off, and with zeros for what a power cut has lost, it still does."""
+    with open(path, "rb") as file:
+        return start.startswith(file.read(len(start)).rstrip(b"\0"))
+
+
+def holds_records(path: Path) -> bool:
+    return begins_with(path, b'{"index": ')
 
 
 def _require_same_run(name: str, report: Mapping[str, Any], now: Mapping[str, Any]) -> None:

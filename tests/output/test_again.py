@@ -21,6 +21,7 @@ from deit_batch import runner
 from deit_batch.errors import Interrupted, OutputError, UsageError
 from deit_batch.limits import Limits
 from deit_batch.output import file
+from deit_batch.output.resume import Mode
 from deit_batch.system import atomic
 
 SIGNED = "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}"
@@ -186,9 +187,21 @@ def test_a_killed_incremental_run_loses_nothing_that_is_whole(old_photos: Path, 
 
 def test_a_damaged_memory_is_made_anew(old_photos: Path, vit: Path, tmp_path: Path, messages: list[str]) -> None:
     first, _ = nightly(old_photos, vit, tmp_path)
-    (tmp_path / "p.jsonl.known").write_bytes(b"no database " * 1000)
+    (tmp_path / "p.jsonl.known").write_bytes(b"SQLite format 3\0" + b"damaged " * 1000)
     assert nightly(old_photos, vit, tmp_path) == (first, 0)
     assert any("is damaged" in message for message in messages)
+
+
+@pytest.mark.parametrize("mode", ["continue", "fresh"])
+@pytest.mark.parametrize("ending", ["partial", "stamps", "known"])
+def test_a_file_of_somebody_else_beside_the_result_stays(
+    ending: str, mode: Mode, photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    (tmp_path / f"p.jsonl.{ending}").write_text("notes of mine\n" * 1000)
+    with pytest.raises(UsageError, match=rf"p\.jsonl\.{ending} is there"):
+        scored(photos, vit, tmp_path, mode=mode, incremental=ending == "known")
+    assert (tmp_path / f"p.jsonl.{ending}").read_text() == "notes of mine\n" * 1000
+    assert not (tmp_path / "p.jsonl").exists()
 
 
 def test_vanished_images_are_forgotten(old_photos: Path, vit: Path, tmp_path: Path) -> None:
