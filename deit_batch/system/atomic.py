@@ -199,6 +199,8 @@ def mend_folder(target: Path, *sources: Path) -> None:
     for source in sources:
         if (source / _REPLACED).exists():
             _remove_folder(source, target)
+    with suppress(OSError):  # there is none, or nothing may be changed there
+        (target / _REPLACED).unlink()  # killed before the exchange: it has not been replaced
     for old in _litter(target, "old"):
         if target.exists():
             _remove_folder(old, target)

@@ -117,3 +117,11 @@ def test_all_is_synced_before_the_name_appears_and_the_name_after_it(
     monkeypatch.setattr(os, "fsync", noted)
     publish_folder(tmp_path / "new", tmp_path / "out", replace=True)
     assert synced == {False: inside, True: {tmp_path.stat().st_ino}}
+
+
+def test_a_folder_that_was_not_replaced_after_all_keeps_no_mark_of_it(tmp_path: Path) -> None:
+    """As it is after a kill just before the exchange."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / ".replaced").touch()
+    mend_folder(tmp_path / "m", tmp_path / "m.partial" / "result")
+    assert list((tmp_path / "m").iterdir()) == []
