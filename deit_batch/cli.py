@@ -21,10 +21,11 @@ from deit_batch.commands.pull import pull
 from deit_batch.commands.report import report
 from deit_batch.commands.score import score
 from deit_batch.commands.serve import serve
+from deit_batch.commands.sort import sort
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Score and embed": (score, embed, merge),
-    "Look at results": (report, compare, plot, evaluate, convert),
+    "Look at results": (report, compare, plot, evaluate, convert, sort),
     "Models": (finetune, export, pull),
     "Serve": (serve,),
     "Help": (doctor,),

@@ -57,6 +57,7 @@ WRITING: dict[str, tuple[list[str], str, Callable[[Path], bool]]] = {
     "report": (["report", "p.jsonl", "--thumbnails", "0"], "out.html", a_page),
     "compare": (["compare", "p.jsonl", "p.jsonl", "--thumbnails", "0"], "out.html", a_page),
     "convert": (["convert", "p.jsonl"], "out.csv", lambda path: len(list(read_records(path))) == 40),
+    "sort": (["sort", "p.jsonl"], "out", lambda path: len(list(path.glob("*/*.png"))) == 40),
     "plot": (
         ["plot", "cat.png", "--model", "demo"],
         "out.png",
