@@ -143,6 +143,13 @@ def bombs() -> Iterator[Named]:
     webp = bytearray(encoded(photo(), "WEBP", lossless=True))
     webp[21:25] = struct.pack("<I", (16_383) | (16_383 << 14))
     yield "bomb.webp", bytes(webp)
+    heic = bytearray(HEIC.read_bytes())
+    place = heic.index(b"ispe")  # its version and flags, then width and height
+    heic[place + 8 : place + 16] = struct.pack(">II", side, side)
+    yield "bomb-cropped.heic", bytes(heic)
+    place = heic.index(b"clap")  # the part that is shown: width, height and the centre, as fractions
+    heic[place + 4 : place + 36] = struct.pack(">8i", side, 1, side, 1, 0, 1, 0, 1)
+    yield "bomb.heic", bytes(heic)
 
 
 def odd_files(folder: Path) -> None:

@@ -8,14 +8,17 @@ from those of an undisturbed run, and an exit status that is not the promised on
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +30,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 import corpus  # noqa: E402
+import pyarrow  # noqa: E402
+import pyarrow.parquet  # noqa: E402
 import tables_of_bad_rows  # noqa: E402
 from misbehaving import FAULTS as MISBEHAVIOURS  # noqa: E402
 from misbehaving import serve  # noqa: E402
 
 from deit_batch.system import machine  # noqa: E402
 
+DEMO_FOLDER = REPOSITORY / "deit_batch" / "demo"
 COMMAND = str(Path(sys.executable).parent / "deit-batch")
 INPUTS = 800
 SEED = 0
@@ -71,13 +77,15 @@ class Night:
         self.whole = self.lines("whole.jsonl")
 
     def run(
-        self, out: str, *options: str, input: str = "t.txt", program: str = "", **more: Any
+        self, out: str, *options: str, input: str = "t.txt", program: str = "", model: str = "demo", **more: Any
     ) -> subprocess.Popen[bytes]:
         """Starts the command; or `program`, which does some harm to itself and then is the command."""
+        return self.start("score", "--input", input, "--model", model, "--out", out, *options, program=program, **more)
+
+    def start(self, *arguments: str, program: str = "", **more: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", program] if program else [COMMAND]
-        command += ["score", "--input", input, "--model", "demo", "--out", out, *options]
         more = {"stderr": subprocess.DEVNULL, **more}
-        return subprocess.Popen(command, cwd=self.folder, start_new_session=True, **more)
+        return subprocess.Popen([*command, *arguments], cwd=self.folder, start_new_session=True, **more)
 
     def end(self, process: subprocess.Popen[bytes], row: Row, since: float | None = None) -> int:
         """Waits for the end, and returns the exit status."""
@@ -232,6 +240,23 @@ def two_at_once(night: Night, row: Row) -> None:
     night.goes_on(row)
 
 
+def two_reports_at_once(night: Night, row: Row) -> None:
+    """Of one result, to one name; one of them is killed at times. What is there is a whole report, always."""
+    report = ("report", "whole.jsonl", "--out", "r.json")
+    night.end(night.start(*report, stdout=subprocess.DEVNULL), row)
+    expected = night.lines("r.json")
+    for _ in range(2):
+        first, second = (night.start(*report, stdout=subprocess.DEVNULL) for _ in range(2))
+        time.sleep(night.dice.uniform(0.5, 2))
+        os.killpg(first.pid, signal.SIGKILL)
+        compare(row, night.lines("r.json"), expected)
+        night.end(first, row)
+        row.wrong += night.end(second, row) != 0
+        compare(row, night.lines("r.json"), expected)
+        row.tried += 1
+    night.clear("r.json")
+
+
 # --- decoders and the model ------------------------------------------------------------------------------------------
 
 
@@ -326,6 +351,68 @@ def not_finite(night: Night, row: Row) -> None:
     night.is_as(row, "n.jsonl", broken | firsts)
 
 
+def edited(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Sets values in a checkpoint's file of settings."""
+
+    def edit(folder: Path) -> None:
+        settings = json.loads((folder / name).read_text()) | changes
+        (folder / name).write_text(json.dumps(settings))
+
+    return edit
+
+
+def written(name: str, data: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+
+    return write
+
+
+def piped(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
+HUGE_SIZE = {"size": {"height": 20_000, "width": 20_000}, "do_center_crop": True, "crop_size": 224}
+CHECKPOINTS = [
+    *(edited("config.json", num_hidden_layers=layers) for layers in (10**6, 0, float("inf"), "x", None)),
+    *(edited("config.json", hidden_size=size) for size in (10**12, 0, float("nan"))),
+    *(edited("config.json", image_size=size) for size in (10**6, -32, [224, 224, 224])),
+    edited("preprocessor_config.json", **HUGE_SIZE),
+    edited("preprocessor_config.json", image_std=[0, 0, 0]),
+    edited("preprocessor_config.json", image_mean=[float("inf")] * 3),
+    *(written(name, b"[" * 200_000) for name in ("config.json", "preprocessor_config.json")),
+    written("model.safetensors", struct.pack("<Q", 2**63) + bytes(100)),
+    written("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"),
+    *(piped(name) for name in ("config.json", "preprocessor_config.json", "model.safetensors")),
+]
+
+
+def hostile_checkpoint(night: Night, row: Row) -> None:
+    """Each is refused in one line, as wrong usage."""
+    for edit in CHECKPOINTS:
+        folder = shutil.copytree(DEMO_FOLDER, night.folder / "checkpoint")
+        edit(folder)
+        with open(night.folder / "stderr", "wb") as stderr:
+            process = night.run("k.jsonl", model="checkpoint", stderr=stderr)
+            row.wrong += night.end(process, row, since=time.monotonic()) != 2
+        row.wrong += len(night.lines("stderr")) != 1 or (night.folder / "k.jsonl").exists()
+        row.tried += 1
+        night.clear("k.jsonl")
+        shutil.rmtree(folder)
+
+
+def diverging_training(night: Night, row: Row) -> None:
+    """It publishes nothing."""
+    options = ("--input", str(REPOSITORY / "examples"), "--model", "demo", "--out", "trained", "--workers", "0")
+    process = night.start("finetune", *options, "--learning-rate", "1e30", "--num-train-epochs", "1")
+    row.wrong += night.end(process, row, since=time.monotonic()) != 2 or (night.folder / "trained").exists()
+    row.tried += 1
+
+
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
@@ -408,6 +495,57 @@ def dead_mount(night: Night, row: Row) -> None:
             path.unlink()
 
 
+def replaced_and_killed(night: Night, row: Row) -> None:
+    """A file is another one after its record was written; what comes out in the end is what scoring all anew gives."""
+    folder = night.folder / "copies"
+    folder.mkdir()
+    for number, name in enumerate((night.folder / "t.txt").read_text().splitlines()):
+        shutil.copy(night.folder / name, folder / f"{number:03}.png")
+    process = night.run("c.jsonl", input="copies")
+    while process.poll() is None and len(night.lines("c.jsonl.partial")) < 20:
+        time.sleep(0.01)
+    os.replace(shutil.copy(night.pictures[-1], night.folder / "other.png"), folder / "001.png")
+    time.sleep(night.dice.uniform(0, night.seconds / 4))
+    os.killpg(process.pid, signal.SIGKILL)
+    if night.end(process, row) == -signal.SIGKILL:
+        row.tried += 1
+        row.wrong += night.end(night.run("c.jsonl", input="copies"), row) != 3
+        night.end(night.run("anew.jsonl", input="copies"), row)
+        compare(row, night.lines("c.jsonl"), night.lines("anew.jsonl"))
+    for out in ("c.jsonl", "anew.jsonl"):
+        night.clear(out)
+    shutil.rmtree(folder)
+
+
+def stderr_closed(night: Night, row: Row) -> None:
+    row.wrong += night.end(night.run("p.jsonl", stderr=None, preexec_fn=lambda: os.close(2)), row) != 3
+    row.tried += 1
+    compare(row, night.lines("p.jsonl"), night.whole)
+    night.clear("p.jsonl")
+
+
+LOCK_STAYS = """
+import os
+original = os.unlink
+
+def unlink(path, *args, **more):
+    if os.fspath(path).endswith(".lock"):
+        raise PermissionError(13, "Permission denied", path)
+    original(path, *args, **more)
+
+os.unlink = os.remove = unlink
+from deit_batch.cli import main
+main()
+"""
+
+
+def lock_stays(night: Night, row: Row) -> None:
+    """The lock can't be removed: the result is whole, and the next run is not kept out."""
+    row.wrong += night.end(night.run("p.jsonl", program=LOCK_STAYS), row) != 3
+    compare(row, night.lines("p.jsonl"), night.whole)
+    night.goes_on(row)
+
+
 # --- input -----------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +620,100 @@ def gigabyte(night: Night, row: Row) -> None:
         (night.folder / name).unlink()
 
 
+def urls_of_one_look(night: Night, row: Row) -> None:
+    """URLs that differ in a hidden parameter alone change places after a kill: no record is another picture's."""
+    with serve(REPOSITORY / "examples") as server:
+        addresses = [f"{server.address}/get?key={path.parent.name}/{path.name}" for path in night.pictures] * 10
+        (night.folder / "urls.txt").write_text("\n".join(addresses))
+        process = night.run("u.jsonl", "--allow-private-hosts", input="urls.txt")
+        while process.poll() is None and len(night.lines("u.jsonl.partial")) < 20:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        if night.end(process, row) == -signal.SIGKILL:
+            row.tried += 1
+            (night.folder / "urls.txt").write_text("\n".join(reversed(addresses)))
+            continued = night.end(night.run("u.jsonl", "--allow-private-hosts", input="urls.txt"), row)
+            night.end(night.run("anew.jsonl", "--allow-private-hosts", input="urls.txt"), row)
+            row.wrong += continued not in (0, 2)  # scored anew, or refused
+            if continued == 0:
+                compare(row, night.lines("u.jsonl"), night.lines("anew.jsonl"))
+    for out in ("u.jsonl", "anew.jsonl"):
+        night.clear(out)
+
+
+def odd_tar(night: Night, row: Row) -> None:
+    """Images under names with dots, links to them, and links that lead out; then the same tar, cut."""
+    picture = night.pictures[0].read_bytes()
+    members = [(f"CAM1_2024.05.{day:02}_12.30.png", tarfile.REGTYPE, "") for day in range(1, 29)]
+    members += [(f"hard.{day:02}.png", tarfile.LNKTYPE, members[day][0]) for day in range(10)]
+    members += [(f"soft.{day:02}.png", tarfile.SYMTYPE, members[day][0]) for day in range(10)]
+    out = [(f"out.{number}.png", tarfile.SYMTYPE, to) for number, to in enumerate(("/etc/passwd", "../a", "nowhere"))]
+    with tarfile.open(night.folder / "a.tar", "w") as tar:
+        for name, type, target in members + out:
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = type, target
+            header.size = 0 if target else len(picture)
+            tar.addfile(header, None if target else io.BytesIO(picture))
+    row.wrong += night.end(night.run("w.jsonl", input="a.tar"), row) != 3
+    records = night.records("w.jsonl")
+    account(row, records, len(members + out))
+    scored = {Path(record["image"]).name for record in records if record["predictions"]}
+    row.wrong += len(scored ^ {name for name, _, _ in members})
+    row.tried += len(members + out)
+    night.clear("w.jsonl")
+    size = (night.folder / "a.tar").stat().st_size
+    for _ in range(5):
+        os.truncate(night.folder / "a.tar", size := night.dice.randrange(size // 2, size))
+        row.wrong += night.end(night.run("w.jsonl", input="a.tar"), row) != 1 or (night.folder / "w.jsonl").exists()
+        row.tried += 1
+        night.clear("w.jsonl")
+
+
+def odd_parquet(night: Night, row: Row) -> None:
+    """Dates that no calendar has and text that is not UTF-8: their rows fail, or the value stays text."""
+    good = str(night.pictures[0])
+    for type, odd in (
+        (pyarrow.timestamp("us"), 2**60),
+        (pyarrow.date32(), 2**31 - 1),
+        (pyarrow.date64(), 2**60),
+        (pyarrow.duration("s"), 2**60),
+    ):
+        integers = pyarrow.int32() if type == pyarrow.date32() else pyarrow.int64()
+        values = pyarrow.array([0, odd, 0], integers).view(type)
+        pyarrow.parquet.write_table(pyarrow.table({"image": [good] * 3, "t": values}), night.folder / "o.parquet")
+        check_odd_row(night, row, "--keep", "t")
+    names = [good.encode(), b"\xff\xfe.png", good.encode()]
+    offsets = struct.pack("<4i", 0, *(len(b"".join(names[: n + 1])) for n in range(3)))
+    image = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"".join(names)))
+    pyarrow.parquet.write_table(pyarrow.table({"image": image}), night.folder / "o.parquet")
+    check_odd_row(night, row)
+
+
+def check_odd_row(night: Night, row: Row, *options: str) -> None:
+    """The second of three rows is odd; the others have the same predictions."""
+    row.wrong += night.end(night.run("o.jsonl", *options, input="o.parquet"), row) not in (0, 3)
+    records = night.records("o.jsonl")
+    account(row, records, 3)
+    row.wrong += [bool(record["predictions"]) for record in records][::2] != [True, True]
+    row.tried += 1
+    night.clear("o.jsonl")
+
+
+def small_files_of_much(night: Night, row: Row) -> None:
+    """Their rows fail, or the run is refused; never a traceback, nor its memory. One of them has 600,000 rows, of which
+    a few will do."""
+    folder = night.folder / "bombs"
+    folder.mkdir()
+    subprocess.run([sys.executable, str(REPOSITORY / "tests" / "bombs.py"), str(folder)], check=True)  # not here, too
+    for path in sorted(folder.iterdir()):
+        with open(night.folder / "stderr", "wb") as stderr:
+            process = night.run("z.jsonl", "--limit", "9", input=str(path), stderr=stderr)
+            row.wrong += night.end(process, row, since=time.monotonic()) not in (1, 2, 3)
+        row.wrong += any(not line.startswith(b"deit-batch: ") for line in night.lines("stderr"))
+        row.tried += 1
+        night.clear("z.jsonl")
+
+
 def account(row: Row, records: list[Record], expected: int) -> None:
     """Each input has its record, in its place: predictions or an error."""
     row.lost += max(0, expected - len(records))
@@ -497,18 +729,28 @@ FAULTS: list[tuple[str, Callable[[Night, Row], None], int]] = [
     ("SIGINT at a random moment", stopped(signal.SIGINT), 6),
     ("SIGTERM at a random moment", stopped(signal.SIGTERM), 6),
     ("a second run on the same output", two_at_once, 3),
+    ("two reports to one name at once, one of them SIGKILLed", two_reports_at_once, 3),
     ("SIGKILL of a decode worker", worker_killed, 8),
     ("an image that crashes its decoder", decoder("os.kill(os.getpid(), signal.SIGSEGV)"), 2),
     ("an image that hangs its decoder (limit: 2 s)", decoder("time.sleep(1e6)"), 1),
     ("out of memory in the forward pass (simulated)", out_of_memory, 3),
     ("scores that are not finite (simulated)", not_finite, 1),
+    ("a hostile checkpoint", hostile_checkpoint, 1),
+    ("a training that diverges", diverging_training, 1),
     ("no room for the output", no_room, 6),
     ("output folder moved away in the middle", output_folder_gone, 3),
     ("a file deleted, cut or replaced under the run", input_changes, 4),
+    ("a file replaced after its record was written, then SIGKILL", replaced_and_killed, 3),
+    ("stderr closed", stderr_closed, 1),
+    ("a lock that can't be removed (simulated)", lock_stays, 1),
     ("a dead mount, with `--error-threshold 5%`", dead_mount, 2),
     ("hostile files", hostile_files, 1),
     ("a URL whose server misbehaves (limit: 3 s, one retry)", misbehaving_server, 1),
+    ("SIGKILL, then URLs that differ in a hidden parameter alone change places", urls_of_one_look, 2),
+    ("a tar of dotted names and links, then cut", odd_tar, 1),
     ("malformed rows of tables", bad_tables, 1),
+    ("odd dates and text in Parquet", odd_parquet, 1),
+    ("a small table or tar that unpacks to much", small_files_of_much, 1),
     ("a row of 1 GB", gigabyte, 1),
 ]
 
@@ -524,11 +766,8 @@ def measured(night: Night, quick: bool) -> Iterator[Row]:
         yield row
 
 
-def main() -> None:
-    quick = "--quick" in sys.argv
-    with tempfile.TemporaryDirectory() as name:
-        night = Night(Path(name))
-        rows = list(measured(night, quick))
+def write_page(night: Night, rows: list[Row]) -> None:
+    """After every row, so that a run that was ended early has a page, too, which says what it did not come to."""
     table = [
         "| fault | times tried | lines lost | lines wrong | time to give up, s | peak memory, MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -536,11 +775,21 @@ def main() -> None:
     for row in rows:
         slowest = f"{row.slowest:.1f}" if row.slowest else ""
         table.append(f"| {row.fault} | {row.tried:,} | {row.lost} | {row.wrong} | {slowest} | {row.peak:.0f} |")
-    if not quick:
-        page = REPOSITORY / "docs" / "faults.md"
-        figures = {"peak": night.peak, "seconds": night.seconds, "machine": machine.describe()}
-        text = PAGE.format(inputs=INPUTS, table="\n".join(table), **figures)
-        page.write_text(text, encoding="utf-8")
+    table += [f"| {fault} | not run |  |  |  |  |" for fault, _, _ in FAULTS[len(rows) :]]
+    figures = {"peak": night.peak, "seconds": night.seconds, "machine": machine.describe()}
+    text = PAGE.format(inputs=INPUTS, table="\n".join(table), **figures)
+    (REPOSITORY / "docs" / "faults.md").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        night = Night(Path(name))
+        for row in measured(night, quick):
+            rows.append(row)
+            if not quick:
+                write_page(night, rows)
     sys.exit(any(row.lost or row.wrong for row in rows))
 
 
@@ -549,12 +798,13 @@ PAGE = """# Faults
 What `scripts/faults` did to the installed command, over and over, and what came of it. A fault that came when the run
 had ended already is not counted.
 
-- **Lost** are inputs without a record.
+- **Lost** are inputs without a record. A row says "not run" if the program was ended before it.
 - **Wrong** are records that differ from those of an undisturbed run over the same {inputs:,} inputs, and runs that
   ended with another status than the [documented one](usage.md). After a kill, a signal or a full disk the same command
   is run again, and the bytes are compared; elsewhere the labels and scores of every image that the fault was not done
   to. Out of memory changes the batches, so there the scores may differ by 1e-6. The hostile files (of
   `scripts/corpus.py`), URLs and rows must each have a record in its place, and stderr may carry no line but our own.
+  Hostile checkpoints must be refused in one line, and a training that diverges must leave nothing under its name.
 - **Time to give up** is the longest time from the fault (where there is no one moment: from the start) to the end of
   the run. An undisturbed run took {seconds:.1f} s.
 - **Peak memory** is that of the largest process, shared libraries included; {peak:.0f} MB where nothing happens.
