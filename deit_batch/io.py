@@ -287,6 +287,16 @@ def clean(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
+def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """For `object_pairs_hook` of what a user wrote. Raises ValueError where a name is there twice: Python would take
+    the last one, and drop the other without a word."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{json.dumps(name, ensure_ascii=False)} is there twice in one object")
+    return fields
+
+
 def json_value(value: object) -> object:
     """A kept value in JSON's types: no NaN or infinity (null instead), dates and the like as strings."""
     try:

@@ -5,13 +5,12 @@ Requests are scored as `deit-batch serve` scores them: decoded in processes of t
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from typing import Any
 
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
-from deit_batch.input.tables import request_values
+from deit_batch.input.tables import load_json, request_values
 from deit_batch.plan import Options, Plan
 from deit_batch.serving import BATCH_WINDOW
 from deit_batch.serving.scorer import RequestScorer, answer, each
@@ -68,7 +67,7 @@ def run(raw_data: str) -> Any:
 
 def _images(raw_data: str) -> list[Any]:
     """Raises ValueError or RowError if it is no request."""
-    document = json.loads(raw_data)
+    document = load_json(raw_data)
     if not isinstance(document, dict) or "input_data" not in document:
         raise RowError('there is no "input_data"')
     return [_image(value) for value in request_values(document)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from deit_batch.errors import RowError
@@ -12,6 +14,8 @@ from deit_batch.evaluation.judged import Pair, file_name
 from deit_batch.input.identity import identity_of
 from deit_batch.input.labels import LABELLED_TWICE, LabelledSource
 from deit_batch.io import Failure, name_fields
+
+PREDICTED_TWICE = "predicted twice, differently"
 
 _Row: TypeAlias = tuple[int, tuple[str, ...]]
 ReadLabels: TypeAlias = Callable[[Any], str | Sequence[str] | None]
@@ -45,12 +49,26 @@ def kept_in(records: Iterable[Mapping[str, Any]], read: ReadLabels, field: str) 
             yield Given(record, record["index"], (labels,) if isinstance(labels, str) else tuple(labels))
 
 
+@dataclass(slots=True)
+class _Answers:
+    """What records say of each image. `unclear`: a record of each of which two say something else."""
+
+    unclear: dict[str | None, Mapping[str, Any]] = field(default_factory=dict)
+    _digests: dict[str | None, bytes] = field(default_factory=dict)
+
+    def add(self, key: str | None, record: Mapping[str, Any]) -> None:
+        told = json.dumps([record["predictions"], record.get("error", {}).get("type")]).encode()
+        digest = hashlib.blake2b(told, digest_size=8).digest()
+        if self._digests.setdefault(key, digest) != digest:
+            self.unclear[key] = record
+
+
 class Labels:
     """The labels of a whole input, by image. Found by the image's identity (input/identity.py); or else by the file's
     name alone, if one image of the input and one of the records have it, and no other. An image that is there twice
-    counts once; if its labels differ, it has none. `records`: those that are to be joined, for a first look at their
-    names. `inputs` counts images, `failures` those without labels or, once all are joined, predictions; `without_label`
-    counts records without labels."""
+    counts once; if its labels differ, it has none, and if its predictions do, they are not judged. `records`: those
+    that are to be joined, for a first look at them. `inputs` counts images, `failures` those without labels or, once
+    all are joined, predictions; `without_label` counts records without labels."""
 
     def __init__(self, given: Iterable[Given], records: Iterable[Mapping[str, Any]]) -> None:
         self.inputs = self.without_label = 0
@@ -75,10 +93,22 @@ class Labels:
                 self.failures[LABELLED_TWICE] += 1
         self._joined: set[int] = set()
         self._only: dict[str, str | None] = {}  # by a file's name that one label has: the one record that has it
+        answers = _Answers()
         for record in records:
-            if self._by_file.get(file := file_name(record)):
-                key = identity_of(record)
+            key, file = identity_of(record), file_name(record)
+            if self._by_file.get(file):
                 self._only[file] = key if self._only.get(file, key) == key else None
+            if key in self._by_key or self._by_file.get(file):
+                answers.add(key, record)
+        for record in answers.unclear.values():
+            self._drop(record)
+
+    def _drop(self, record: Mapping[str, Any]) -> None:
+        """The image of this record is not judged: another record of it says something else."""
+        row = self._row(record)
+        if row:
+            self.failures[PREDICTED_TWICE] += 1
+            self._joined.add(row[0])
 
     def join(self, records: Iterable[dict[str, Any]]) -> Iterator[Pair]:
         """All records that are to be joined, each with its labels; those that have none are left out."""
@@ -94,7 +124,8 @@ class Labels:
 
     def count_missing(self) -> None:
         """Once all records are joined."""
-        if missing := self.inputs - self.failures.total() - len(self._joined):
+        unclear = self.failures[PREDICTED_TWICE]  # which are among both
+        if missing := self.inputs - (self.failures.total() - unclear) - len(self._joined):
             self.failures["no prediction"] += missing
 
     def _take(self, record: Mapping[str, Any]) -> _Row | None:

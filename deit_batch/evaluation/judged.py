@@ -177,7 +177,8 @@ def judge(
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """Of one image what is kept until all are read. `predicted`, `values`: classes and scores of its predictions, the
-    best first; `depth`: how many those were."""
+    best first, equal scores in the order of the record; `rank`, `score`: the place among them, from 1, and the score of
+    the first of its labels, 0 and NaN if it is not there; `depth`: how many those were."""
 
     image: str | None
     place: int
@@ -187,6 +188,8 @@ class _Kept:
     predicted: Ints
     values: NDArray[np.float32]
     scores: NDArray[np.float32] | None
+    rank: int
+    score: float
     depth: int
 
 
@@ -195,16 +198,19 @@ def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Se
     summed = sum_by_label(predictions)
     predicted = np.array([numbers.get(label, -1) for label in summed], np.int64)
     values = np.array(list(summed.values()), np.float32)
+    places: Sequence[int] = np.flatnonzero(predicted == labels[0]).tolist() if labels else []
+    rank, score = (places[0] + 1, float(values[places[0]])) if places else (0, np.nan)
     scores = None
     if len(predictions) == full and predicted.min(initial=0) >= 0:
         scores = np.zeros(len(numbers), np.float32)
         scores[predicted] = values
         # What is best is all that is still needed: the rest is in `scores`.
-        ranked = np.argsort(-scores, kind="stable")
-        predicted, values = ranked[:1], scores[ranked[:1]]
+        predicted, values = predicted[:1], values[:1]
     shown = sorted(alike(classes[label]) for label in labels)
     key, file = _digest([identity_of(pair.record), shown]), _digest([file_name(pair.record), shown])
-    return _Kept(pair.record["image"], pair.place, key, file, labels, predicted, values, scores, len(predictions))
+    return _Kept(
+        pair.record["image"], pair.place, key, file, labels, predicted, values, scores, rank, score, len(predictions)
+    )
 
 
 def file_name(record: Mapping[str, Any]) -> str:
@@ -227,23 +233,14 @@ def sum_by_label(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _single(kept: list[_Kept], classes: Sequence[str]) -> SingleLabel:
-    rank = np.zeros(len(kept), np.int64)
-    score = np.full(len(kept), np.nan)
-    for row, item in enumerate(kept):
-        label = item.labels[0]
-        if item.scores is not None:
-            score[row] = item.scores[label]
-            ahead = np.arange(len(classes)) < label  # equal scores stand in the order of the classes
-            rank[row] = 1 + (item.scores > score[row]).sum() + (ahead & (item.scores == score[row])).sum()
-        elif len(places := np.flatnonzero(item.predicted == label)):
-            rank[row], score[row] = places[0] + 1, item.values[places[0]]
+    score = np.array([item.score for item in kept], np.float64)
     smallest = np.finfo(np.float32).eps  # as sklearn.metrics.log_loss bounds it
     return SingleLabel(
         classes=list(classes),
         keys=[item.key for item in kept],
         labels=np.array([item.labels[0] for item in kept], np.int64),
         predicted=np.array([item.predicted[0] for item in kept], np.int64),
-        rank=rank,
+        rank=np.array([item.rank for item in kept], np.int64),
         confidence=np.array([item.values[0] for item in kept], np.float64),
         loss=-np.log(np.clip(score, smallest, 1)),
         depth=min(len(classes) if item.scores is not None else item.depth for item in kept),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deit_batch.errors import MALFORMED, UsageError, in_words
+from deit_batch.io import unique_fields
 from deit_batch.model.labels import IMAGENET, imagenet_names
 from deit_batch.names import alike
 from deit_batch.system.regular_file import read_settings
@@ -39,7 +40,7 @@ def _pairs(path: Path) -> Iterable[tuple[str, object]]:
 
 
 def _json_pairs(text: str) -> Iterable[tuple[str, object]]:
-    document = json.loads(text)
+    document = json.loads(text, object_pairs_hook=unique_fields)
     if not isinstance(document, dict):
         raise ValueError(f'it holds {text.strip():.40}, but is to be an object: {{"label": "class", …}}')
     return document.items()

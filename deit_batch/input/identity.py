@@ -63,7 +63,8 @@ def given_identity(value: object) -> str:
         value = int(value)  # as a table writes whole numbers if some are missing
     text = alike(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     if not text or value != value:  # not even a NaN is one
-        raise RowError("the id is empty" if value is None or isinstance(value, str) else f"the id is {value!r:.60}")
+        shown = "empty" if value is None or isinstance(value, str) else json.dumps(value, default=str)
+        raise RowError(f"the id is {shown:.60}")
     return _digest({"id": text})
 
 

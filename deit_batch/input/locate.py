@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -44,7 +45,8 @@ def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str |
     if isinstance(value, bytes):
         return None, value
     if not isinstance(value, str) or not value.strip():
-        what = "is empty" if value is None or value == "" or isinstance(value, str) else f"is {value!r:.40}, no text"
+        is_empty = value is None or isinstance(value, str)
+        what = "is empty" if is_empty else f"is {json.dumps(value, default=str):.40}, no text"
         return None, tables.row_failure(f"line {line}: the image {what}")
     try:
         location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)

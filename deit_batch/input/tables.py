@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 from deit_batch.errors import MALFORMED, InputError, RowError, UsageError, in_words
-from deit_batch.io import Failure
+from deit_batch.io import Failure, unique_fields
 
 MAX_ROW_CHARS = 32 * 2**20
 """A longer row of text is a failed record. A row may hold an image in base64, so it must be generous; but the CSV
@@ -159,7 +159,8 @@ def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]
         try:
             fields = next(csv.reader(_row_lines(lines, delimiter, taken), delimiter=delimiter, strict=True), None)
         except csv.Error as error:
-            value: Value = row_failure(f"line {start}: {error}")
+            problem = "a quote is not closed" if "unexpected end" in str(error) else error
+            value: Value = row_failure(f"line {start}: {problem}")
         except RowError as error:
             value = Failure.of(error)
         else:
@@ -230,7 +231,7 @@ def parse_json(text: str, number: int) -> Iterator[Value]:
     try:
         value = load_json(text)
     except ValueError as error:
-        yield row_failure(f"line {number}: not JSON: {error}")
+        yield row_failure(f"line {number}: {in_words(error)}")
         return
     except RowError as error:
         yield row_failure(f"line {number}: {error}")
@@ -250,11 +251,12 @@ def parse_json(text: str, number: int) -> Iterator[Value]:
 
 
 def load_json(text: str) -> Any:
-    """NaN and infinities are None. Raises ValueError if it is no JSON, RecursionError if it is nested too deeply, and
-    RowError if it may hold so many values that they would take far more memory than the text does."""
+    """NaN and infinities are None. Raises ValueError if it is no JSON, or an object has a name twice; RecursionError if
+    it is nested too deeply; and RowError if it may hold so many values that they would take far more memory than the
+    text does."""
     if sum(map(text.count, "[{,")) > MAX_VALUES:
         raise RowError(f"more than {MAX_VALUES:,} values")
-    return json.loads(text, parse_constant=lambda _: None)
+    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=unique_fields)
 
 
 def request_values(document: object) -> list[Value]:

@@ -197,6 +197,9 @@ class _Group:
         self._fields: dict[str, Any] = {}
         self._plain = Counter[bool]()  # how many members with a plain ending are images, or not
         self._room = MAX_ROW_BYTES
+        self._twice: str | None = None
+        """An ending that two of its members have."""
+        self._further_images = 0
 
     @property
     def is_sample(self) -> bool:
@@ -205,13 +208,17 @@ class _Group:
     def takes(self, member: _Member) -> bool:
         """Whether it belongs in here, and memory has room for it, or this is a sample, which then fails."""
         if member.ending in self._members:
-            return False
+            return self.is_sample  # which then fails: nothing tells to which image it belongs
         if not self._members or self.is_sample or (member.is_plain and not member.is_image):
             return True
         return self._room >= member.cost
 
     def add(self, member: _Member, tar: Tar) -> None:
         if self._room < 0:
+            return
+        if member.ending in self._members:
+            self._twice = self._twice or member.ending
+            self._further_images += member.is_image
             return
         self._members[member.ending] = member
         self._plain[member.is_image] += member.is_plain
@@ -228,6 +235,11 @@ class _Group:
     def rows(self, passed_over: Counter[str], links: _Links) -> Iterator[Value]:
         if self._room < 0:
             yield row_failure(f"{self._path}/{self._key}: larger than {MAX_ROW_BYTES:,} bytes")
+            return
+        if self._twice:
+            if self._further_images:
+                pass_over(passed_over, "further images of a sample", self._further_images)
+            yield row_failure(f"{self._path}/{self._key}: two members of this sample end in .{self._twice}")
             return
         images = [name for name in self._fields if self._members[name].is_image]
         linked = [member for member in self._members.values() if member.is_image and not member.header.isreg()]

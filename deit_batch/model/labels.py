@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import CheckpointError, UsageError, in_words
-from deit_batch.io import clean
+from deit_batch.io import clean, unique_fields
 from deit_batch.system.regular_file import read_settings
 
 IMAGENET = "imagenet"
@@ -65,7 +65,8 @@ def read_id2label(name: str) -> list[str]:
 
 def _read_names(path: Path) -> list[Any]:
     text = read_settings(path).decode("utf-8-sig")
-    value = json.loads(text) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
+    is_json = path.suffix.lower() == ".json"
+    value = json.loads(text, object_pairs_hook=unique_fields) if is_json else text.rstrip().splitlines()
     if isinstance(value, dict):
         value = value.get("id2label", value)
     if isinstance(value, dict):

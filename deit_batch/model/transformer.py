@@ -45,7 +45,11 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     check_tensors(shapes_of(checkpoint, stored), geometry, checkpoint.name)
     if checkpoint.form == "timm":
         weights = tensors_as_transformers(weights, geometry.tokens)
-    return {name: weights[name] for name, _ in geometry.tensors()}
+    weights = {name: weights[name] for name, _ in geometry.tensors()}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{checkpoint.name} is broken: {name} has numbers that are not finite")
+    return weights
 
 
 def load_weights(

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deit_batch.io import Failure
+from deit_batch.redaction import redact
 
 logger = logging.getLogger("deit_batch")
 
@@ -110,7 +111,7 @@ class Watched:
         client = scope["client"][0] if scope.get("client") else None
         fields = {
             "method": scope["method"],
-            "path": quote(scope["path"]),  # a name may hold line breaks
+            "path": quote(redact(scope["path"]), safe="/*"),  # it may hold line breaks, or a URL with a password
             "status": status,
             "seconds": round(seconds, 4),
             "client": client,

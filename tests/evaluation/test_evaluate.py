@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -354,6 +354,7 @@ def test_label_maps_in_json(mapping: dict[str, str]) -> None:
         ("m.json", "[]", r"it holds \[\], but is to be an object"),
         ("m.json", '{"a": 1}', "'a' has no one name: 1"),
         ("m.json", "{", "not JSON: Expecting property name"),
+        ("m.json", '{"a": "x", "a": "y"}', '"a" is there twice'),
         ("m.json", "[" * 100_000, "nested too deeply"),
         ("m.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("m.txt", "", "give imagenet, or a .json, .csv or .tsv file"),
@@ -411,6 +412,14 @@ def test_of_each_metric_it_is_known_whether_lower_is_better() -> None:
             better = worse[name] >= best[name] if name in LOWER_IS_BETTER else worse[name] <= best[name]
             assert better, name
     assert compared == {name for name in NAMES if not name.endswith("_binary")}  # those are of the same names
+
+
+def test_equal_scores_count_in_the_order_of_the_record() -> None:
+    tied = {"index": 0, "image": "a", "predictions": [{"label": "yes", "score": 0.5}, {"label": "no", "score": 0.5}]}
+    names = ["no", "yes"]
+    found = judge([Pair(tied, ["yes"], 0)], names, Matching(names, {}), multi_label=False, full=2, threshold=0.5)
+    assert compute(found, 1).values["accuracy"] == 1
+    assert cast(SingleLabel, found.outcomes).rank.tolist() == [1]
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
@@ -632,3 +641,22 @@ def test_the_page_of_the_docs_names_every_metric() -> None:
         stem, _, average = name.rpartition("_")
         named = f"`{stem}_…`" if average in ("micro", "macro", "weighted", "binary") else f"`{name}`"
         assert named in page, name
+
+
+def test_images_that_are_predicted_twice_differently_are_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,label\na.png,can\nb.png,jar\nc.png,can\n")
+
+    def line(index: int, name: str, best: str, other: str) -> str:
+        predictions = [{"label": best, "score": 0.9}, {"label": other, "score": 0.1}]
+        return json.dumps({"index": index, "image": name, "predictions": predictions}) + "\n"
+
+    again = line(0, "a.png", "jar", "can")
+    lines = [line(0, "a.png", "can", "jar"), line(1, "b.png", "jar", "can"), *[line(2, "c.png", "can", "jar")] * 2]
+    for number, order in enumerate([[*lines, again], [again, *lines]]):
+        (tmp_path / "p.jsonl").write_text("".join(order))
+        out = tmp_path / f"e{number}"
+        done = evaluated("--input", tmp_path / "t.csv", "--predictions", tmp_path / "p.jsonl", "--out", out)
+        assert done.exit_code == 3
+        told = document(out)
+        assert told["failures"] == {"predicted twice, differently": 1}
+        assert (told["metrics"]["accuracy"], told["predictions_without_label"]) == (1, 0)

@@ -540,3 +540,22 @@ def test_any_bytes_as_jsonl_or_list_give_one_row_a_line(data: bytes) -> None:
     assert len(list(tables.open_list(opened(data), gzipped=False).rows)) == filled
     if b"input_data" not in data:
         assert len(list(tables.open_jsonl(opened(data), gzipped=False).rows)) == filled
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.jsonl", '{"image": "a.png", "image": "b.png"}\n{"image": "c.png"}\n'),
+        ("t.json", '{"input_data": ["a.png"], "input_data": ["c.png"]}'),
+    ],
+)
+def test_a_name_that_is_there_twice_is_not_guessed(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    try:
+        locations = [reference.location for reference in open_source(str(tmp_path / name)).references]
+    except UsageError as error:
+        assert "is there twice" in str(error)  # noqa: PT017 - a document fails as a whole
+    else:
+        assert isinstance(locations[0], Failure)
+        assert '"image" is there twice in one object' in locations[0].message
+        assert isinstance(locations[1], LocalFile)

@@ -318,3 +318,19 @@ def _pax(fields: str, type: bytes = tarfile.XHDTYPE) -> bytes:
     header = tarfile.TarInfo("x")
     header.type, header.size = type, len(fields)
     return header.tobuf(tarfile.USTAR_FORMAT) + fields.encode().ljust(-(-len(fields) // 512) * 512, b"\0")
+
+
+def test_a_sample_with_a_field_twice_fails_and_gives_nothing_to_another(tmp_path: Path) -> None:
+    pictures = [picture.read_bytes() for picture in PICTURES[:3]]
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        members = [("1.png", pictures[0]), ("1.cls", b"3"), ("1.cls", b"4"), ("1.png", pictures[1])]
+        for name, data in [*members, ("2.png", pictures[2]), ("2.cls", b"5")]:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    source = open_source(f"{tmp_path}/s.tar", keep=["cls"])
+    first, second = source.references
+    assert isinstance(first.location, Failure)
+    assert "two members of this sample end in .cls" in first.location.message
+    assert second.keep == {"cls": 5}
+    assert source.passed_over == {"further images of a sample": 1}

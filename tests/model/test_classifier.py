@@ -260,17 +260,25 @@ def test_auto_is_half_precision_on_a_gpu_only(vit: Path) -> None:
 
 
 def test_scores_that_are_not_finite_are_failures(vit: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = edit_config(vit, tmp_path / "edited")
     weights = load_file(folder / "model.safetensors")
-    weights["classifier.bias"] += float("nan")
+    weights["classifier.weight"] *= 1e38  # more than float32 can hold, once multiplied
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "images").mkdir()
     write_all_kinds(tmp_path / "images")
     records = list(score(str(tmp_path / "images"), model=str(folder), workers=0, limit=3))
     assert [record.error and record.error.type for record in records] == ["ScoreError"] * 3
     assert [record.predictions for record in records] == [[], [], []]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(vit: Path, tmp_path: Path, value: float) -> None:
+    folder = edit_config(vit, tmp_path / "edited")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][1] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"is broken: classifier\.bias has numbers that are not finite"):
+        load_weights(find_checkpoint(str(folder)), device=CPU, dtype=torch.float32)
 
 
 class Small:
