@@ -22,7 +22,12 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK)  # else a pipe would wait for its writer
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # else a pipe would wait for its writer
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise OSError(errno.EINVAL, "not a regular file", path) from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", path)

@@ -69,7 +69,7 @@ def load(references: Iterator[Reference], batch_size: int, limits: Limits, *, wo
 def traps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoders with faults: some bytes crash the process, some hang it with the interpreter locked."""
 
-    def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
+    def decode(data: bytes, recipe: Recipe, limits: Limits, **more: Any) -> Any:
         if data == b"crash":
             faulthandler.disable()  # pytest's, which would tell at length
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -77,7 +77,7 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if data == b"hang":
             ctypes.PyDLL(None).sleep(600)
-        return decoding.decode(data, recipe, limits)
+        return decoding.decode(data, recipe, limits, **more)
 
     monkeypatch.setattr(loader, "decode", decode)
 
@@ -178,7 +178,7 @@ def test_inline_images_survive_a_death_too(photos: Path) -> None:
 
 
 def test_a_fault_of_our_own_in_a_worker_is_not_hidden(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(data: bytes, recipe: Recipe, limits: Limits) -> Any:
+    def decode(data: bytes, recipe: Recipe, limits: Limits, **more: Any) -> Any:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(loader, "decode", decode)

@@ -274,11 +274,11 @@ def test_an_image_that_kills_its_decoder_is_a_missing_picture(
     predictions = scored(photos, vit, tmp_path, limit=4)
     (photos / "02.jpg").write_bytes(b"crash")
 
-    def crashing(data: bytes, recipe: Recipe, limits: Limits) -> Any:
+    def crashing(data: bytes, recipe: Recipe, limits: Limits, **more: Any) -> Any:
         if data == b"crash":
             faulthandler.disable()
             os.kill(os.getpid(), signal.SIGSEGV)
-        return decoding.decode(data, recipe, limits)
+        return decoding.decode(data, recipe, limits, **more)
 
     monkeypatch.setattr(loader, "decode", crashing)
     page = reported(predictions, "--thumbnails", "2")
