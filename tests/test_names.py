@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty_store import Bucket
@@ -110,7 +111,9 @@ def test_labels_join_records_of_another_machine(tmp_path: Path) -> None:
     """Also where no file's name is there once."""
     rows = [f"{folder}/{number}.jpg" for folder in ("café", "thé") for number in range(2)]
     (tmp_path / "t.csv").write_text(composed("image,label\n" + "".join(f"{row},{row[:3]}\n" for row in rows)))
-    records = [{"index": index, "image": decomposed(row)} for index, row in enumerate(rows)]
+    records: list[dict[str, Any]] = [
+        {"index": index, "image": decomposed(row), "predictions": []} for index, row in enumerate(rows)
+    ]
     labels = Labels(given_in(open_labelled(str(tmp_path / "t.csv"))), records)
     assert [pair.labels for pair in labels.join(records)] == [("caf",), ("caf",), ("thé",), ("thé",)]
     assert not labels.failures
