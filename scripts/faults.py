@@ -89,6 +89,8 @@ class Night:
 
     def end(self, process: subprocess.Popen[bytes], row: Row, since: float | None = None) -> int:
         """Waits for the end, and returns the exit status."""
+        if process.returncode is not None:  # it has ended, and somebody has asked
+            return process.returncode
         deadline = time.monotonic() + HANGS_AFTER
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
