@@ -399,13 +399,16 @@ def _prediction_cache(out: str, plan: Plan, options: Options, mode: Mode) -> Pre
 def _adopt_finished_result(cache: PredictionCache, output: Output, plan: Plan, options: Options, out: str) -> None:
     """What an earlier run without --incremental has found need not be found again."""
     report = output.plain_report()
-    if not (cache.is_new and report):
+    if not (cache.is_empty and report):
         return
-    if plan.would_repeat(report, options):
+    if not plan.would_repeat(report, options):
+        logger.info("%s was made with other settings or versions: everything is scored again", out)
+        return
+    try:
         adopted = cache.adopt(output.records_with_stamps())
         logger.info("%s images of %s need no scoring, unless they have changed", f"{adopted:,}", out)
-    else:
-        logger.info("%s was made with other settings or versions: everything is scored again", out)
+    except UsageError as error:  # the format is not read back: no reason to refuse what went without this
+        logger.info("%s; everything is scored again", error)
 
 
 def _counted(batches: Iterator[list[Reference]], counter: Counter[str]) -> Iterator[list[Reference]]:

@@ -46,9 +46,10 @@ class PixelBuffers:
         (docs.nvidia.com/cuda/cuda-runtime-api, cudaHostRegister). After the workers have started: CUDA must not be
         initialised in a process that is then forked."""
         for buffer in self._buffers:
-            code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
-            if int(code):
-                logger.debug(
-                    "pixels can't be pinned (CUDA error %s): copies to the card wait for each other", int(code)
-                )
+            try:
+                error: object = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+            except (AttributeError, RuntimeError, TypeError) as raised:  # another binding than the one we know
+                error = raised
+            if error:
+                logger.debug("CUDA error %s: pixels are not pinned, and copies to the card wait for each other", error)
                 return

@@ -269,10 +269,16 @@ class Classifier:
         well = found.flatten(1).isfinite().all(-1)
         if well.all() or self._load_exact is None:
             return found
-        self._exact = self._exact or self._load_exact()
-        self._repeated += int((~well).sum())
+        try:
+            self._exact = self._exact or self._load_exact()
+            repeated = self._exact(pixels[~well])
+        except DeitBatchError as error:  # what could be scored must not be lost for what could not
+            warn_even_if_quiet("images that float16 can't hold fail, for they can't be scored in float32: %s", error)
+            self._load_exact = None
+            return found
+        self._repeated += len(repeated)
         found = found.clone()  # it may be memory that is used again
-        found[~well] = self._exact(pixels[~well])
+        found[~well] = repeated
         return found
 
     def _results(self, size: int, passes: list[Result]) -> Tensor | None:

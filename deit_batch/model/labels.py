@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -15,6 +16,8 @@ from typing import Any
 from deit_batch.errors import CheckpointError, UsageError, in_words
 from deit_batch.io import clean, unique_fields
 from deit_batch.system.regular_file import read_settings
+
+logger = logging.getLogger("deit_batch")
 
 IMAGENET = "imagenet"
 """What the names that come with us are called, for --id2label and --label-map: those of the 1000 classes of
@@ -47,6 +50,10 @@ def labels_from_config(config: dict[str, Any], classes: int | None, name: str) -
         raise CheckpointError(f"{name}: the id2label of its config.json skips class {error.args[0]}") from error
     if not all(isinstance(label, str) and label and clean(label) == label for label in labels):
         raise CheckpointError(f"{name}: the id2label of its config.json has names that are no text")
+    numbers = config.get("label2id")
+    # Two classes may share a name, so not each number has to come back.
+    if isinstance(numbers, dict) and any(names.get(str(number)) != label for label, number in numbers.items()):
+        logger.warning("%s: id2label and label2id of its config.json contradict each other; id2label counts", name)
     return labels
 
 

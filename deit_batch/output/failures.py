@@ -23,11 +23,11 @@ def describe_failures(out: str) -> str:
     """As in "; first a.jpg (DecodeError: no image); all of them: grep '"error":' preds.jsonl". Empty if no record of
     `out` tells of a failure: a stream, an address on a store, a format that does not say which image it is of."""
     path = Path(out)
-    if not path.exists():
+    if out == "-" or not path.exists():
         return ""
     try:
         first = list(islice(_failed(path), SHOWN))
-    except DeitBatchError:  # the result is there, whoever has changed it since: no reason to fail now
+    except (DeitBatchError, OSError):  # the result is there, whoever has changed it since: no reason to fail now
         return ""
     if not first:
         return ""

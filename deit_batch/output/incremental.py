@@ -78,7 +78,6 @@ class PredictionCache:
         self._database = sqlite3.connect(self._path)
         self._database.executescript(_COMMITS + _SCHEMA)
         row = self._database.execute("SELECT settings FROM about").fetchone()
-        self.is_new = row is None
         if row != (settings,):
             if row:
                 logger.info("%s: everything is scored again", _differing(row[0], settings))
@@ -86,6 +85,7 @@ class PredictionCache:
             self._database.execute("DELETE FROM about")
             self._database.execute("INSERT INTO about VALUES (?)", (settings,))
             self._database.commit()
+        self.is_empty = self._database.execute("SELECT 1 FROM known LIMIT 1").fetchone() is None
         (self._run,) = self._database.execute("SELECT coalesce(max(run), 0) + 1 FROM known").fetchone()
 
     @contextmanager

@@ -96,6 +96,23 @@ def test_what_float16_can_not_hold_is_scored_in_float32(
     assert f"{int(beyond.sum())} images were scored in float32" in caplog.text
 
 
+def test_what_can_not_be_scored_again_fails_and_loses_nothing(messages: list[str]) -> None:
+    def load_exact() -> Classifier:
+        raise DeitBatchError("the model's weights do not fit into the memory of the device")
+
+    def scores(pixels: torch.Tensor) -> torch.Tensor:
+        values = pixels.flatten(1)[:, :2].float()
+        values[0] = torch.nan
+        return values
+
+    engine = Threads(scores, CPU, passes=1, threads=1)
+    classifier = Classifier(engine, 4, load_exact)
+    found = classifier(torch.ones(4, 2, 2, 3, dtype=torch.uint8))
+    assert found.isfinite().all(-1).tolist() == [False, True, True, True]
+    assert any("can't be scored in float32" in message for message in messages)
+    classifier.close()
+
+
 def test_multi_label_scores_equal_the_pipelines(make_checkpoint: MakeCheckpoint, all_kinds: Path) -> None:
     folder = make_checkpoint("DeiTForImageClassification", problem_type="multi_label_classification")
     assert_equals_pipeline(folder, all_kinds, workers=0)

@@ -34,6 +34,22 @@ def names(tmp_path: Path) -> Path:
     return path
 
 
+def test_maps_of_names_that_contradict_each_other_are_said(
+    make_checkpoint: MakeCheckpoint, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    folder = shutil.copytree(vit, tmp_path / "edited")
+    config = json.loads((folder / "config.json").read_text())
+    twins = dict(enumerate(["crane", "crane", *LABELS[2:]]))  # as ImageNet has them
+    for id2label, label2id in (
+        (twins, {name: number for number, name in twins.items()}),
+        (dict(enumerate(LABELS[::-1])), {name: number for number, name in enumerate(LABELS)}),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {"id2label": id2label, "label2id": label2id}))
+        find_checkpoint(str(folder))
+    (message,) = [message for message in messages if "contradict each other" in message]
+    assert "id2label counts" in message
+
+
 def test_classes_without_names_are_scored_with_one_warning(
     unnamed: Path, vit: Path, photos: Path, tmp_path: Path
 ) -> None:

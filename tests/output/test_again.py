@@ -253,6 +253,14 @@ def test_results_that_say_nothing_of_their_images_or_of_other_settings_are_not_a
     assert any("q.jsonl was made with other settings" in message for message in messages)
 
 
+def test_a_result_that_is_not_read_back_is_scored_again_and_said(
+    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    plain = scored(photos, vit, tmp_path, "p.json").read_bytes()
+    assert nightly(photos, vit, tmp_path, "p.json") == (plain, 0)
+    assert any(message.endswith("everything is scored again") for message in messages)
+
+
 def test_inline_images_are_adopted_by_their_digest(photos: Path, vit: Path, tmp_path: Path) -> None:
     rows = [{"image": base64.b64encode(jpeg(number)).decode()} for number in range(6)]
     table = tmp_path / "t.jsonl"
