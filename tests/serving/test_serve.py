@@ -34,6 +34,7 @@ from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.serving import server as serving
 from deit_batch.serving.decoders import Decoders
+from deit_batch.serving.metrics import ServerMetrics, Watched
 
 QUEUE = 8
 BODY_BYTES = 400_000
@@ -413,3 +414,17 @@ def test_a_key_file_without_a_key_is_wrong_usage(tmp_path: Path, content: bytes 
         (tmp_path / "keys").write_bytes(content)
     with pytest.raises(UsageError, match="--api-key-file"):
         serving.read_keys(tmp_path / "keys")
+
+
+def test_a_password_in_the_target_of_a_request_is_not_logged(messages: list[str]) -> None:
+    async def missing(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+
+    async def nothing(*_: Any) -> None: ...
+
+    watched = Watched(missing, ServerMetrics(), "/score")
+    for path in ("http://u:p4ssw0rd@host/health", "/http://u:p4ssw0rd@host/health", "/a\nb"):
+        asyncio.run(watched({"type": "http", "method": "GET", "path": path}, nothing, nothing))  # type: ignore[arg-type]
+    assert len(messages) == 3
+    assert "p4ssw0rd" not in "".join(messages)
+    assert "/a%0Ab" in messages[2]
