@@ -23,7 +23,7 @@ from report import describe_machine
 from torch import Tensor
 
 from deit_batch import runner
-from deit_batch.loading import loader
+from deit_batch.loading import worker
 from deit_batch.plan import Options, Plan
 
 BATCH = 128
@@ -47,7 +47,7 @@ def score(folder: Path, format: str, classes: int, images: int, rates: SimpleQue
     """Puts the images a second of scoring them."""
     torch.set_num_threads(1)
     pixels = np.zeros((224, 224, 3), np.uint8)
-    setattr(loader, "decode", lambda *_, **__: pixels)  # noqa: B010
+    setattr(worker, "decode", lambda *_, **__: pixels)  # noqa: B010
     setattr(Plan, "load", lambda plan: MadeUpScores(classes))  # noqa: B010
     options = Options(
         input=str(folder / "images.txt"), model=str(folder / f"of-{classes}"), device="cpu", batch_size=BATCH, workers=2

@@ -277,15 +277,15 @@ def worker_killed(night: Night, row: Row) -> None:
 
 DECODER = """
 import os, signal, time
-from deit_batch.loading import loader
-original = loader.decode
+from deit_batch.loading import worker
+original = worker.decode
 
 def decode(data, *args, **more):
     if data == b"broken":
         {harm}
     return original(data, *args, **more)
 
-loader.decode = decode
+worker.decode = decode
 from deit_batch.cli import main
 main()
 """

@@ -31,7 +31,8 @@ from ray.data.datasource import Datasource, ReadTask
 from deit_batch.errors import DeitBatchError
 from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
-from deit_batch.loading.loader import Decoded, Loader, Settled
+from deit_batch.loading.loader import Decoded, Loader
+from deit_batch.loading.worker import Settled
 from deit_batch.model.recipe import Recipe
 from deit_batch.output import formats
 from deit_batch.output.parts import NOTHING_YET, Block, Part, split_into_blocks, write_part

@@ -1,46 +1,38 @@
 """References to batches of pixels: a PyTorch DataLoader whose "sampler" is the lazily read input.
 
 A batch is decoded in tasks of a few images each, so that all workers have something to do whatever its size. DataLoader
-hands each task that the batch sampler yields to the data set's `__getitems__` in a worker, and gives the results back
-in order, reading ahead no further than workers x prefetch factor tasks. So order and back-pressure come with it, and
-neither the input nor the results are ever held whole.
+hands each task that the batch sampler yields to a worker (worker.py), and gives the results back in order, reading
+ahead no further than workers x prefetch factor tasks. So order and back-pressure come with it, and neither the input
+nor the results are ever held whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import multiprocessing
-import os
 import signal
 import threading
-import time
 import warnings
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
-from multiprocessing import reduction, util
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from deit_batch.errors import DecodeError, DeitBatchError
 from deit_batch.input.stamps import stamp_of
-from deit_batch.io import Base64, Failure, Location, Reference, StoredFile, Url
-from deit_batch.limits import Limits, end_process_after
+from deit_batch.io import Base64, Failure, Reference, StoredFile, Url
+from deit_batch.limits import Limits
 from deit_batch.loading.buffers import PixelBuffers
-from deit_batch.loading.decode import decode
-from deit_batch.loading.deep_gray import DEEP_GRAY
-from deit_batch.loading.fetch import Fetcher
+from deit_batch.loading.worker import NOTHING, Deadly, Decoder, Sent, Settled, Task, Wanted, start_worker
 from deit_batch.model.recipe import Recipe
 
 logger = logging.getLogger("deit_batch")
@@ -62,11 +54,6 @@ MOST_DEATHS = 10
 
 SECONDS_TO_NOTICE = 0.5  # that a worker has died
 
-_NOTHING = -1
-
-Settled: TypeAlias = Failure | Literal["same"]
-"""Of an image that is not to be scored: why it can't be, or that its bytes are those that an earlier run scored."""
-
 
 class Decoded(NamedTuple):
     """Of those of a batch's references that were not settled before. `pixels`: uint8 [n, height, width, 3] of the n
@@ -82,52 +69,14 @@ class Decoded(NamedTuple):
     deep_gray: int = 0
 
 
-class _Sent(NamedTuple):
-    """What comes out of a worker of one task, each place counted within it. `pixels`: None if they are in the task's
-    buffer, an array where there was no shared memory for a tensor; `seconds`: how long decoding took, of each image."""
-
-    pixels: Tensor | NDArray[np.uint8] | None
-    settled: dict[int, Settled]
-    digests: dict[int, str]
-    stamps: list[bytes]
-    seconds: float
-    deep_gray: int
-
-
-class _Deadly(NamedTuple):
-    """An image that has ended its worker, and its stamp before it was looked at alone."""
-
-    failure: Failure
-    stamp: bytes
-
-
-class _Wanted(NamedTuple):
-    """An image on its way into a worker: which of the input's, where it is, the digest of the bytes that need not be
-    decoded again, and why it must not be decoded, if so."""
-
-    number: int
-    location: Location
-    known: str | None
-    deadly: _Deadly | None = None
-
-
-class _Task(NamedTuple):
-    """Images of one batch that a worker fetches and decodes together; their pixels go to the rows of the buffer that
-    begin at `start`."""
-
-    images: list[_Wanted]
-    buffer: int | None = None
-    start: int = 0
-
-
 @dataclass(slots=True)
 class _Batch:
     """One that is under way: its tasks, and what has come back of the first of them."""
 
     references: list[Reference]
-    tasks: list[_Task]
+    tasks: list[Task]
     buffer: int | None
-    sent: list[_Sent] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
 
 
 def batched(
@@ -163,135 +112,6 @@ def _inline_chars(reference: Reference) -> int:
             return 0
 
 
-class Decoder(Dataset[_Sent]):
-    """The data set: its "indices" are locations, fetched and decoded where the worker runs."""
-
-    def __init__(
-        self, recipe: Recipe, limits: Limits, buffers: PixelBuffers, *, workers: int, digests: bool = False
-    ) -> None:
-        self._buffers = buffers
-        self.decoding = multiprocessing.RawArray("q", [_NOTHING] * workers)
-        """The index of the image that each worker is decoding: if it dies, that one may be why."""
-        self._digests = digests
-        self._recipe = recipe
-        self._limits = limits
-        self._fetcher = Fetcher(limits)
-        self._alone = False
-
-    def __getitems__(self, task: _Task) -> _Sent:
-        batch = task.images
-        pixels, way_out = self._room_for(task)
-        seconds = 0.0
-        met: Counter[str] = Counter()
-        settled: dict[int, Settled] = {}
-        digests: dict[int, str] = {}
-        rows = list(pixels)
-        # Before the bytes: what comes after is a change.
-        stamps = [wanted.deadly.stamp if wanted.deadly else stamp_of(wanted.location) for wanted in batch]
-        places = [wanted.deadly.failure if wanted.deadly else wanted.location for wanted in batch]
-        for place, data in enumerate(self._fetcher.fetch_all(places)):
-            if isinstance(data, Failure):
-                settled[place] = data
-                continue
-            if self._digests:
-                digests[place] = hashlib.sha256(data).hexdigest()
-                if digests[place] == batch[place].known:
-                    settled[place] = "same"
-                    continue
-            start = time.perf_counter()
-            try:
-                with self._noted(batch[place].number):
-                    rows[place - len(settled)][:] = self._decode(data, met)
-            except DecodeError as error:
-                settled[place] = Failure.of(error)
-            seconds += time.perf_counter() - start
-        if way_out is not None:
-            way_out = way_out[: len(batch) - len(settled)]
-        return _Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1), met[DEEP_GRAY])
-
-    def _room_for(self, task: _Task) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8] | None]:
-        """An array to fill, and what is to be handed on of the same memory."""
-        if task.buffer is not None:
-            return self._buffers[task.buffer][task.start : task.start + len(task.images)].numpy(), None
-        height, width = self._recipe.size
-        return _new_memory((len(task.images), height, width, 3))
-
-    @contextmanager
-    def _noted(self, number: int) -> Iterator[None]:
-        worker = get_worker_info()
-        if worker is None:
-            yield
-            return
-        self.decoding[worker.id] = number
-        yield
-        self.decoding[worker.id] = _NOTHING
-
-    def _decode(self, data: bytes, met: Counter[str]) -> NDArray[np.uint8]:
-        if not self._alone and get_worker_info() is None:
-            return decode(data, self._recipe, self._limits, met=met)  # the main process itself, with --workers 0
-        with end_process_after(self._limits.decode_seconds):
-            return decode(data, self._recipe, self._limits, met=met)
-
-    def why_it_dies(self, location: Location) -> Failure | None:
-        """Decodes one image in a process of its own: a failure, if it is the end of that process."""
-        process = multiprocessing.Process(target=self._alone_with, args=(location,), daemon=True)
-        process.start()
-        process.join()
-        code = process.exitcode or 0
-        if code == 0:
-            return None
-        how = f"crashed ({signal.Signals(-code).name})" if code < 0 else "did not end in time"
-        return Failure.of(DecodeError(f"its decoder {how}; at most {self._limits.decode_seconds:g} s are allowed"))
-
-    def _alone_with(self, location: Location) -> None:
-        _start_worker(0)
-        self._alone = True
-        self.__getitems__(_Task([_Wanted(0, location, None)]))
-
-
-def _new_memory(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
-    """An array to fill, and the same memory as what is to be handed on: shared with the main process if there is room.
-
-    DataLoader would share it later, in a thread where a failure (a container with a small /dev/shm) is seen by nobody:
-    the batch would be lost, and waited for, for ever. An array goes through a pipe instead."""
-    pixels = torch.empty(shape, dtype=torch.uint8)
-    if get_worker_info() is None:
-        return pixels.numpy(), pixels
-    with suppress(RuntimeError):
-        if _can_hand_over_memory():
-            pixels.share_memory_()
-            return pixels.numpy(), pixels
-    return pixels.numpy(), pixels.numpy()
-
-
-@cache
-def _can_hand_over_memory() -> bool:
-    """Of a worker. Shared memory goes to the main process by a socket in the folder for temporary files, whose path may
-    be too long for that (108 characters, unix(7)), or which can't be written to."""
-    try:
-        with open(os.devnull) as null:
-            reduction.DupFd(null.fileno())
-    except OSError:
-        return False
-    return True
-
-
-def _start_worker(worker: int) -> None:
-    """Ctrl-C, and often SIGTERM too, go to the whole process group: only the main process acts on them. And libtiff
-    writes hundreds of lines about a broken file straight to descriptor 2, past Python."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _end_when_the_parent_says() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 class Loader:
     """Iterates over (references, decoded) in input order. The workers start at once, in the constructor.
 
@@ -320,7 +140,7 @@ class Loader:
         count = -(-ahead // batch_size) + HELD_BATCHES if batch_size and workers else 0
         self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3))
         self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests)
-        self._deadly: dict[int, _Deadly | None] = {}
+        self._deadly: dict[int, Deadly | None] = {}
         self._deaths = 0
         self._worker_count = workers
         self._pin_memory = pin_memory
@@ -339,17 +159,17 @@ class Loader:
                 num_workers=self._worker_count,
                 prefetch_factor=self._prefetch_factor if self._worker_count else None,
                 collate_fn=_as_it_is,
-                worker_init_fn=_start_worker,
+                worker_init_fn=start_worker,
                 pin_memory=self._pin_memory,
                 timeout=SECONDS_TO_NOTICE if self._worker_count else 0,
             )
-            self._sent: Iterator[_Sent] = iter(loader)
+            self._sent: Iterator[Sent] = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
         self.close = weakref.finalize(self, _end, self._workers)
 
     def _sampler(self) -> Iterator[Any]:
-        """Of _Task: to DataLoader, an index is whatever the data set takes for one."""
+        """Of Task: to DataLoader, an index is whatever the data set takes for one."""
         try:
             for references in self._batches:
                 batch = self._cut_into_tasks(references)
@@ -362,11 +182,11 @@ class Loader:
         wanted = [self._wanted(reference) for reference in references if not reference.is_settled]
         buffer = self._buffers.take(len(wanted))
         most = self._task_images if self._worker_count else len(wanted)  # by itself, the main process does all anyway
-        tasks = [_Task([], buffer)]
+        tasks = [Task([], buffer)]
         room = 1.0
         for place, image in enumerate(wanted):
             if room <= 0:
-                tasks.append(_Task([], buffer, place))
+                tasks.append(Task([], buffer, place))
                 room = 1.0
             tasks[-1].images.append(image)
             room -= 1 / TASK_FETCHES if isinstance(image.location, Url | StoredFile) else 1 / most
@@ -442,7 +262,7 @@ class Loader:
         dead = [not worker.is_alive() for worker in self._workers]
         suspects = set(itertools.compress(self._decoder.decoding, dead))
         self.close()
-        self._decoder.decoding[:] = [_NOTHING] * self._worker_count
+        self._decoder.decoding[:] = [NOTHING] * self._worker_count
         self._deaths += 1
         for reference in itertools.chain(*(batch.references for batch in self._in_flight)):
             if reference.index in suspects:
@@ -460,16 +280,16 @@ class Loader:
         self._in_flight.clear()
         self._start()
 
-    def _judge(self, reference: Reference) -> _Deadly | None:
+    def _judge(self, reference: Reference) -> Deadly | None:
         stamp = stamp_of(reference.location)
         if reference.index in self._deadly:  # it has been let off once
-            return _Deadly(Failure.of(DecodeError("two decode workers died of it")), stamp)
+            return Deadly(Failure.of(DecodeError("two decode workers died of it")), stamp)
         failure = self._decoder.why_it_dies(reference.location)
-        return _Deadly(failure, stamp) if failure else None
+        return Deadly(failure, stamp) if failure else None
 
-    def _wanted(self, reference: Reference) -> _Wanted:
+    def _wanted(self, reference: Reference) -> Wanted:
         known = reference.earlier.sha256 if reference.earlier else None
-        return _Wanted(reference.index, reference.location, known, self._deadly.get(reference.index))
+        return Wanted(reference.index, reference.location, known, self._deadly.get(reference.index))
 
 
 @contextmanager

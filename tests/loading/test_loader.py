@@ -23,7 +23,7 @@ from deit_batch.errors import DeitBatchError
 from deit_batch.io import Base64, Failure, LocalFile, Reference, Url
 from deit_batch.limits import Limits
 from deit_batch.loading import decode as decoding
-from deit_batch.loading import loader
+from deit_batch.loading import worker
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.loading.loader import Loader, batched
 from deit_batch.model.recipe import Recipe
@@ -79,7 +79,7 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
             ctypes.PyDLL(None).sleep(600)
         return decoding.decode(data, recipe, limits, **more)
 
-    monkeypatch.setattr(loader, "decode", decode)
+    monkeypatch.setattr(worker, "decode", decode)
 
 
 @pytest.mark.usefixtures("traps")
@@ -181,7 +181,7 @@ def test_a_fault_of_our_own_in_a_worker_is_not_hidden(photos: Path, monkeypatch:
     def decode(data: bytes, recipe: Recipe, limits: Limits, **more: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loader, "decode", decode)
+    monkeypatch.setattr(worker, "decode", decode)
     made = load(references(photos, 8), 4, Limits(), workers=1)
     with pytest.raises(RuntimeError, match="a bug"):
         next(iter(made))

@@ -26,7 +26,7 @@ from deit_batch.errors import DecodeError, UsageError
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
 from deit_batch.loading import decode as decoding
-from deit_batch.loading import loader
+from deit_batch.loading import worker
 from deit_batch.loading.decode import decode
 from deit_batch.model.recipe import Recipe
 from deit_batch.output.read import read_records, read_run_report
@@ -280,7 +280,7 @@ def test_an_image_that_kills_its_decoder_is_a_missing_picture(
             os.kill(os.getpid(), signal.SIGSEGV)
         return decoding.decode(data, recipe, limits, **more)
 
-    monkeypatch.setattr(loader, "decode", crashing)
+    monkeypatch.setattr(worker, "decode", crashing)
     page = reported(predictions, "--thumbnails", "2")
     assert (len(page.pictures), "its decoder crashed (SIGSEGV)" in page.text) == (3, True)
 
