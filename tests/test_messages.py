@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import DeitBatchError
-from deit_batch.evaluation.matching import read_label_map
 from deit_batch.evaluation.outcomes import read_baseline
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure
 from deit_batch.limits import Limits
 from deit_batch.loading.decode import decode
+from deit_batch.model.matching import read_label_map
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.output.merge import open_shard_result
 from deit_batch.output.parts import read_manifest

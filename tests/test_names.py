@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from deit_batch.errors import UsageError
 from deit_batch.evaluation.joining import Labels, given_in
-from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.input.identity import given_identity, identity_of
 from deit_batch.input.labels import open_labelled
 from deit_batch.input.open import open_source
 from deit_batch.io import LocalFile, stamp
 from deit_batch.limits import Limits
 from deit_batch.loading.fetch import Fetcher
+from deit_batch.model.matching import Matching, read_label_map
 from deit_batch.names import alike, path_on_disk
 from deit_batch.report.comparison import compare
 from deit_batch.system.missing_file import explain_missing

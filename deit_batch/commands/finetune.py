@@ -16,6 +16,7 @@ from deit_batch.commands._options import (
     ID2LABEL,
     IMAGE_PROCESSOR,
     LABEL_COLUMN,
+    LABEL_MAP,
     LIMITS,
     LOG_FORMAT,
     MODEL_NAME,
@@ -48,6 +49,7 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     ONE_INPUT,
     *TABLE_INPUT,
     LABEL_COLUMN,
+    LABEL_MAP,
     option(
         "--validation",
         type=PLACE,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from deit_batch import __version__
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels, given_in, kept_in
 from deit_batch.evaluation.judged import Judged, judge, known_classes, summarise_predictions, unknown_labels
-from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
 from deit_batch.evaluation.names import CARD_NAMES, METRICS, PLOTS, PREDICTIONS, REPORT
@@ -23,6 +23,7 @@ from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
+from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, checkpoint_of
@@ -32,6 +33,8 @@ from deit_batch.system.junit import Case
 from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +152,8 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
     checkpoint = checkpoint_of(options)
     classes = list(dict.fromkeys(checkpoint.labels))
     if options.input != "-":  # which can be read but once
-        _check_labels(request.open_input(again=True), classes, Matching(classes, label_map))
+        given = (label for example in request.open_input(again=True).examples for label in example.labels)
+        label_map = _checked_label_map(given, checkpoint.labels, label_map)
     source = request.open_input()
     run(
         options,
@@ -167,6 +171,8 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
             checkpoint.name,
         )
     labels = Labels(kept_in(read_records(path), _as_it_is, "label"), read_records(path))
+    if options.input == "-":
+        label_map = _checked_label_map(sorted(labels.names), checkpoint.labels, label_map)
     judged = judge(
         labels.join(read_records(path)),
         classes,
@@ -192,14 +198,22 @@ def _as_it_is(label: str | list[str] | None) -> str | list[str] | None:
     return label
 
 
-def _check_labels(source: LabelledSource, classes: Sequence[str], matching: Matching) -> None:
-    """Before an image is scored. Raises UsageError if the input has labels, and the model knows none of them: the first
+def _checked_label_map(labels: Iterable[str], names: Sequence[str], label_map: Mapping[str, str]) -> Mapping[str, str]:
+    """The label map, with the numbers of classes in it if the labels can be nothing else, which is said. `names`: of
+    the model's classes, by number. Raises UsageError if there are labels, and the model knows none of them: the first
     that it knows ends the search."""
-    for example in source.examples:
-        if any(matching(label) is not None for label in example.labels):
-            return
-    if matching.unknown:
-        raise unknown_labels(matching, classes)
+    matching = Matching(list(dict.fromkeys(names)), label_map)
+    for label in labels:
+        if matching(label) is not None:
+            return label_map
+    numbers = class_numbers(matching.unknown, names)
+    if numbers:
+        shown = ", ".join(f"{number} is {name}" for number, name in islice(numbers.items(), _SHOWN))
+        more = ", …" if len(numbers) > _SHOWN else ""
+        logger.warning("the labels are taken for the numbers of the model's classes, from 0: %s%s", shown, more)
+    elif matching.unknown:
+        raise unknown_labels(matching, names)
+    return {**label_map, **numbers}
 
 
 def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]) -> _Material:

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_batch.errors import UsageError, nothing_left
-from deit_batch.evaluation.matching import Matching
 from deit_batch.input.identity import identity_of
 from deit_batch.io import counts
+from deit_batch.model.matching import Matching, are_numbers
 from deit_batch.names import alike
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -120,10 +120,14 @@ def summarise_predictions(records: Iterable[dict[str, Any]], *, multi_label: boo
 
 def known_classes(told: PredictionsSummary, labels: Iterable[str], label_map: Mapping[str, str]) -> list[str]:
     """The classes that predictions are judged by. What the model knows can't be told from its best few: a label that it
-    never predicts is a class, too."""
+    never predicts is a class, too. But labels that are all numbers, where no class is called by one, would be classes
+    that nothing can be right of: raises UsageError."""
     if told.full:
         return told.classes
     is_class = Matching(told.classes, label_map)
+    labels = list(labels)
+    if are_numbers(labels) and told.classes and all(is_class(name) is None for name in labels):
+        raise unknown_labels(is_class, told.classes)
     return sorted({*told.classes, *(label_map.get(name, name) for name in labels if is_class(name) is None)})
 
 

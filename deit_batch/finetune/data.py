@@ -12,9 +12,9 @@ import logging
 import random
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from deit_batch.io import Failure, Reference, counts, json_line, name_fields, st
 from deit_batch.limits import Limits
 from deit_batch.loading.deep_gray import warn_of_deep_gray
 from deit_batch.loading.loader import Loader, batched
+from deit_batch.model.matching import read_label_map
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.signals import Stop
@@ -293,6 +294,7 @@ def load_sets(settings: Settings, recipe: Recipe, folder: Path, stop: Stop, *, w
         for place, source in zip(places, opened, strict=True)
     ]
     first, last = inputs[0], inputs[-1]
+    _say_what_is_not_renamed(first.class_names, settings.label_map)
     _check_there_is_something_to_learn(first)
     if first is last:
         training, validation = split(first.labels, settings.validation_share, settings.seed)
@@ -345,7 +347,7 @@ def _check_there_is_something_to_learn(prepared: Prepared) -> None:
 
 
 def _open(spec: str, settings: Settings, *, again: bool = False) -> LabelledSource:
-    return open_labelled(
+    source = open_labelled(
         spec,
         column=settings.column,
         label_column=settings.label_column,
@@ -353,3 +355,22 @@ def _open(spec: str, settings: Settings, *, again: bool = False) -> LabelledSour
         limit=settings.limit,
         again=again,
     )
+    return renamed(source, read_label_map(settings.label_map)) if settings.label_map else source
+
+
+def renamed(source: LabelledSource, label_map: Mapping[str, str]) -> LabelledSource:
+    """The same images with the names of a label map; several labels of one name are one. A label that is not in the map
+    keeps its own."""
+
+    def names(labels: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(label_map.get(label, label) for label in labels))
+
+    examples = (replace(example, labels=tuple(names(example.labels))) for example in source.examples)
+    listed = None if source.class_names is None else names(source.class_names)
+    return replace(source, examples=examples, class_names=listed)
+
+
+def _say_what_is_not_renamed(class_names: Sequence[str], label_map: str | None) -> None:
+    known = {*read_label_map(label_map).values()} if label_map else {*class_names}
+    if rest := [name for name in class_names if name not in known]:
+        logger.warning("--label-map says nothing of these classes, which keep their names: %s", ", ".join(rest))

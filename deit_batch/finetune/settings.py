@@ -31,6 +31,7 @@ class Settings:
     input: str
     column: str | None = None
     label_column: str | None = None
+    label_map: str | None = None
     recursive: bool = True
     limit: int | None = None
     validation: str | None = None

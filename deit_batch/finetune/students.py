@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -20,8 +21,8 @@ from transformers import (
 from deit_batch.finetune.settings import Settings
 from deit_batch.model.architecture import CLASSES
 from deit_batch.model.checkpoint import Checkpoint
+from deit_batch.model.matching import Matching
 from deit_batch.model.transformer import load_tensors
-from deit_batch.names import alike
 
 logger = logging.getLogger("deit_batch")
 
@@ -32,6 +33,8 @@ LORA_TARGETS = ["q_proj", "v_proj"]
 """Queries and values, as arXiv 2106.09685, section 4.2, has it."""
 LORA_SCALE = 2
 """alpha over rank."""
+
+_SHOWN = 3
 
 
 def make_student(
@@ -71,13 +74,12 @@ def _with_heads(
     tensors: dict[str, Tensor], checkpoint: Checkpoint, kind: type, class_names: Sequence[str], deviation: float
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors with the heads of `kind` for `class_names`: the rows of classes that the checkpoint has
-    by the same name are taken over, the others start anew, and which do is said. A head that the checkpoint has not
-    takes the rows of its first one, which looks at the same token."""
+    of these names (model/matching.py) are taken over, the others start anew, and which do is said. A head that
+    the checkpoint has not takes the rows of its first one, which looks at the same token."""
     parts = checkpoint.geometry.parts
-    known = [alike(label) for label in checkpoint.labels]
-    rows = {name: known.index(name) for name in class_names if known.count(name) == 1}
-    new = [name for name in class_names if name not in rows]
-    _say_what_starts_anew(len(rows), new)
+    matching = Matching(checkpoint.labels, {})
+    rows = {name: number for name in class_names if (number := matching(name)) is not None}
+    _say_what_starts_anew(len(rows), list(matching.unknown), matching.inexact)
     heads = CLASSES[kind.__name__].heads
     if rows and len(heads) < len(parts.heads):
         logger.info("of the checkpoint's two heads, that of the [CLS] token goes on alone; its scores were of both")
@@ -95,7 +97,10 @@ def _with_heads(
     return kept
 
 
-def _say_what_starts_anew(taken: int, new: Sequence[str]) -> None:
+def _say_what_starts_anew(taken: int, new: Sequence[str], inexact: Mapping[str, str]) -> None:
+    for name, known in islice(inexact.items(), _SHOWN):
+        more = f" (and {len(inexact) - 1:,} such)" if len(inexact) > _SHOWN else ""
+        logger.info("%s is the checkpoint's %s%s", name, known, more)
     if not new:
         logger.info("the head starts as the checkpoint's, which has all %d classes", taken)
     elif not taken:

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from deit_batch.errors import RowError, UsageError
 from deit_batch.evaluation.joining import Labels, given_in, kept_in
 from deit_batch.evaluation.judged import PredictionsSummary, known_classes, summarise_predictions
-from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
+from deit_batch.model.matching import Matching, read_label_map
 from deit_batch.output.read import read_records
 
 _Given: TypeAlias = str | Sequence[str] | None

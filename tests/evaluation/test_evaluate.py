@@ -28,7 +28,6 @@ from deit_batch.commands.evaluate import Gate
 from deit_batch.errors import UsageError
 from deit_batch.evaluation.joining import Labels, given_in
 from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, summarise_predictions
-from deit_batch.evaluation.matching import Matching, read_label_map
 from deit_batch.evaluation.metrics import compute
 from deit_batch.evaluation.mistakes import Mistake
 from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, PLOTS
@@ -36,6 +35,7 @@ from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
 from deit_batch.input.labels import open_labelled
+from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.names import alike
 
 CLASSES = ["can", "carton", "jar", "lid", "milk bottle", "water bottle"]
@@ -377,6 +377,22 @@ def test_the_first_line_of_a_label_map_is_never_lost(tmp_path: Path) -> None:
         assert {"9": "ankle boot", "8": "bag"}.items() <= read_label_map(str(tmp_path / "m.csv")).items()
 
 
+@given(st.lists(st.integers(0, 12), min_size=1), st.lists(st.sampled_from(["can", "jar", "7"]), max_size=12))
+def test_labels_are_class_numbers_only_where_they_can_be_nothing_else(numbers: list[int], names: list[str]) -> None:
+    found = class_numbers(map(str, numbers), names)
+    can_be = "7" not in names and max(numbers) < len(names)
+    assert found == ({str(number): names[number] for number in numbers} if can_be else {})
+    assert class_numbers([*map(str, numbers), "can"], names) == {}
+
+
+def test_the_id_of_a_synset_is_its_class() -> None:
+    names = list(read_label_map("imagenet").values())
+    assert Matching(names, {}).find("n02012849") == 134  # of the two cranes, the bird
+    assert [Matching(["jar", "tench"], {}).find(name) for name in ("n01440764", "n99999999")] == [None, None]
+    found = Matching(["jar", "tench, Tinca tinca"], {})
+    assert (found("n01440764"), found.inexact) == (1, {"n01440764": "tench, Tinca tinca"})
+
+
 def test_labels_of_another_world_are_an_error_that_names_both() -> None:
     scores, _ = made(several=False)
     pair = Pair(record(0, scores[0]), ["n01440764"], 0)
@@ -536,6 +552,30 @@ def test_labels_of_which_the_model_knows_none_are_found_before_the_first_image(v
     (tmp_path / "map.csv").write_text("eel,jar\n")
     command = ["--input", tmp_path / "imgs", "--model", vit, "--out", tmp_path / "e"]
     assert evaluated(*command, "--label-map", tmp_path / "map.csv").exit_code == 3
+
+
+def test_class_numbers_are_labels_where_they_can_only_be_that(vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,label\n1.jpg,4\n2.jpg,0\n")
+    for number in (1, 2):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    command = ["--input", tmp_path / "t.csv", "--model", vit, "--out", tmp_path / "e"]
+    done = evaluated(*command)
+    assert done.exit_code == 0, done.output
+    assert "taken for the numbers of the model's classes, from 0: 4 is jar, 0 is can\n" in done.stderr
+    images = {row["class"]: row["images"] for row in document(tmp_path / "e")["per_class"]}
+    assert images == {"can": 1, "carton": 0, "jar": 1, "milk bottle": 0, "water bottle": 0}
+    rows = [json.dumps({"image": str(tmp_path / f"{number}.jpg"), "label": number}) for number in (1, 2)]
+    piped = ("evaluate", "--workers", "0", "--input", "-", "--model", vit, "--out", "piped")
+    from_stdin = deit_batch(*piped, cwd=tmp_path, input="\n".join(rows))
+    assert (from_stdin.returncode, "1 is carton, 2 is milk bottle" in from_stdin.stderr) == (0, True), from_stdin.stderr
+    (tmp_path / "t.csv").write_text("image,label\n1.jpg,5\n")
+    assert "none of the labels (5" in evaluated(*command, "--fresh").stderr
+    # Of the best few predictions nobody knows the numbers: no accuracy of 0 comes of it.
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"index": 0, "image": "1.jpg", "predictions": [{"label": "jar", "score": 0.5}]}) + "\n"
+    )
+    done = evaluated("--input", tmp_path / "t.csv", "--predictions", tmp_path / "p.jsonl", "--out", tmp_path / "joined")
+    assert (done.exit_code, "none of the labels (5" in done.stderr) == (2, True)
 
 
 def test_what_may_come_back_is_worth_another_try_and_what_may_not_is_none(vit: Path, tmp_path: Path) -> None:

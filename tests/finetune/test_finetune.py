@@ -525,6 +525,34 @@ def test_classes_that_the_checkpoint_has_not_start_anew(
     assert "the head starts anew: the checkpoint has none of the classes" in messages
 
 
+def test_a_label_map_names_the_classes(
+    colours: Path, tmp_path: Path, messages: list[str], named_by_colour: Callable[..., Path]
+) -> None:
+    base = named_by_colour("ViTForImageClassification", "rosso", "verde scuro", "n01440764")
+    (tmp_path / "map.csv").write_text("red,rosso\ngreen,verde_scuro\n")
+    finetune(settings(colours, base, label_map=str(tmp_path / "map.csv"), **NEVER), tmp_path / "out")
+    assert find_checkpoint(str(tmp_path / "out")).labels == ["blue", "verde_scuro", "rosso"]
+    assert "--label-map says nothing of these classes, which keep their names: blue" in messages
+    assert "verde_scuro is the checkpoint's verde scuro" in messages
+    assert "the head starts as the checkpoint's for 2 classes, and anew for: blue" in messages
+    old, new = (weights(folder)["classifier.weight"] for folder in (base, tmp_path / "out"))
+    assert torch.allclose(new[[2, 1]], old[[0, 1]], atol=1e-6)
+    (tmp_path / "map.csv").write_text("red,rosso\ngreen,verde\n")
+    with pytest.raises(UsageError, match="what-is-in-the-inputs"):
+        finetune(settings(colours, base, label_map=str(tmp_path / "map.csv"), **NEVER), tmp_path / "out")
+
+
+def test_the_folders_of_imagenet_keep_the_head_of_its_checkpoint(
+    colours: Path, tmp_path: Path, messages: list[str], named_by_colour: Callable[..., Path]
+) -> None:
+    synsets = {"red": "n01440764", "green": "n01443537", "blue": "n02012849"}
+    for name, synset in synsets.items():
+        shutil.copytree(colours / name, tmp_path / "imgs" / synset)
+    base = named_by_colour("ViTForImageClassification", "tench, Tinca tinca", "goldfish, Carassius auratus", "crane")
+    finetune(settings(tmp_path / "imgs", base, **NEVER), tmp_path / "out")
+    assert "the head starts as the checkpoint's, which has all 3 classes" in messages
+
+
 @pytest.mark.parametrize("with_teacher", [False, True])
 def test_two_heads_are_taken_over(
     colours: Path, teacher: Path, tmp_path: Path, named_by_colour: Callable[..., Path], with_teacher: bool

@@ -1,10 +1,11 @@
-"""A data set's names for classes to the model's."""
+"""A data set's names for classes to a model's."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,12 +58,37 @@ def _table_pairs(text: str, suffix: str) -> Iterable[tuple[str, object]]:
         yield row[0].strip(), row[1].strip()
 
 
-class Matching:
-    """The number of the class that a label means. `classes`: the model's names, by number, each once. A label means,
-    after the map: the class of that name (names.alike); or the only one that differs in nothing but case, hyphens and
-    underscores (a folder's name for it); or the only one that has it among the synonyms between its commas.
+_CLASS_NUMBER = re.compile(r"([0-9]{1,9})(\.0)?")  # with .0 as pandas writes whole numbers if some are missing
+_WORDNET_ID = re.compile(r"n[0-9]{8}")
 
-    `inexact` says what was matched in the latter two ways; `unknown` counts what was not at all."""
+
+def class_numbers(labels: Iterable[str], names: Sequence[str]) -> dict[str, str]:
+    """A label map for labels that can be nothing but numbers of classes, from 0: all are such numbers, and no class is
+    called by one. Else an empty one. `names`: of the classes, by number."""
+    numbers: dict[str, str] = {}
+    if any(_CLASS_NUMBER.fullmatch(alike(name)) for name in names):
+        return {}
+    for label in labels:
+        found = _CLASS_NUMBER.fullmatch(alike(label))
+        if not found or int(found[1]) >= len(names):
+            return {}
+        numbers[alike(label)] = alike(names[int(found[1])])
+    return numbers
+
+
+def are_numbers(labels: Iterable[str]) -> bool:
+    """Whether there are any, and all look like numbers of classes."""
+    seen = {bool(_CLASS_NUMBER.fullmatch(alike(label))) for label in labels}
+    return seen == {True}
+
+
+class Matching:
+    """The number of the class that a label means. `classes`: the model's names, by number. A label means, after the
+    map: the class of that name (names.alike); or the only one that differs in nothing but case, hyphens and underscores
+    (a folder's name for it); or the only one that has it among the synonyms between its commas; or the class of
+    ImageNet-1k whose WordNet id it is.
+
+    `inexact` says what was matched in the latter three ways; `unknown` counts what was not at all."""
 
     def __init__(self, classes: Sequence[str], label_map: Mapping[str, str]) -> None:
         self.inexact: dict[str, str] = {}
@@ -86,8 +112,23 @@ class Matching:
     def find(self, label: str) -> int | None:
         """The same, and nothing is counted."""
         name = self._name(label)
+        number = self._by_name(name)
+        if number is None and _WORDNET_ID.fullmatch(name):
+            return self._of_imagenet(name)
+        return number
+
+    def _by_name(self, name: str) -> int | None:
         folded = _fold(name)
         return self._exact.get(name, self._folded.get(folded, self._synonyms.get(folded)))
+
+    def _of_imagenet(self, wordnet_id: str) -> int | None:
+        """By its place where the classes are ImageNet's in their order: two of its names are the same."""
+        names = imagenet_names()
+        if wordnet_id not in names:
+            return None
+        if len(self._classes) == len(names) and all(map(str.__eq__, self._classes, names.values())):
+            return list(names).index(wordnet_id)
+        return self._by_name(alike(names[wordnet_id]))
 
     def _name(self, label: str) -> str:
         return alike(self._map.get(alike(label), label))
