@@ -13,7 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
@@ -98,6 +98,14 @@ Features: TypeAlias = "Mapping[FeatureName, NDArray[np.float32]]"
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request asks of its own predictions; None leaves it to the options of the run or server."""
+
+    top_k: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EarlierResult:
     """What an earlier run found in an image. `sha256`: of the bytes that it read; they stand if the bytes are still the
     same. None: they are known to be. `stamp`: of the file then (input/stamps.py)."""
@@ -111,7 +119,7 @@ class EarlierResult:
 class Reference:
     """One input. `index` counts from 0; `image` is as the user gave it, but without secrets, None for inline data;
     `sha256` is the digest of inline data as given, None for others; `id` says which input it is where the two do not
-    (input/identity.py)."""
+    (input/identity.py); `wanted`: of its predictions, if its request asks for that."""
 
     index: int
     image: str | None
@@ -120,6 +128,15 @@ class Reference:
     sha256: str | None = None
     id: str | None = None
     earlier: EarlierResult | None = None
+    wanted: Wanted | None = None
+
+    @property
+    def kept(self) -> Mapping[str, object]:
+        """What its record carries along: the columns that are kept, and what its request asks for."""
+        if self.wanted is None:
+            return self.keep
+        given = {name: value for name, value in asdict(self.wanted).items() if value is not None}
+        return {"params": given, **self.keep}
 
     @property
     def is_settled(self) -> bool:
@@ -213,7 +230,7 @@ class Record:
             image=reference.image,
             predictions=predictions,
             error=error,
-            keep=reference.keep,
+            keep=reference.kept,
             sha256=reference.sha256,
             id=reference.id,
             features=features,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Unpack
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, Unpack
 
 from deit_batch.errors import DeitBatchError, Interrupted, ScoreError, TooManyFailures, UsageError
 from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
@@ -26,6 +26,7 @@ from deit_batch.io import (
     Reference,
     Source,
     Tally,
+    Wanted,
     counts,
 )
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
@@ -235,7 +236,7 @@ def score_batch(
     if options.features:
         found = name_features(scores, options.features)
     else:
-        found = top_predictions(scores, labels, options.top_k, options.threshold)
+        found = top_predictions(scores, labels, *widest_bounds([each.wanted for each in references], options))
     places = count()
     embedded = bool(options.features)
 
@@ -251,10 +252,34 @@ def score_batch(
         elif settled == "same" and earlier:
             result = earlier.predictions
         else:
-            result = next(found)
+            result = as_wanted(next(found), reference.wanted, options)
         return Record.of(reference, result, embedded=embedded, stamp=decoded.stamps[place])
 
     return [record(reference) for reference in references]
+
+
+def widest_bounds(wanted: Sequence[Wanted | None], options: Options) -> tuple[int | None, float]:
+    """`top_k` and `threshold` that leave in what is wanted of any image."""
+    bounds = [_bounds(one, options) for one in wanted] or [_bounds(None, options)]
+    most = [top_k for top_k, _ in bounds if top_k is not None]
+    return max(most) if len(most) == len(bounds) else None, min(threshold for _, threshold in bounds)
+
+
+def _bounds(wanted: Wanted | None, options: Options) -> tuple[int | None, float]:
+    """`top_k` and `threshold` of an image whose request may ask for its own."""
+    top_k, threshold = (wanted.top_k, wanted.threshold) if wanted else (None, None)
+    return options.top_k if top_k is None else top_k, options.threshold if threshold is None else threshold
+
+
+Result = TypeVar("Result", bound="list[Prediction] | Features | Failure")
+
+
+def as_wanted(result: Result, wanted: Wanted | None, options: Options) -> Result:
+    """Of predictions that may be more than an image's request wants, those that it does."""
+    if wanted is None or not isinstance(result, list):
+        return result
+    top_k, threshold = _bounds(wanted, options)
+    return [one for one in result if one["score"] >= threshold][:top_k]  # type: ignore[return-value]
 
 
 def top_predictions(

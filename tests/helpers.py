@@ -176,6 +176,17 @@ def read_json(path: Path) -> dict[str, Any]:
 DOCUMENTS = {"run.json": "run-report", "manifest.json": "manifest", "metrics.json": "metrics"}
 
 
+NOT_ASKED = [
+    ('"top_k": 3', 'unknown field: "top_k"; there are input_data, params'),
+    ('"params": {"topk": 3}', 'unknown parameter: "topk"; there are top_k, threshold'),
+    ('"params": {"top_k": 0}', "parameter top_k is 0"),
+    ('"params": {"top_k": true}', "parameter top_k is True"),
+    ('"params": {"threshold": 2}', "parameter threshold is 2"),
+    ('"params": [3]', '"params" is a JSON list where an object should be'),
+]
+"""What a request may not hold beside its images, and what is said of it: in a file, by the server, in a deployment."""
+
+
 LOOPBACK = Limits(allow_private_hosts=True)
 
 

@@ -3,16 +3,20 @@ another. What `run` returns goes, a line each, into its output file (`output_act
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from deit_batch.azureml.deployed import deployed_options
+from deit_batch.azureml.deployed import batch_options
 from deit_batch.errors import DeitBatchError, FetchError, RowError, UsageError
 from deit_batch.input.kinds import InputKind, by_ending_of
 from deit_batch.input.open import open_source
-from deit_batch.io import Failure, LocalFile, Record, Reference, json_line
+from deit_batch.io import Failure, LocalFile, Record, Reference, clean, json_line
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.plan import Options, Plan
 from deit_batch.runner import scored
@@ -22,7 +26,11 @@ from deit_batch.system.progress import Stopwatch
 if TYPE_CHECKING:
     from deit_batch.model.classifier import Classifier
 
+logger = logging.getLogger("deit_batch")
+
 TABLES = (InputKind.CSV, InputKind.TSV, InputKind.JSON_LINES, InputKind.PARQUET)
+
+_SHOWN = 5  # failures, of a mini-batch
 
 _SAY_NOTHING_OF_THE_BYTES = (FetchError.__name__, RowError.__name__)
 """Errors of images of which no byte was seen."""
@@ -31,6 +39,7 @@ _SAY_NOTHING_OF_THE_BYTES = (FetchError.__name__, RowError.__name__)
 @dataclass(frozen=True, slots=True)
 class _Deployed:
     options: Options
+    format: str
     plan: Plan
     classifier: Classifier
 
@@ -42,15 +51,16 @@ def init() -> None:
     """Raises DeitBatchError if there is nothing to score with."""
     global _deployed  # the service passes nothing from init to run
     set_up_logging(quiet=False, verbose=False)
-    options = deployed_options()
+    options, format = batch_options()
     plan = Plan.of(options)
-    _deployed = _Deployed(options, plan, plan.load())
+    _deployed = _Deployed(options, format, plan, plan.load())
 
 
 def run(mini_batch: Sequence[str]) -> list[str]:
     """A line of JSON for each image: the record, without `index`, for mini-batches come back in any order.
     `mini_batch` are paths of images, or of tables of paths, URLs or base64 (the column `image`); an image of a table
-    has the table as `file` and its place in it as `row`, from 0.
+    has the table as `file` and its place in it as `row`, from 0. With DEIT_BATCH_SCORE_FORMAT=csv, a line of CSV for
+    each: `_csv_line`.
 
     An image that can't be scored is a line with its error, so that every image has one. But if none of a mini-batch can
     be read at all, as of a dead mount, or a table can't be read to its end, so that nobody knows what is missing, this
@@ -66,6 +76,9 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     unread = [record.error for record in records if record.error and record.error.type == FetchError.__name__]
     if unread and all(record.error and record.error.type in _SAY_NOTHING_OF_THE_BYTES for record in records):
         raise DeitBatchError(f"nothing of this mini-batch of {len(records):,} could be read: {unread[0].message}")
+    if _deployed.format == "csv":
+        _warn_of_failures(records)
+        return [_csv_line(record) for record in records]
     return [_line(record) for record in records]
 
 
@@ -110,3 +123,25 @@ def _line(record: Record) -> str:
     values = record.as_dict()
     del values["index"]
     return json_line(values).decode().rstrip("\n")
+
+
+def _csv_line(record: Record) -> str:
+    """The columns that the model card's batch sample reads, which has no header: `row_number_per_file` (0 of an image
+    that is a file), `preds`, `labels` (lists, best first) and `file_name`. An image that failed has empty lists: there
+    is no place for its error."""
+    predictions = record.predictions
+    scores, labels = [one["score"] for one in predictions], [clean(one["label"]) for one in predictions]
+    text = io.StringIO()
+    row = [record.keep.get("row", 0), json.dumps(scores), json.dumps(labels, ensure_ascii=False)]
+    csv.writer(text, lineterminator="").writerow([*row, clean(str(record.keep.get("file", record.image)))])
+    return text.getvalue()
+
+
+def _warn_of_failures(records: Sequence[Record]) -> None:
+    """Where lines do not tell of them."""
+    failed = [record for record in records if record.error]
+    for record in failed[:_SHOWN]:
+        where = record.keep.get("file", record.image)
+        logger.warning("%s, row %s: %s", where, record.keep.get("row", 0), record.error and record.error.message)
+    if failed:
+        logger.warning("%s of %s images of this mini-batch have no labels", len(failed), len(records))

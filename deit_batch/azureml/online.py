@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
-from deit_batch.input.tables import load_json, request_values
+from deit_batch.input.tables import Request, read_request
 from deit_batch.plan import Options, Plan
 from deit_batch.serving import BATCH_WINDOW
 from deit_batch.serving.scorer import RequestScorer, answer, each
@@ -37,8 +37,8 @@ class _Service:
                 raise CheckpointError("the scorer has ended")
         return scorer
 
-    def score(self, images: list[Any]) -> list[object]:
-        results = asyncio.run_coroutine_threadsafe(each(self._scorer, images), self._loop).result()
+    def score(self, request: Request) -> list[object]:
+        results = asyncio.run_coroutine_threadsafe(each(self._scorer, request), self._loop).result()
         return [answer(result) for result in results]
 
 
@@ -53,31 +53,16 @@ def init() -> None:
 
 
 def run(raw_data: str) -> Any:
-    """`{"input_data": ["<base64 or URL>", …]}`, also with Azure ML's columns and data, to the answer of `serve`: of
-    each image its list of {"label", "score"}, or {"error": …}. A request of another form gets status 400. Files of the
-    machine are never read."""
+    """`{"input_data": ["<base64 or URL>", …]}`, also with Azure ML's columns and data and with "params", to the answer
+    of `serve`: of each image its list of {"label", "score"}, or {"error": …}. A request of another form gets status
+    400. Files of the machine are never read."""
     if _service is None:
         raise UsageError("init() has not been called")
     try:
-        images = _images(raw_data)
-    except (ValueError, RecursionError, RowError) as error:
+        request = read_request(raw_data)
+    except RowError as error:
         return _refusal(f'not a request of the form {{"input_data": ["<base64 or URL>", …]}}: {error}')
-    return _service.score(images)
-
-
-def _images(raw_data: str) -> list[Any]:
-    """Raises ValueError or RowError if it is no request."""
-    document = load_json(raw_data)
-    if not isinstance(document, dict) or "input_data" not in document:
-        raise RowError('there is no "input_data"')
-    return [_image(value) for value in request_values(document)]
-
-
-def _image(value: object) -> object:
-    """A row of Azure ML's `data` has one column, whatever it is called."""
-    if isinstance(value, dict) and len(value) == 1:
-        (value,) = value.values()
-    return value
+    return _service.score(request)
 
 
 def _refusal(message: str) -> Any:

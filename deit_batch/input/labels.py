@@ -76,7 +76,7 @@ class LabelledSource:
     def _with_label(self, example: Example) -> Reference:
         labels = example.labels
         label = list(labels) if self.multi_label else labels[0] if labels else None
-        return replace(example.reference, keep={"label": label})
+        return replace(example.reference, keep={"label": label}, wanted=None)  # an evaluation asks for its own
 
 
 def open_labelled(

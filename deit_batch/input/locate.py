@@ -11,10 +11,9 @@ from typing import Any
 
 from deit_batch.errors import RowError
 from deit_batch.input import tables
+from deit_batch.input.columns import BASE64_COLUMNS
 from deit_batch.io import Base64, LocalFile, Location, StoredFile, Url
 from deit_batch.system import object_store
-
-BASE64_COLUMNS = frozenset(("image_base64", "image_b64", "base64", "b64"))
 
 # The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
 _BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")

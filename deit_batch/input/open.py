@@ -14,6 +14,7 @@ from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input import arrow, files, tables, webdataset
+from deit_batch.input.columns import usual_image_column
 from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.kinds import TABLES, InputKind, InputName, parse_input_name
 from deit_batch.input.locate import digest_of_inline, locate_value
@@ -26,12 +27,6 @@ from deit_batch.system.git_lfs import NOT_HERE, is_pointer
 from deit_batch.system.missing_file import explain_missing
 
 logger = logging.getLogger("deit_batch")
-
-IMAGE_COLUMNS = (
-    "image", "image_path", "image_url", "image_base64", "image_b64", "image_file", "img", "url", "uri", "path",
-    "file", "filepath", "file_path", "filename", "file_name", "base64", "b64",
-)  # fmt: skip
-"""The usual names of the column that holds the image, the likeliest first."""
 
 ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 """Raises UsageError if there is no such column."""
@@ -70,10 +65,7 @@ class Fields:
     def image_column(self, columns: Sequence[str]) -> str:
         """The column that holds the image; that of the id, if there is none and none is needed. Raises UsageError,
         naming the columns there are, if it is not to be found."""
-        named = self.column
-        if named is None:
-            lower = {name.lower(): name for name in reversed(columns)}
-            named = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
+        named = usual_image_column(columns) if self.column is None else self.column
         if named is None and self.image_optional:
             named = self.id
         if named is None:
@@ -288,6 +280,10 @@ def _check_first_object(rows: Iterator[Row], fields: Fields) -> Iterator[Row]:
 
 def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     """A row that has no usable image is one whose location is the failure."""
+    return replace(_named_in(index, row, fields, folder), wanted=row.wanted)
+
+
+def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     value: object = row.value
     if isinstance(value, Failure):
         return Reference(index, None, value)

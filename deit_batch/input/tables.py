@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 from deit_batch.errors import MALFORMED, InputError, RowError, UsageError, in_words
-from deit_batch.io import Failure, unique_fields
+from deit_batch.input.columns import usual_image_column
+from deit_batch.io import Failure, Wanted, unique_fields
+from deit_batch.limits import require_number, require_whole_number
 
 MAX_ROW_CHARS = 32 * 2**20
 """A longer row of text is a failed record. A row may hold an image in base64, so it must be generous; but the CSV
@@ -41,10 +43,12 @@ Value: TypeAlias = Mapping[str, Any] | str | Failure
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`line` counts from 1, header included; in Parquet and data sets it counts the rows."""
+    """`line` counts from 1, header included; in Parquet and data sets it counts the rows. `wanted`: of its predictions,
+    where it is of a request that says so."""
 
     line: int
     value: Value
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +205,16 @@ def open_list(stream: BinaryIO, *, gzipped: bool, json_lines: bool = False) -> T
     """A list of references, one a line; with `json_lines`, a line that starts like JSON is read as JSON."""
     total = _judged_total(stream)
 
-    def parse(line: str, number: int) -> Iterator[Value]:
+    def parse(line: str, number: int) -> Iterator[Row]:
         if json_lines and line.lstrip()[:1] in ("{", '"'):
             yield from parse_json(line, number)
         else:
-            yield line
+            yield Row(number, line)
 
     return Table(_text_rows(stream, gzipped, parse), total=total)
 
 
-def _text_rows(stream: BinaryIO, gzipped: bool, parse: Callable[[str, int], Iterator[Value]]) -> Iterator[Row]:
+def _text_rows(stream: BinaryIO, gzipped: bool, parse: Callable[[str, int], Iterator[Row]]) -> Iterator[Row]:
     lines = Lines(open_text(stream, gzipped=gzipped, newline="\n"))
     while True:
         try:
@@ -222,32 +226,26 @@ def _text_rows(stream: BinaryIO, gzipped: bool, parse: Callable[[str, int], Iter
             return
         line = line.rstrip("\r\n")
         if line.strip():
-            for value in parse(line, lines.number):
-                yield Row(lines.number, value)
+            yield from parse(line, lines.number)
 
 
-def parse_json(text: str, number: int) -> Iterator[Value]:
-    """The values of one JSON line: an object, a bare string, or each of a request document's `input_data`."""
+def parse_json(text: str, number: int) -> Iterator[Row]:
+    """The values of one JSON line: an object, a bare string, or each image of a request document."""
     try:
         value = load_json(text)
-    except ValueError as error:
-        yield row_failure(f"line {number}: {in_words(error)}")
-        return
-    except RowError as error:
-        yield row_failure(f"line {number}: {error}")
-        return
+        if isinstance(value, dict) and "input_data" in value:
+            request = parse_request(value)
+            yield from (Row(number, image, request.wanted) for image in request.images)
+        elif isinstance(value, dict | str):
+            yield Row(number, value)
+        else:
+            yield Row(
+                number, row_failure(f"line {number}: a JSON {_kind(value)} where an object or a string should be")
+            )
+    except (ValueError, RowError) as error:
+        yield Row(number, row_failure(f"line {number}: {in_words(error)}"))
     except RecursionError:
-        yield row_failure(f"line {number}: JSON nested too deeply")
-        return
-    if isinstance(value, dict) and "input_data" in value:
-        try:
-            yield from request_values(value)
-        except RowError as error:
-            yield row_failure(f"line {number}: {error}")
-    elif isinstance(value, dict | str):
-        yield value
-    else:
-        yield row_failure(f"line {number}: a JSON {_kind(value)} where an object or a string should be")
+        yield Row(number, row_failure(f"line {number}: JSON nested too deeply"))
 
 
 def load_json(text: str) -> Any:
@@ -259,25 +257,85 @@ def load_json(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=unique_fields)
 
 
-def request_values(document: object) -> list[Value]:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request document: `images`, as rows of a table hold them, and what is `wanted` of their predictions."""
+
+    images: list[Value]
+    wanted: Wanted | None = None
+
+
+PARAMETERS = ("top_k", "threshold")
+"""What a request may ask for, by the names of the options."""
+
+
+def read_request(text: str) -> Request:
+    """One that came over a network. Raises RowError, in words, for what is none."""
+    try:
+        return parse_request(load_json(text))
+    except MALFORMED as error:
+        raise RowError(in_words(error)) from error
+
+
+def parse_request(document: object) -> Request:
     """The images of a request document, `{"input_data": ["image1", ...]}`, or with Azure ML's
-    `{"input_data": {"columns": [...], "data": [[...], ...]}}`. Raises RowError if it has neither form."""
+    `{"input_data": {"columns": [...], "index": [...], "data": [[...], ...]}}`, both also with `"params": {"top_k": 3}`.
+    Files, the server and Azure ML's deployment all read it by this. Raises RowError if it has neither form, or a field
+    or parameter that is not known."""
     if not isinstance(document, dict):
         raise RowError(f"a JSON {_kind(document)} where an object should be")
     if "input_data" not in document:
         keys = ", ".join(json.dumps(key) for key in document)
         raise RowError(f'there is no "input_data" in it, but {keys:.100}' if keys else 'there is no "input_data" in it')
+    _require_known("field", document, ("input_data", "params"))
     data = document["input_data"]
     columns: list[str] = []
     if isinstance(data, dict):
+        _require_known('field of "input_data"', data, ("columns", "index", "data"))
         columns, data = data.get("columns") or [], data.get("data")
     if not isinstance(data, list) or not isinstance(columns, list):
         raise RowError('"input_data" holds no list of images')
-    return [_request_value(item, columns, place) for place, item in enumerate(data)]
+    images = [_request_value(item, columns, place) for place, item in enumerate(data)]
+    return Request(images, _wanted(document.get("params")))
+
+
+def _require_known(what: str, given: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise RowError(f"unknown {what}: {json.dumps(name):.60}; there are {', '.join(known)}")
+
+
+def _wanted(params: object) -> Wanted | None:
+    if not params and (params is None or isinstance(params, dict)):
+        return None
+    if not isinstance(params, dict):
+        raise RowError(f'"params" is a JSON {_kind(params)} where an object should be')
+    _require_known("parameter", params, PARAMETERS)
+    try:
+        if "top_k" in params:
+            require_whole_number("top_k", params["top_k"], 1)
+        if "threshold" in params:
+            require_number("threshold", params["threshold"], 0, 1)
+    except UsageError as error:
+        raise RowError(f"parameter {error}") from error
+    return Wanted(**params)
+
+
+def image_of(value: Value) -> object:
+    """What a row of a request says of its image, for those that take an image and nothing else. Raises RowError if no
+    column of it is one."""
+    if not isinstance(value, Mapping):
+        return value
+    column = usual_image_column(list(value))
+    if column is None:
+        raise RowError(f"no column looks like the image; there are {', '.join(value):.100}")
+    return value[column]
 
 
 def _request_value(item: object, columns: list[str], place: int) -> Value:
-    if isinstance(item, list) and len(item) == len(columns):
+    """One column alone is the image, whatever it is called."""
+    is_unusual = len(columns) == 1 and usual_image_column(columns) is None
+    if isinstance(item, list) and len(item) == len(columns) and not is_unusual:
         return dict(zip(columns, item, strict=True))
     if isinstance(item, list) and len(item) == 1:
         item = item[0]
@@ -301,10 +359,10 @@ def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
                 f"a request document of more than {MAX_DOCUMENT_CHARS:,} characters; make JSON lines of it"
             )
         document = load_json(whole)
-        values = request_values({"input_data": document} if isinstance(document, list) else document)
+        request = parse_request({"input_data": document} if isinstance(document, list) else document)
     except (*MALFORMED, RowError, EOFError, zlib.error, OSError) as error:
         raise UsageError(
             f'not a request document ({{"input_data": ["image1", ...]}}): {in_words(error)}; for JSON lines use .jsonl'
         ) from error
-    rows = (Row(place, value) for place, value in enumerate(values, 1))
-    return Table(rows, total=lambda read: len(values))
+    rows = (Row(place, image, request.wanted) for place, image in enumerate(request.images, 1))
+    return Table(rows, total=lambda read: len(request.images))

@@ -105,7 +105,7 @@ class PredictionCache:
         with self._using():
             for record, noted in records:
                 inline = record.get("image_sha256")
-                if "error" in record or not (inline or noted not in (NONE, UNKNOWN)):
+                if "error" in record or "params" in record or not (inline or noted not in (NONE, UNKNOWN)):
                     continue
                 row = (identity_of(record), inline or _noted_text(noted), "", json.dumps(record["predictions"]), 0)
                 adopted += self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row).rowcount
@@ -119,6 +119,10 @@ class PredictionCache:
             yield replace(reference, earlier=self._earlier(reference, _stamp_text(reference)))
 
     def _earlier(self, reference: Reference, stamp_text: str | None) -> EarlierResult | None:
+        """None, too, where a request asks for predictions of its own kind: those are not remembered."""
+        if reference.wanted:
+            self._stamps[reference.index] = stamp_text
+            return None
         with self._using():
             row = self._database.execute(
                 "SELECT stamp, sha256, predictions FROM known WHERE image = ?", (_key(reference),)
@@ -143,7 +147,7 @@ class PredictionCache:
 
     def _add(self, reference: Reference, sha256: str | None, record: Record) -> None:
         stamp_text = self._stamps.pop(reference.index)
-        if record.error is None:
+        if record.error is None and reference.wanted is None:
             self.kept += reference.earlier is not None and reference.earlier.sha256 == sha256
             row = (_key(reference), stamp_text, sha256, json.dumps(record.predictions), self._run)
             self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row)

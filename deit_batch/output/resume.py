@@ -171,7 +171,7 @@ def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Ma
 def require_same_input(target: str | Path, reference: Reference, record: Mapping[str, Any]) -> None:
     """Raises UsageError unless the record, left by an earlier run, is of this reference."""
     now = _fields(reference)
-    if _compared(record, reference.keep) == _compared(now, reference.keep):
+    if _compared(record, reference.kept) == _compared(now, reference.kept):
         return
     name = next((name for name in ("index", *NAME_FIELDS, *now) if record.get(name) != now.get(name)), "index")
     if name == "image_id":
@@ -185,7 +185,7 @@ def require_same_input(target: str | Path, reference: Reference, record: Mapping
 
 def reference_line(reference: Reference) -> bytes:
     """What of a reference goes into the digest of an input."""
-    return json_line(_compared(_fields(reference), reference.keep))
+    return json_line(_compared(_fields(reference), reference.kept))
 
 
 def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, object]:
@@ -198,7 +198,7 @@ def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, objec
 
 def _fields(reference: Reference) -> dict[str, Any]:
     """As a record of it has them."""
-    return {**name_fields(reference), **{clean(name): json_value(value) for name, value in reference.keep.items()}}
+    return {**name_fields(reference), **{clean(name): json_value(value) for name, value in reference.kept.items()}}
 
 
 def _short(value: object) -> str:

@@ -14,9 +14,12 @@ from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
+from deit_batch.errors import RowError, in_words
+from deit_batch.input.tables import Request as ImageRequest
+from deit_batch.input.tables import read_request
 from deit_batch.io import Failure, clean
 from deit_batch.serving.metrics import ServerMetrics
 from deit_batch.serving.scorer import RequestScorer, answer, each
@@ -50,11 +53,23 @@ class Service:
 
 
 class ScoreRequest(BaseModel):
+    """For the OpenAPI page: what is taken is decided by `read_request` of input/tables.py."""
+
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"example": {"input_data": ["https://example.org/a.jpg", "/9j/4AAQSkZJRg…"]}},
     )
-    input_data: Annotated[list[Any], Field(description="Of each image its base64, data: URI or http(s) URL.")]
+    input_data: Annotated[
+        list[Any] | dict[str, Any],
+        Field(
+            description="Of each image its base64, data: URI or http(s) URL; or Azure ML's table of them, "
+            '{"columns": ["image"], "data": […]}.'
+        ),
+    ]
+    params: Annotated[
+        dict[str, float] | None,
+        Field(description="top_k: how many labels an image; threshold: leave out labels with a lower score."),
+    ] = None
 
 
 class Endpoint:
@@ -88,9 +103,9 @@ class Endpoint:
             raise self._full()  # before its body is read
         try:
             with self._room() as take:
-                images = self._parse(await self._read(request, take))
-                with self._places(len(images)):
-                    results = await unless_gone(request, each(scorer, images))
+                asked = self._parse(await self._read(request, take))
+                with self._places(len(asked.images)):
+                    results = await unless_gone(request, each(scorer, asked))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         self._metrics.count(results)
@@ -130,22 +145,19 @@ class Endpoint:
             raise HTTPException(408, f"the request was not complete within {BODY_SECONDS:g} s") from None
         return bytes(body)
 
-    def _parse(self, body: bytes) -> list[Any]:
+    def _parse(self, body: bytes) -> ImageRequest:
         most = self._service.queue
         if body.count(b",") > COMMAS_AN_IMAGE * most:
             raise HTTPException(413, f"the request holds more than {most:,} images")
         try:
-            images = ScoreRequest.model_validate_json(body).input_data
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            what = f"{where}: {first['msg']}" if where else first["msg"]
-            raise HTTPException(
-                400, f'not a request of the form {{"input_data": ["…", …]}}: {clean(what)[:SHOWN]}'
-            ) from None
-        if len(images) > most:
-            raise HTTPException(413, f"the request holds {len(images):,} images; at most {most:,} are taken at a time")
-        return images
+            request = read_request(body.decode())
+        except (UnicodeDecodeError, RowError) as error:
+            what = clean(in_words(error))[:SHOWN]
+            raise HTTPException(400, f'not a request of the form {{"input_data": ["…", …]}}: {what}') from None
+        if len(request.images) > most:
+            count = len(request.images)
+            raise HTTPException(413, f"the request holds {count:,} images; at most {most:,} are taken at a time")
+        return request
 
     @contextmanager
     def _room(self) -> Iterator[Callable[[int], None]]:

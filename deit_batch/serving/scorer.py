@@ -6,7 +6,7 @@ import asyncio
 import io
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeAlias
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from deit_batch.errors import RowError
 from deit_batch.input.locate import locate
-from deit_batch.io import Base64, Failure, Prediction, Url, clean
+from deit_batch.input.tables import Request, image_of
+from deit_batch.io import Base64, Failure, Prediction, Url, Wanted, clean
 from deit_batch.loading.fetch import MOST_AT_ONCE, Fetcher
 from deit_batch.plan import Options, Plan
-from deit_batch.runner import top_predictions
+from deit_batch.runner import as_wanted, top_predictions, widest_bounds
 from deit_batch.serving.batcher import Batcher
 from deit_batch.serving.decoders import Decoders, Pixels
 
@@ -46,7 +47,7 @@ class RequestScorer:
         self._fetcher = Fetcher(options.limits)
         self._fetches = asyncio.Semaphore(MOST_AT_ONCE)
         self._decoders = Decoders(plan.recipe, options.limits, workers=plan.workers)
-        self._batcher: Batcher[Pixels, Result] = Batcher(
+        self._batcher: Batcher[tuple[Pixels, Wanted | None], Result] = Batcher(
             self._score, size=plan.round_size, window=window, at_once=BATCHES_AT_ONCE
         )
         self._model_thread = ThreadPoolExecutor(1, "model")
@@ -58,14 +59,14 @@ class RequestScorer:
         """Warms all up, then works for ever. Raises DeitBatchError if that can't be done."""
         await asyncio.gather(self._classifier, self._decoders.warm_up(_black_png()))
         height, width = self._plan.recipe.size
-        await self._score([np.zeros((height, width, 3), np.uint8)] * self._plan.round_size)
+        await self._score([(np.zeros((height, width, 3), np.uint8), None)] * self._plan.round_size)
         self.is_ready = True
         logger.info("ready")
         await self._batcher.run()
 
-    async def __call__(self, image: object) -> Result:
-        """`image`: base64 text, a data: URI or an http(s) URL; what is none of them is a failure, as is one whose bytes
-        can't be had or decoded."""
+    async def __call__(self, image: object, wanted: Wanted | None = None) -> Result:
+        """`image`, as a request holds it: base64 text, a data: URI or an http(s) URL; what is none of them is a
+        failure, as is one whose bytes can't be had or decoded. `wanted`: of its predictions."""
         location = place(image)
         if isinstance(location, Failure):
             return location
@@ -75,7 +76,7 @@ class RequestScorer:
         else:
             data = location
         pixels = data if isinstance(data, Failure) else await self._decoders(data)
-        return pixels if isinstance(pixels, Failure) else await self._batcher(pixels)
+        return pixels if isinstance(pixels, Failure) else await self._batcher((pixels, wanted))
 
     async def _fetch(self, url: Url) -> bytes | Failure:
         """A thread that nobody waits for any more ends soon, but not at once: so many there may be, and no more."""
@@ -93,15 +94,17 @@ class RequestScorer:
         finally:
             gone.set()
 
-    async def _score(self, images: list[Pixels]) -> Sequence[Result]:
+    async def _score(self, images: list[tuple[Pixels, Wanted | None]]) -> Sequence[Result]:
         classifier = await self._classifier
         labels, options = self._plan.checkpoint.labels, self._options
 
         def start() -> Callable[[], Tensor]:
-            return classifier.submit(torch.from_numpy(np.stack(images)))
+            return classifier.submit(torch.from_numpy(np.stack([pixels for pixels, _ in images])))
 
         def finish(scores: Callable[[], Tensor]) -> Sequence[Result]:
-            return list(top_predictions(scores(), labels, options.top_k, options.threshold))
+            wanted = [one for _, one in images]
+            found = top_predictions(scores(), labels, *widest_bounds(wanted, options))
+            return [as_wanted(result, one, options) for result, one in zip(found, wanted, strict=True)]
 
         if self.is_ready:
             self._batched(len(images))
@@ -124,15 +127,21 @@ def answer(result: Result) -> object:
     return [{"label": clean(one["label"]), "score": one["score"]} for one in result]
 
 
-async def each(scorer: RequestScorer, images: Sequence[object]) -> list[Result]:
-    """The results of all at a time. Cancelled, or where one raises, it cancels the others."""
+async def each(scorer: RequestScorer, request: Request) -> list[Result]:
+    """The results of all its images at a time. Cancelled, or where one raises, it cancels the others."""
     async with asyncio.TaskGroup() as tasks:
-        under_way = [tasks.create_task(scorer(image)) for image in images]
+        under_way = [tasks.create_task(scorer(image, request.wanted)) for image in request.images]
     return [task.result() for task in under_way]
 
 
 def place(image: object) -> Url | Base64 | Failure:
     """Where an image is, as a client gives it. Never a file of this machine: what is no URL is taken for base64."""
+    try:
+        image = image_of(image) if isinstance(image, Mapping) else image
+    except RowError as error:
+        return Failure.of(error)
+    if isinstance(image, Failure):
+        return image
     if not isinstance(image, str) or not image.strip():
         what = "is empty" if image is None or isinstance(image, str) else "is no text"
         return Failure.of(RowError(f"the image {what}"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import gzip
+import importlib
 import json
 import os
 import shutil
@@ -15,17 +17,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from helpers import EXAMPLES
+from helpers import EXAMPLES, NOT_ASKED
 from PIL import Image
 
 from deit_batch import score
 from deit_batch.azureml import batch
-from deit_batch.azureml.deployed import deployed_options
+from deit_batch.azureml.deployed import batch_options, deployed_options
 from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.input.open import open_source
@@ -90,6 +93,36 @@ def test_a_csv_of_base64_has_a_line_for_each_row(deployed: None, tmp_path: Path)
     assert [line["predictions"] for line in found] == [line["predictions"] for line in alone]
     assert failed["file"] == str(tmp_path / "empty.csv")
     assert "no column looks like the image" in failed["error"]["message"]
+
+
+def test_the_csv_that_the_cards_batch_sample_reads(
+    deployed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    monkeypatch.setenv("DEIT_BATCH_SCORE_FORMAT", "csv")
+    assert batch._deployed is not None
+    monkeypatch.setattr(batch, "_deployed", replace(batch._deployed, format=batch_options()[1]))
+    rows = [base64.b64encode(Path(picture).read_bytes()).decode() for picture in PICTURES]
+    (tmp_path / "images.csv").write_text("image\n" + "\n".join([*rows, "broken"]) + "\n")
+    lines = batch.run([*PICTURES, str(tmp_path / "images.csv")])
+    (tmp_path / "predictions.csv").write_text("".join(f"{line}\n" for line in lines))
+    names = ["row_number_per_file", "preds", "labels", "file_name"]
+    pandas: Any = importlib.import_module("pandas")  # which has no types
+    table = pandas.read_csv(tmp_path / "predictions.csv", header=None, names=names)
+    (tmp_path / "list.txt").write_text("\n".join(PICTURES))
+    expected = [record.predictions for record in score(tmp_path / "list.txt", model="demo", top_k=2, workers=0)]
+    assert [*table["file_name"]] == [*PICTURES, *[str(tmp_path / "images.csv")] * 6]
+    assert [*table["row_number_per_file"]] == [0] * 5 + [0, 1, 2, 3, 4, 5]
+    for read in (json.loads, ast.literal_eval):
+        labels, scores = (table[name].map(read) for name in ("labels", "preds"))
+        found = [
+            [{"label": label, "score": score} for label, score in zip(*row, strict=True)]
+            for row in zip(labels, scores, strict=True)
+        ]
+        assert found == [*expected, *expected, []]
+    assert messages[-1] == "1 of 11 images of this mini-batch have no labels"
+    monkeypatch.setenv("DEIT_BATCH_SCORE_FORMAT", "parquet")
+    with pytest.raises(UsageError, match="gives jsonl or csv, not parquet"):
+        batch_options()
 
 
 def test_a_mini_batch_of_which_nothing_can_be_scored_is_the_services_to_try_again(deployed: None) -> None:
@@ -213,8 +246,14 @@ def test_an_online_deployment_answers_as_the_card_says(endpoint: str, tmp_path: 
     (tmp_path / "list.txt").write_text("\n".join(PICTURES))
     expected = [record.predictions for record in score(tmp_path / "list.txt", model="demo", top_k=2, workers=0)]
     assert post(endpoint, json.dumps({"input_data": images}).encode()) == (200, expected)
-    table = {"columns": ["image"], "data": [[image] for image in images]}
+    table = {"columns": ["image"], "index": [*range(len(images))], "data": images}  # as the card's sample sends it
     assert post(endpoint, json.dumps({"input_data": table}).encode()) == (200, expected)
+    best = [predictions[:1] for predictions in expected]
+    for data in (images, table):
+        asked = json.dumps({"input_data": data, "params": {"top_k": 1}})
+        assert post(endpoint, asked.encode()) == (200, best)
+        (tmp_path / "r.json").write_text(asked)
+        assert [record.predictions for record in score(tmp_path / "r.json", model="demo", workers=0)] == best
 
 
 def test_an_online_deployment_reports_a_bad_image_in_its_place_and_reads_no_files(endpoint: str) -> None:
@@ -226,7 +265,16 @@ def test_an_online_deployment_reports_a_bad_image_in_its_place_and_reads_no_file
     assert len(answers[1]) == 2
 
 
-@pytest.mark.parametrize("body", [b"no JSON", b"[1]", b'{"input_data": 3}', b"{}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no JSON",
+        b"[1]",
+        b'{"input_data": 3}',
+        b"{}",
+        *(f'{{"input_data": [], {more}}}'.encode() for more, _ in NOT_ASKED),
+    ],
+)
 def test_what_is_no_request_is_answered_with_400_and_one_sentence(endpoint: str, body: bytes) -> None:
     status, answer = post(endpoint, body)
     assert status == 400

@@ -9,8 +9,10 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,15 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import deit_batch, jpeg, photo, write_all_kinds
+from helpers import NOT_ASKED, deit_batch, jpeg, photo, write_all_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.errors import InputError, UsageError
+from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.input import tables
 from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
-from deit_batch.io import Base64, Failure, LocalFile, Reference, Url
+from deit_batch.io import Base64, Failure, LocalFile, Reference, Url, Wanted
 
 
 def read(spec: str | Path, **options: Any) -> list[Reference]:
@@ -333,6 +335,33 @@ def test_what_is_no_request_document_is_wrong_usage(text: str, tmp_path: Path) -
     with pytest.raises(UsageError, match="not a request document") as caught:
         open_source(str(tmp_path / "r.json"))
     assert "Error" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
+def test_what_a_request_asks_of_its_predictions(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"input_data": ["a.jpg", "b.jpg"], "params": {"top_k": 3, "threshold": 0.25}}')
+    assert [reference.wanted for reference in read(tmp_path / name)] == [Wanted(3, 0.25)] * 2
+    (tmp_path / name).write_text('{"input_data": {"columns": ["photo"], "index": [0], "data": [["a.jpg"], "b.jpg"]}}')
+    assert images(tmp_path / name) == ["a.jpg", "b.jpg"]  # one column is the image, whatever it is called
+
+
+@pytest.mark.parametrize(("more", "problem"), NOT_ASKED)
+def test_what_a_request_may_not_ask(more: str, problem: str, tmp_path: Path) -> None:
+    text = f'{{"input_data": ["a.jpg"], {more}}}'
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(UsageError, match=problem):
+        open_source(str(tmp_path / "r.json"))
+    (tmp_path / "r.jsonl").write_text(text)
+    (reference,) = read(tmp_path / "r.jsonl")
+    assert re.search(problem, failure(reference))
+    with pytest.raises(RowError, match=problem):
+        tables.read_request(text)
+
+
+@given(st.dictionaries(st.sampled_from(["input_data", "params", "x"]), st.recursive(st.none() | st.text(), st.lists)))
+def test_whatever_stands_in_a_request_it_is_one_or_a_row_error(document: dict[str, object]) -> None:
+    with suppress(RowError):
+        assert isinstance(tables.read_request(json.dumps(document)), tables.Request)
 
 
 def test_of_another_document_it_is_said_what_is_in_it(tmp_path: Path) -> None:

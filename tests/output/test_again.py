@@ -213,6 +213,26 @@ def test_vanished_images_are_forgotten(old_photos: Path, vit: Path, tmp_path: Pa
         assert database.execute("SELECT count(*) FROM known").fetchone() == (10,)
 
 
+def test_what_a_request_asks_for_is_neither_kept_for_others_nor_continued_with_another(
+    old_photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    document = old_photos / "r.json"
+
+    def asking(params: str) -> list[int]:
+        document.write_text(f'{{"input_data": ["00.jpg", "01.jpg"]{params}}}')
+        result, _ = nightly(document, vit, tmp_path)
+        return [len(json.loads(line)["predictions"]) for line in result.splitlines()]
+
+    assert asking(', "params": {"top_k": 1}') == [1, 1]
+    assert asking("") == [5, 5]
+    assert asking(', "params": {"top_k": 2}') == [2, 2]
+    scored(document, vit, tmp_path, "plain.jsonl")
+    assert read_jsonl(tmp_path / "plain.jsonl")[0]["params"] == {"top_k": 2}
+    document.write_text('{"input_data": ["00.jpg", "01.jpg"], "params": {"top_k": 3}}')
+    with pytest.raises(UsageError, match="its input has changed"):
+        scored(document, vit, tmp_path, "plain.jsonl")
+
+
 def test_an_incremental_run_overwrites_only_results(photos: Path, vit: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("precious")
     with pytest.raises(UsageError, match="is not what its run has left there"):

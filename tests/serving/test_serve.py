@@ -22,7 +22,7 @@ import httpx2
 import jsonschema
 import pytest
 import trapped
-from helpers import COMMAND, jpeg, valid
+from helpers import COMMAND, NOT_ASKED, jpeg, valid
 from misbehaving import Server, serve
 from PIL import Image
 from server_process import KEY, Process, b64, running
@@ -124,6 +124,20 @@ def test_urls_data_uris_and_bad_images_have_their_places(server: Process, web: S
     jsonschema.validate(answers, {**form, "components": document["components"]})
 
 
+def test_a_request_means_the_same_as_in_a_file(server: Process, vit: Path, tmp_path: Path) -> None:
+    images = [b64(jpeg(1)), b64(jpeg(2))]
+    table = {"columns": ["image"], "index": [0, 1], "data": [images[0], [images[1]]]}
+    rows = {"columns": ["text", "image"], "data": [["x", image] for image in images]}
+    for data in (images, table, rows):
+        for params in ({"top_k": 1}, {"top_k": 5, "threshold": 0.3}, {}):
+            request = json.dumps({"input_data": data, "params": params})
+            (tmp_path / "r.json").write_text(request)
+            expected = [record.predictions for record in score(tmp_path / "r.json", model=vit, top_k=5, workers=0)]
+            answer = server.client.post("/score", content=request, headers={"Content-Type": "application/json"})
+            assert answer.json() == expected, answer.text
+    assert {len(predictions) for predictions in expected} == {5}
+
+
 @pytest.mark.parametrize("path", ["03.jpg", "{folder}/03.jpg", "file://{folder}/03.jpg", "/dev/zero", "\0", "~"])
 def test_paths_are_never_read(server: Process, folder: Path, path: str) -> None:
     (answer,) = server.score(path.format(folder=folder))
@@ -161,13 +175,13 @@ def test_an_image_that_crashes_or_hangs_its_decoder_fails_alone(server: Process)
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        ("", 400, "Invalid JSON"),
-        ("[]", 400, "object"),
-        ("{}", 400, "input_data: Field required"),
-        ('{"input_data": "x"}', 400, "input_data: Input should be a valid array"),
-        ('{"input_data": [], "top_k": 3}', 400, "top_k"),
-        (b'{"input_data": ["\xff"]}', 400, "Invalid JSON"),
-        ("[" * 100_000, 400, "recursion"),
+        ("", 400, "not JSON"),
+        ("[]", 400, "a JSON list where an object should be"),
+        ("{}", 400, 'there is no "input_data" in it'),
+        ('{"input_data": "x"}', 400, '"input_data" holds no list of images'),
+        *((f'{{"input_data": [], {more}}}', 400, says) for more, says in NOT_ASKED),
+        (b'{"input_data": ["\xff"]}', 400, "not UTF-8"),
+        ("[" * 100_000, 400, "nested too deeply"),
         (json.dumps({"input_data": ["x"] * (QUEUE + 1)}), 413, "at most 8"),
         ('{"input_data": [' + "0," * 100_000 + "0]}", 413, "more than 8 images"),
         ("x" * (BODY_BYTES + 1), 413, "larger than 400,000 bytes"),
