@@ -20,6 +20,7 @@ from typing import Any
 
 import garments
 import material
+from memory import peak_memory
 from report import Results, write
 
 HERE = Path(__file__).resolve().parent
@@ -83,15 +84,6 @@ def timed(command: list[str]) -> Timing:
     batch = sum(at < times[0] + 0.02 for at in times)
     speed = (len(times) - batch) / (times[-1] - times[0]) if len(times) > batch else 0.0
     return Timing(times[0] - start, time.monotonic() - start, speed, peak)
-
-
-def peak_memory(pid: int) -> float:
-    """MB of the largest of a process and its children so far. Linux alone says."""
-    peaks = [0.0]
-    for one in (str(pid), *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        lines = Path(f"/proc/{one}/status").read_text().splitlines()
-        peaks += [int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:")]
-    return max(peaks)
 
 
 # --- the others ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ def steady(results: Iterable[object], batch: int) -> dict[str, float]:
     return {"images_per_second": (count - batch) / (time.monotonic() - first)}
 
 
-def pipeline(checkpoint: str, paths: list[str], *, batch: int, workers: int) -> Run:
+def pipeline(checkpoint: str, paths: list[str], *, batch: int, workers: int, **where: Any) -> Run:
+    """`where`: the pipeline's device and dtype, if they are not its own choice."""
     import torch
     import transformers
 
@@ -36,7 +37,7 @@ def pipeline(checkpoint: str, paths: list[str], *, batch: int, workers: int) -> 
             return paths[index]
 
     transformers.logging.set_verbosity_error()
-    classify: Any = transformers.pipeline("image-classification", model=checkpoint)
+    classify: Any = transformers.pipeline("image-classification", model=checkpoint, **where)
     list(classify(paths[:batch], batch_size=batch))
 
     def run() -> dict[str, float]:

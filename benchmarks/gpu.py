@@ -1,205 +1,176 @@
-"""How near a GPU comes to its limits: gpu.py [--device cpu]. Writes gpu.md beside itself; a few minutes.
+"""What a GPU makes of it: gpu.py [--device cpu] [--budget SECONDS] [--out FOLDER] [--rows NAME …].
 
-Three limits, measured in the same run: the card's matrix product, the model alone on pixels that are on the card
-already, and the workers' decoding with no model behind it. `--device cpu` goes the same way in little, to try the code
-where there is no card, and writes nothing.
+The most important rows come first, each in a process of its own: one that fails, hangs or runs out of memory costs no
+other. A figure is printed and written to gpu.jsonl as it comes, and gpu.md is written anew after every row, so a run
+that is cut off has what it has measured. `--device cpu` goes the same way in little, to try the code where there is no
+card. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from statistics import median
 
-import material
-import torch
-from bench import ours
-from report import versions
-
-from deit_batch.io import LocalFile, Reference
-from deit_batch.limits import Limits
-from deit_batch.loading.loader import Loader, batched
-from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
-from deit_batch.model.classifier import DTYPES, compiled, make_score_function
-from deit_batch.model.transformer import load_weights
-from deit_batch.plan import Options, Plan
+import gpu_rows as rows
+from gpu_page import Figure, page
+from gpu_rows import CARD, TRIAL, Setup, Sizes
 
 HERE = Path(__file__).resolve().parent
-MODELS = {"DeiT-Ti": material.TINY, "DeiT-B": material.BASE}
-GMACS = {"DeiT-Ti": 1.26, "DeiT-B": 17.58}
-"""An image, at 224 pixels: timm, results/benchmark-infer-amp-nhwc-pt*.csv."""
-PUBLISHED = {
-    "4090": {"DeiT-B": 3366, "DeiT-Ti": 23489},
-    "5090": {"DeiT-B": 4396},
-    "RTX PRO 6000": {"DeiT-B": 5070},
-}
-"""timm's own tables: images/s of the model alone, amp, compiled, batches of 256 or more."""
+BUDGET = 360.0
+LEAST = 6.0
+"""Seconds that must be left for a row to be begun."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    device: torch.device
-    dtype: str
-    batches: tuple[int, ...]
-    matrix: int
-    pictures: int
-    seconds: float
-    turns: int
+class Row:
+    """`most`: seconds that it may take."""
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        return ("--device", self.device.type, "--dtype", self.dtype)
+    name: str
+    figures: Callable[[Setup], Iterator[Figure]]
+    most: float = 45
 
 
-CARD = Sizes(torch.device("cuda"), "float16", (64, 128, 256, 512), 8192, 8192, 2.0, 3)
-TRIAL = Sizes(torch.device("cpu"), "float32", (2,), 512, 16, 0.2, 1)
+ROWS = (
+    Row("material", rows.material, 60),
+    Row("smoke", rows.smoke),
+    Row("DeiT-B", partial(rows.end_to_end, model="base")),
+    Row("profile", rows.profile),
+    Row("photographs", rows.photographs, 60),
+    Row("pipeline", rows.pipeline),
+    Row("DeiT-Ti", partial(rows.end_to_end, model="tiny")),
+    Row("fast", rows.fast),
+    Row("compiled", rows.compiled, 60),
+    Row("scores", rows.scores),
+    Row("full memory", rows.full_memory),
+    Row("serve", rows.serve),
+    Row("embed", rows.embed),
+    *(Row(f"finetune {way}", partial(rows.finetune, way=way)) for way in rows.WAYS),
+    Row("memory, few images", partial(rows.memory, many=False)),
+    Row("memory, many images", partial(rows.memory, many=True)),
+    Row("compiled again", rows.compiled_again),
+    Row("loader", rows.loader),
+)
 
 
-def per_second(step: Callable[[], object], count: float, sizes: Sizes) -> float:
-    """How many of what a step does `count` of; the median of the turns."""
-    speeds = []
-    for _ in range(sizes.turns):
-        step()
-        _wait(sizes.device)
-        start, steps = time.monotonic(), 0
-        while time.monotonic() - start < sizes.seconds:
-            step()
-            steps += 1
-            if steps % 8 == 0:
-                _wait(sizes.device)  # or the queue would grow for ever
-        _wait(sizes.device)
-        speeds.append(count * steps / (time.monotonic() - start))
-    return median(speeds)
+class Notes:
+    """Every figure as a line of JSON, as soon as it is there, and the page made of all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lines, self._page = folder / "gpu.jsonl", folder / "gpu.md"
+        self._lines.write_bytes(b"")
+        self._start = time.monotonic()
+
+    def add(self, row: str, figure: Figure) -> None:
+        seconds = round(time.monotonic() - self._start, 1)
+        line = {"row": row, "figure": figure.name, "value": figure.value, "unit": figure.unit, "at": seconds}
+        with open(self._lines, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        print(f"{seconds:5.0f} s  {row}: {figure.name}: {figure}", flush=True)
+
+    def write_page(self) -> str:
+        text = page([json.loads(line) for line in self._lines.read_bytes().splitlines()])
+        self._page.write_text(text, encoding="utf-8")
+        return text
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def run(row: Row, setup: Setup, seconds: float) -> Iterator[Figure]:
+    """The figures of a row as they come; at its end its process is gone, and all that it has started."""
+    context = multiprocessing.get_context(setup.sizes.start)
+    receiving, sending = context.Pipe(duplex=False)
+    process: BaseProcess = context.Process(target=_measure, args=(row.figures, setup, sending))  # type: ignore[attr-defined]
+    process.start()
+    sending.close()
+    end = time.monotonic() + seconds
+    try:
+        while True:
+            if receiving.poll(0.1):
+                figure = receiving.recv()
+                if figure is None:
+                    return
+                yield figure
+            elif not process.is_alive() and not receiving.poll():
+                yield Figure("failed", f"its process ended with {process.exitcode}")
+                return
+            elif time.monotonic() > end:
+                yield Figure("stopped", f"after {seconds:.0f} s")
+                return
+    except EOFError:
+        process.join(3)
+        yield Figure("failed", f"its process ended with {process.exitcode}")
+    finally:
+        _end(process)
 
 
-def matrix_peak(sizes: Sizes) -> float:
-    """Floating-point operations a second of one large matrix product."""
-    values = torch.randn(sizes.matrix, sizes.matrix, device=sizes.device, dtype=DTYPES[sizes.dtype])
-    return per_second(lambda: values @ values, 2 * sizes.matrix**3, sizes)
+def _measure(figures: Callable[[Setup], Iterator[Figure]], setup: Setup, sending: Connection) -> None:
+    os.setsid()  # so that whatever it starts can be ended with it
+    multiprocessing.set_start_method("fork", force=True)  # as in the command: one that was spawned would spawn
+    try:
+        for figure in figures(setup):
+            sending.send(figure)
+    except BaseException as error:  # also what calls sys.exit
+        traceback.print_exc()
+        sending.send(Figure("failed", f"{type(error).__name__}: {' '.join(str(error).split()):.300}"))
+    sending.send(None)
 
 
-def model_alone(checkpoint: Checkpoint, sizes: Sizes, *, batch: int, compile: bool) -> float:
-    """Images/s, from pixels to scores, both on the device."""
-    dtype = DTYPES[sizes.dtype]
-    recipe = find_recipe(checkpoint, None)
-    forward = load_weights(checkpoint, device=sizes.device, dtype=dtype)
-    scores = make_score_function(forward, recipe, device=sizes.device, dtype=dtype, multi_label=False)
-    pixels = torch.randint(0, 256, (batch, *recipe.size, 3), dtype=torch.uint8, device=sizes.device)
-    if compile:
-        scores = compiled(scores, pixels)
-    with torch.inference_mode():
-        return per_second(lambda: scores(pixels), batch, sizes)
+def _end(process: BaseProcess) -> None:
+    process.join(3)
+    with suppress(ProcessLookupError, TypeError):
+        os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    process.join()
 
 
-def decoding_alone(checkpoint: Path, paths: list[str], decode: str, sizes: Sizes) -> float:
-    """Images/s through the workers, from the first batch on, nothing done with them."""
-    plan = Plan.of(Options(input="", model=str(checkpoint), decode="fast" if decode == "fast" else "exact"))
-    references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(paths))
-    batch = max(1, min(plan.batch_size, len(paths) // 4))
-    loader = Loader(
-        batched(references, batch),
-        plan.recipe,
-        Limits(),
-        workers=plan.workers,
-        pin_memory=sizes.device.type == "cuda",
-    )
-    times = [time.monotonic() for _ in loader]
-    loader.close()
-    return (len(paths) - batch) / (times[-1] - times[0])
-
-
-def model_rows(checkpoints: dict[str, Path], sizes: Sizes, peak: float) -> Iterator[tuple[str, str, float]]:
-    """Markdown, and for each model its best speed."""
-    for model, folder in checkpoints.items():
-        for batch in sizes.batches:
-            for compile in (False, True):
-                speed = model_alone(find_checkpoint(str(folder)), sizes, batch=batch, compile=compile)
-                share = speed * 2e9 * GMACS[model] / peak
-                how = "compiled" if compile else "eager"
-                yield model, f"| {model} | {batch} | {how} | {speed:.4g} | {share:.0%} |", speed
-
-
-def whole_rows(checkpoints: dict[str, Path], best: dict[str, float], folder: Path, sizes: Sizes) -> Iterator[str]:
-    for size in (material.SMALL, material.LARGE):
-        pictures = sizes.pictures if size == material.SMALL else sizes.pictures // 16
-        paths = material.jpegs(folder / f"{size[0]}", max(4, min(pictures, 256)), size)
-        paths *= max(1, pictures // len(paths))
-        table = folder / f"{size[0]}.txt"
-        table.write_text("\n".join(paths))
-        for decode in ("exact", "fast"):
-            for model, checkpoint in checkpoints.items():
-                limit = decoding_alone(checkpoint, paths, decode, sizes)
-                arguments = ("--input", table, "--model", checkpoint, "--decode", decode, *sizes.options)
-                speed = median(ours(*arguments).images_per_second for _ in range(sizes.turns))
-                share = speed / min(limit, best[model])
-                yield (
-                    f"| {model} | {size[0]}×{size[1]} | {decode} | {speed:.4g} | {limit:.4g} | {best[model]:.4g} | "
-                    f"{share:.0%} |"
-                )
-
-
-def published(card: str) -> str:
-    for name, speeds in PUBLISHED.items():
-        if name in card.upper():
-            return "; ".join(f"{model}: {speed:,} images/s" for model, speed in speeds.items())
-    return "none for this card"
+def measure(chosen: list[Row], setup: Setup, notes: Notes, budget: float) -> None:
+    deadline = time.monotonic() + budget
+    for row in chosen:
+        left = deadline - time.monotonic()
+        if left < LEAST:
+            notes.add(row.name, Figure("skipped", f"the {budget:.0f} s are over"))
+            continue
+        for figure in run(row, setup, min(row.most, left)):
+            notes.add(row.name, figure)
+        notes.write_page()
 
 
 def main() -> None:
-    sizes = TRIAL if "--device" in sys.argv else CARD
-    if sizes is CARD and not torch.cuda.is_available():
-        sys.exit("gpu: there is no GPU here that torch can use; --device cpu tries the code in little")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        checkpoints = {
-            model: material.checkpoint(folder / model, material.PLAIN, **geometry) for model, geometry in MODELS.items()
-        }
-        peak = matrix_peak(sizes)
-        lines, best = [], dict.fromkeys(MODELS, 0.0)
-        for model, line, speed in model_rows(checkpoints, sizes, peak):
-            print(line, flush=True)
-            lines.append(line)
-            best[model] = max(best[model], speed)
-        whole = list(whole_rows(checkpoints, best, folder, sizes))
-    card = torch.cuda.get_device_name() if sizes is CARD else "no card: a trial on the CPU"
-    text = PAGE.format(
-        card=card,
-        versions=", ".join(f"{library} {number}" for library, number in versions().items()),
-        dtype=sizes.dtype,
-        peak=peak / 1e12,
-        model="\n".join(lines),
-        whole="\n".join(whole),
-        published=published(card),
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for gpu.jsonl and gpu.md [default: beside this file]"
     )
-    print(text)
-    if sizes is CARD:
-        (HERE / "gpu.md").write_text(text, encoding="utf-8")
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="NAME")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the row that runs is ended, too
+    sizes: Sizes = CARD if given.device == "cuda" else TRIAL
+    if sizes is CARD and not rows.has_card():
+        sys.exit("gpu: there is no GPU here that torch can use; --device cpu tries the code in little")
+    if sizes.start == "fork":
+        rows.import_what_rows_need()
+    chosen = [row for row in ROWS if not given.rows or row.name in (*given.rows, "material")]
+    with tempfile.TemporaryDirectory() as name:
+        out = given.out or (HERE if sizes is CARD else Path(name))
+        out.mkdir(parents=True, exist_ok=True)
+        notes = Notes(out)
+        measure(chosen, Setup(Path(name), given.device, sizes), notes, given.budget)
+        print(notes.write_page())
 
-
-PAGE = """# On a GPU
-
-Written by `scripts/bench --gpu`, on {card}, with
-{versions}; {dtype}. The card's matrix product reached {peak:.4g} TFLOP/s.
-
-| model alone | batch | how | images/s | of the matrix product |
-| --- | ---: | --- | ---: | ---: |
-{model}
-
-In timm's published tables, {published}.
-
-| end to end | pictures | decode | images/s | decoding alone | model alone | of the lesser |
-| --- | --- | --- | ---: | ---: | ---: | ---: |
-{whole}
-"""
 
 if __name__ == "__main__":
     main()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
 import sklearn.datasets
 import torch
 import transformers
@@ -33,18 +33,22 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def photographs() -> list[Image.Image]:
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
-    paths = [folders[0] / name for name in PHOTOS] + [folders[1] / name for name in ("china.jpg", "flower.jpg")]
-    return [Image.open(path).convert("RGB") for path in paths]
+    """Those of scikit-learn alone where scikit-image is not installed, which is enough for a trial."""
+    found = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
+    spec = find_spec("skimage")
+    if spec and spec.origin:
+        found = [Path(spec.origin).parent / "data" / name for name in PHOTOS] + found
+    return [Image.open(path).convert("RGB") for path in found]
 
 
-def jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """Crops of the photographs, at about 50 kB for the small ones; returns their paths."""
-    folder.mkdir()
+def jpegs(folder: Path, count: int, size: tuple[int, int], *, first: int = 0) -> list[str]:
+    """Crops of the photographs, at about 50 kB for the small ones; returns their paths. `first` is the number of the
+    first: processes that make some each make different ones."""
+    folder.mkdir(exist_ok=True)
     originals = photographs()
-    dice = np.random.default_rng(0)
+    dice = np.random.default_rng(first)
     paths = []
-    for number in range(count):
+    for number in range(first, first + count):
         image = originals[number % len(originals)]
         scale = dice.uniform(0.6, 1)
         width, height = (round(side * scale) for side in image.size)
