@@ -56,13 +56,13 @@ ROWS = (
     Row("compiled", rows.compiled, 60),
     Row("scores", rows.scores),
     Row("full memory", rows.full_memory),
+    Row("loader", rows.loader),
     Row("serve", rows.serve),
     Row("embed", rows.embed),
     *(Row(f"finetune {way}", partial(rows.finetune, way=way)) for way in rows.WAYS),
     Row("memory, few images", partial(rows.memory, many=False)),
     Row("memory, many images", partial(rows.memory, many=True)),
     Row("compiled again", rows.compiled_again),
-    Row("loader", rows.loader),
 )
 
 

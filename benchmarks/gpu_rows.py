@@ -274,7 +274,7 @@ def end_to_end(setup: Setup, model: Model) -> Iterator[Figure]:
     yield Figure("workers", float(plan.workers))
     yield Figure("batch size", float(plan.batch_size))
     yield Figure("decoding alone", decoding_alone(setup, plan, "small"), "images/s")
-    for turn in ("", ", again"):
+    for turn in ("", ", again") if model == "base" else ("",):
         run = setup.run(setup.table("small", setup.sizes.small[1]), model)
         yield Figure(f"end to end{turn}", run.images_per_second, "images/s")
         yield Figure(f"first record{turn}", run.first_record, "s")
