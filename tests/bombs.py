@@ -59,7 +59,7 @@ BOMBS: list[tuple[str, Callable[[Path], None], str]] = [
     ("d.tar.gz", _tar(tarfile.REGTYPE, 2**27 - 2**20), "bytes"),
     ("a.csv", _open_quote, "line 2: longer than 33,554,432 characters"),
     ("b.csv.gz", _gzipped(b'image\n"', b"A" * 33_000_000, b'"\n'), "Base64"),
-    ("c.csv.gz", _gzipped(b"a," * (MANY // 2)), "the table's header can't be read: line 1: longer than"),
+    ("c.csv.gz", _gzipped(b"a," * (MANY // 2)), "its header can't be read: line 1: longer than"),
     ("d.csv.gz", _gzipped(b"image\n", b"," * 30_000_000), "line 2: more than 1,000,000 values"),
     ("a.jsonl.gz", _gzipped(b'{"image":"', b"A" * MANY), "line 1: longer than 33,554,432 characters"),
     ("b.jsonl.gz", _gzipped(b'{"image":"a","x":[', b"[]," * 11_000_000, b"[]]}"), "more than 1,000,000 values"),

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.data
 
+from deit_batch import errors
 from deit_batch.errors import DeitBatchError, UsageError
 
 MOST_CORES = 8
@@ -117,7 +118,9 @@ def _ours(error: BaseException) -> DeitBatchError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     of_ours = [line for line in lines if line.startswith("deit_batch.errors.")]  # of an actor that did not start
     if of_ours:
-        return DeitBatchError(of_ours[-1].partition(": ")[2])
+        name, _, message = of_ours[-1].removeprefix("deit_batch.errors.").partition(": ")
+        kind: type[DeitBatchError] = getattr(errors, name, DeitBatchError)
+        return kind(message)
     return DeitBatchError(
         f"the cluster gave up: {lines[0]}; run the same command again to continue, with --verbose to see more"
     )

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from deit_batch.errors import DeitBatchError
+from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import Decoded, Loader
@@ -170,12 +170,12 @@ class Scorer:
     written."""
 
     def __init__(self, options: Options, settings: dict[str, Any], cores: int, folder: Path) -> None:
-        """Raises DeitBatchError if results would not be those of the other actors."""
+        """Raises UsageError if results would not be those of the other actors."""
         plan = Plan.of(options)
         mine = plan.settings(options)
         differing = [name for name in settings if mine[name] != settings[name]]
         if differing:
-            raise DeitBatchError(
+            raise UsageError(
                 f"{platform.node()} is not like the other machines: {', '.join(differing)} differ. They need the same "
                 "checkpoint and versions, and cards of one size, or --batch-size"
             )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deit_batch.errors import CheckpointAccessError, CheckpointError
+from deit_batch.model.hub import HUB_NAME
 from deit_batch.names import alike
 
 
@@ -29,7 +31,8 @@ class Teacher:
             self._numbers = torch.arange(len(numbers), device=device)
             self(torch.zeros(1, 3, 32, 32, device=device))  # what does not fit together is found out now
         except OSError as error:  # as transformers says of the Hub, too
-            raise CheckpointAccessError(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
+            kind = CheckpointAccessError if HUB_NAME.fullmatch(name) and not os.path.isdir(name) else CheckpointError
+            raise kind(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
         except Exception as error:  # whatever its many classes raise
             raise CheckpointError(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
         missing = [label for label in class_names if label not in numbers]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
-from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.errors import InputError, RowError, UsageError, cut_off
 from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
 
     try:
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise UsageError(f"{name}: not a Parquet file: {error}") from error
     columns = file.schema_arrow.names
 
@@ -44,10 +44,10 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
                     for value in _values(batch, line):
                         line += 1
                         yield Row(line, value)
-        except RowError as error:
-            raise InputError(f"{name}: can't be read past row {line}: {error}") from error
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{name}: can't be read past row {line}: {error}") from error
+        except UnicodeError as error:  # Arrow quotes damaged bytes in what it says of them
+            raise cut_off(f"{name}: can't be read past row {line}: damaged", error) from error
+        except (RowError, pyarrow.ArrowException, OSError) as error:
+            raise cut_off(f"{name}: can't be read past row {line}: {error}", error) from error
 
     return Table(rows(), columns, lambda read: int(file.metadata.num_rows), _class_names_of_schema(file.schema_arrow))
 
@@ -147,7 +147,9 @@ def open_dataset(address: str) -> Table:
     except UsageError:
         raise
     except Exception as error:  # the library raises whatever its many builders and back ends raise
-        raise InputError(f"{address}: the data set can't be loaded: {error}") from error
+        is_answer = type(error) is ValueError or isinstance(error, datasets.exceptions.DatasetsError)  # there is none
+        kind = UsageError if is_answer else InputError
+        raise kind(f"{address}: the data set can't be loaded: {error}") from error
     for column, feature in features.items():
         if isinstance(feature, datasets.Image):
             # The bytes as they are: decoding is ours, with our limits.

@@ -27,7 +27,7 @@ from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
-from deit_batch.input.open import open_source
+from deit_batch.input.open import columns_seen, open_source
 from deit_batch.io import Failure, Reference, Source, clean
 from deit_batch.names import alike
 from deit_batch.system import object_store
@@ -248,7 +248,7 @@ def _label_column(columns: Sequence[str], named: str | None) -> str:
         problem = (
             f"no column is called {named!r}" if named else "no column looks like the label; name it with --label-column"
         )
-        raise UsageError(f"{problem}. Columns seen: {', '.join(columns) or 'none'}")
+        raise UsageError(f"{problem}. {columns_seen(columns)}")
     return chosen
 
 

@@ -20,7 +20,17 @@ from deit_batch.input.kinds import TABLES, InputKind, InputName, parse_input_nam
 from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.passed_over import pass_over
 from deit_batch.input.tables import Row, Table
-from deit_batch.io import RECORD_FIELDS, Failure, LocalFile, Location, Reference, Source, StoredFile, name_fields
+from deit_batch.io import (
+    LONGEST_MESSAGE,
+    RECORD_FIELDS,
+    Failure,
+    LocalFile,
+    Location,
+    Reference,
+    Source,
+    StoredFile,
+    name_fields,
+)
 from deit_batch.redaction import redact
 from deit_batch.system import object_store
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer
@@ -69,8 +79,7 @@ class Fields:
         if named is None and self.image_optional:
             named = self.id
         if named is None:
-            seen = ", ".join(columns) or "none"
-            raise UsageError(f"no column looks like the image; name it with --column. Columns seen: {seen}")
+            raise UsageError(f"no column looks like the image; name it with --column. {columns_seen(columns)}")
         _present(columns, [named])
         return named
 
@@ -192,7 +201,7 @@ def _of_rows(
     if folder is None:
         folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET) else os.path.dirname(spec)
     found = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
-    references = map(_with_folder, found) if shows_folder else found
+    references = (_shown_apart(reference, spec) for reference in found) if shows_folder else found
     return Source(
         references,
         table.total,
@@ -215,7 +224,7 @@ def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: B
         case InputKind.GLOB:
             return files.open_glob(spec)
         case InputKind.STDIN:
-            return tables.open_list(stdin or sys.stdin.buffer, gzipped=False, json_lines=True)
+            return tables.open_list(stdin or sys.stdin.buffer, "stdin", gzipped=False, json_lines=True)
         case InputKind.DATA_SET:
             return arrow.open_dataset(spec)
         case InputKind.TARS:
@@ -223,15 +232,15 @@ def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: B
         case InputKind.PARQUET:
             return arrow.open_parquet(_stream(spec, given), spec, fields.wanted)
         case InputKind.CSV:
-            return tables.open_csv(_stream(spec, given), gzipped=given.gzipped, delimiter=",")
+            return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter=",")
         case InputKind.TSV:
-            return tables.open_csv(_stream(spec, given), gzipped=given.gzipped, delimiter="\t")
+            return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter="\t")
         case InputKind.JSON_LINES:
-            return tables.open_jsonl(_stream(spec, given), gzipped=given.gzipped)
+            return tables.open_jsonl(_stream(spec, given), spec, gzipped=given.gzipped)
         case InputKind.DOCUMENT:
-            return tables.open_document(_stream(spec, given), gzipped=given.gzipped)
+            return tables.open_document(_stream(spec, given), spec, gzipped=given.gzipped)
         case InputKind.LIST:
-            return tables.open_list(_stream(spec, given), gzipped=given.gzipped)
+            return tables.open_list(_stream(spec, given), spec, gzipped=given.gzipped)
         case _:
             missing = explain_missing(spec, what="no such file or folder")
             raise UsageError(
@@ -258,8 +267,13 @@ def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if columns.count(name) != 1:
             problem = "no column" if name not in columns else "more than one column"
-            raise UsageError(f"{problem} is called {name!r}. Columns seen: {', '.join(columns)}")
+            raise UsageError(f"{problem} is called {name!r}. {columns_seen(columns)}")
     return names
+
+
+def columns_seen(columns: Sequence[str]) -> str:
+    """For a message: of a file that is no table, its first line may be taken for a header of any length."""
+    return f"Columns seen: {', '.join(columns) or 'none'}"[:LONGEST_MESSAGE]
 
 
 def _check_first_object(rows: Iterator[Row], fields: Fields) -> Iterator[Row]:
@@ -304,8 +318,11 @@ def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     return replace(reference, keep=kept, id=id or reference.id)
 
 
-def _with_folder(reference: Reference) -> Reference:
+def _shown_apart(reference: Reference, spec: str) -> Reference:
+    """One of the input `spec` among several: a name with its folder, and of a row that has none, of what input."""
     match reference.location:
+        case Failure(type, message) if reference.image is None:
+            return replace(reference, location=Failure(type, f"{redact(spec)}: {message}"))
         case LocalFile(path):
             return replace(reference, image=path)
         case StoredFile(address) if "://" not in str(reference.image):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeAlias, cast
 
-from deit_batch.errors import MALFORMED, InputError, RowError, UsageError, in_words
+from deit_batch.errors import MALFORMED, RowError, UsageError, cut_off, in_words
 from deit_batch.input.columns import usual_image_column
 from deit_batch.io import Failure, Wanted, unique_fields
 from deit_batch.limits import require_number, require_whole_number
@@ -75,10 +75,11 @@ def row_failure(message: str) -> Failure:
 
 
 class Lines:
-    """The lines of a text, numbered, each of at most MAX_ROW_CHARS; `push_back` returns some to be read again."""
+    """The lines of a text, numbered, each of at most MAX_ROW_CHARS; `push_back` returns some to be read again. `name`
+    is what messages call the text."""
 
-    def __init__(self, text: IO[str]) -> None:
-        self._text = text
+    def __init__(self, text: IO[str], name: str) -> None:
+        self._text, self._name = text, name
         self._pushed: list[str] = []
         self.number = 0
 
@@ -105,18 +106,18 @@ class Lines:
             while len(rest) > MAX_ROW_CHARS and not rest.endswith("\n"):
                 rest = self._text.readline(MAX_ROW_CHARS + 1)
         except (OSError, EOFError, zlib.error, UnicodeError) as error:
-            raise InputError(f"the input can't be read past line {self.number}: {error}") from error
+            raise cut_off(f"{self._name}: can't be read past line {self.number}: {in_words(error)}", error) from error
         return line
 
 
-def open_text(stream: BinaryIO, *, gzipped: bool, newline: str) -> IO[str]:
+def open_text(stream: BinaryIO, name: str, *, gzipped: bool, newline: str) -> IO[str]:
     """Text of a UTF-8 stream, or of whatever its byte order mark says. Bytes that are not UTF-8 are carried along
     as surrogates, as Python does for file names, so that a path in any old encoding still finds its file."""
     binary = cast(io.BufferedReader, gzip.GzipFile(fileobj=stream) if gzipped else stream)
     try:
         start = binary.peek(4)[:4]
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"the input can't be read: {error}") from error
+        raise cut_off(f"{name}: can't be read: {in_words(error)}", error) from error
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return io.TextIOWrapper(binary, "utf-32", "replace", newline)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -140,16 +141,16 @@ def _judged_total(stream: BinaryIO) -> Callable[[int], int | None]:
     return total
 
 
-def open_csv(stream: BinaryIO, *, gzipped: bool, delimiter: str) -> Table:
+def open_csv(stream: BinaryIO, name: str, *, gzipped: bool, delimiter: str) -> Table:
     total = _judged_total(stream)
     # A field may be an image. The module's own limit of 128 KiB is a process-wide setting; there is no other way.
     csv.field_size_limit(MAX_ROW_CHARS)
-    lines = Lines(open_text(stream, gzipped=gzipped, newline=""))
+    lines = Lines(open_text(stream, name, gzipped=gzipped, newline=""), name)
     try:
         header = next(csv.reader(_row_lines(lines, delimiter, []), delimiter=delimiter, strict=True), [])
         columns = [name.strip() for name in header]
     except (csv.Error, RowError) as error:
-        raise UsageError(f"the table's header can't be read: {error}") from error
+        raise UsageError(f"{name}: its header can't be read: {_what_is_no_csv(error)}") from error
     return Table(_csv_rows(lines, columns, delimiter), columns, total)
 
 
@@ -163,8 +164,7 @@ def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]
         try:
             fields = next(csv.reader(_row_lines(lines, delimiter, taken), delimiter=delimiter, strict=True), None)
         except csv.Error as error:
-            problem = "a quote is not closed" if "unexpected end" in str(error) else error
-            value: Value = row_failure(f"line {start}: {problem}")
+            value: Value = row_failure(f"line {start}: {_what_is_no_csv(error)}")
         except RowError as error:
             value = Failure.of(error)
         else:
@@ -178,6 +178,18 @@ def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]
             value = row_failure(f"line {start}: {len(fields)} fields where the header has {len(columns)}")
         lines.push_back(taken[1:])
         yield Row(start, value)
+
+
+def _what_is_no_csv(error: Exception) -> str:
+    """In words, where the module's own are not."""
+    said = str(error)
+    if "unexpected end" in said:
+        return "a quote is not closed"
+    if "expected after" in said:
+        return "a quote is closed within a field"
+    if "new-line character" in said:
+        return "a carriage return within a field without quotes"
+    return said
 
 
 def _row_lines(lines: Lines, delimiter: str, taken: list[str]) -> Iterator[str]:
@@ -196,12 +208,12 @@ def _row_lines(lines: Lines, delimiter: str, taken: list[str]) -> Iterator[str]:
         yield line
 
 
-def open_jsonl(stream: BinaryIO, *, gzipped: bool) -> Table:
+def open_jsonl(stream: BinaryIO, name: str, *, gzipped: bool) -> Table:
     total = _judged_total(stream)
-    return Table(_text_rows(stream, gzipped, parse_json), total=total)
+    return Table(_text_rows(stream, name, gzipped, parse_json), total=total)
 
 
-def open_list(stream: BinaryIO, *, gzipped: bool, json_lines: bool = False) -> Table:
+def open_list(stream: BinaryIO, name: str, *, gzipped: bool, json_lines: bool = False) -> Table:
     """A list of references, one a line; with `json_lines`, a line that starts like JSON is read as JSON."""
     total = _judged_total(stream)
 
@@ -211,11 +223,11 @@ def open_list(stream: BinaryIO, *, gzipped: bool, json_lines: bool = False) -> T
         else:
             yield Row(number, line)
 
-    return Table(_text_rows(stream, gzipped, parse), total=total)
+    return Table(_text_rows(stream, name, gzipped, parse), total=total)
 
 
-def _text_rows(stream: BinaryIO, gzipped: bool, parse: Callable[[str, int], Iterator[Row]]) -> Iterator[Row]:
-    lines = Lines(open_text(stream, gzipped=gzipped, newline="\n"))
+def _text_rows(stream: BinaryIO, name: str, gzipped: bool, parse: Callable[[str, int], Iterator[Row]]) -> Iterator[Row]:
+    lines = Lines(open_text(stream, name, gzipped=gzipped, newline="\n"), name)
     while True:
         try:
             line = next(lines, None)
@@ -349,20 +361,23 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def open_document(stream: BinaryIO, *, gzipped: bool) -> Table:
+def open_document(stream: BinaryIO, name: str, *, gzipped: bool) -> Table:
     """The card's request document. It is one JSON value, so unlike every other input it is read whole."""
-    text = open_text(stream, gzipped=gzipped, newline="")
     try:
-        whole = text.read(MAX_DOCUMENT_CHARS + 1)
-        if len(whole) > MAX_DOCUMENT_CHARS:
-            raise UsageError(
-                f"a request document of more than {MAX_DOCUMENT_CHARS:,} characters; make JSON lines of it"
-            )
+        whole = open_text(stream, name, gzipped=gzipped, newline="").read(MAX_DOCUMENT_CHARS + 1)
+    except (EOFError, zlib.error, OSError, UnicodeError) as error:
+        raise cut_off(f"{name}: can't be read: {in_words(error)}", error) from error
+    if len(whole) > MAX_DOCUMENT_CHARS:
+        raise UsageError(
+            f"{name}: a request document of more than {MAX_DOCUMENT_CHARS:,} characters; make JSON lines of it"
+        )
+    try:
         document = load_json(whole)
         request = parse_request({"input_data": document} if isinstance(document, list) else document)
-    except (*MALFORMED, RowError, EOFError, zlib.error, OSError) as error:
+    except (*MALFORMED, RowError) as error:
         raise UsageError(
-            f'not a request document ({{"input_data": ["image1", ...]}}): {in_words(error)}; for JSON lines use .jsonl'
+            f'{name}: not a request document ({{"input_data": ["image1", ...]}}): {in_words(error)}; for JSON lines '
+            "use .jsonl"
         ) from error
     rows = (Row(place, image, request.wanted) for place, image in enumerate(request.images, 1))
     return Table(rows, total=lambda read: len(request.images))

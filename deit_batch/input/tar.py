@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from deit_batch.errors import InputError
+from deit_batch.errors import InputError, cut_off
 
 MAX_HEADER_BYTES = 2**20
 """Of all that is read before a member's data: its header, long names, and what pax and sparse files add to it."""
@@ -35,6 +35,7 @@ class Tar:
         self._last = ""
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        self._blocks = _Blocks(self._stream)
         with self._naming_damage():
             self._blocks = _Blocks(_decompressed(self._stream))
             self._tar = self._open()
@@ -92,7 +93,8 @@ class Tar:
         except Exception as error:  # tarfile raises whatever comes of odd headers
             where = f"past {self._last}" if self._last else "at all"
             reason = "headers nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise InputError(f"{self._name}: can't be read {where}: {reason or 'it ends early'}") from error
+            message = f"{self._name}: can't be read {where}: {reason or 'it ends early'}"
+            raise (InputError(message) if self._blocks.at_end else cut_off(message, error)) from error
 
 
 def _decompressed(stream: BinaryIO) -> BinaryIO:
@@ -101,7 +103,8 @@ def _decompressed(stream: BinaryIO) -> BinaryIO:
 
 
 class _Blocks:
-    """A stream that is read forwards. `last`: what the last read has given."""
+    """A stream that is read forwards. `last`: what the last read has given; `at_end`: whether one gave less than was
+    asked for."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -109,6 +112,7 @@ class _Blocks:
         self._room: int | None = None
         self._ahead = b""
         self.last = b""
+        self.at_end = False
 
     @contextmanager
     def at_most(self, size: int) -> Iterator[None]:
@@ -141,6 +145,7 @@ class _Blocks:
     def _take(self, size: int) -> bytes:
         data = self._ahead or self._stream.read(size)
         self._ahead = b""
+        self.at_end |= len(data) < size
         self._position += len(data)
         return data
 

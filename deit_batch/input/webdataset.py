@@ -82,7 +82,7 @@ def _open(path: str, given: InputName) -> BinaryIO:
     except OSError as error:
         raise InputError(f"{path}: can't be read at all: {error.strerror or error}") from error
     if pointer:
-        raise InputError(f"{path}: {NOT_HERE}")
+        raise UsageError(f"{path}: {NOT_HERE}")
     return cast(BinaryIO, stream)
 
 

@@ -123,7 +123,7 @@ class StagedOutput:
     def _require_unchanged(self) -> None:
         if self._store.version(self._target) == self._origin()["there"] or self._is_sent():
             return
-        raise OutputError(
+        raise UsageError(
             f"{self._address} has changed since this run began, and is left as it is; what the run has made is in "
             f"{self._folder}: give another --out, or start over with --fresh"
         )

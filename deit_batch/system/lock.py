@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from deit_batch.errors import OutputError
+from deit_batch.errors import OutputError, UsageError
 
 logger = logging.getLogger("deit_batch")
 
@@ -40,7 +40,7 @@ class Lock:
         self._file.seek(0)
         if self._file.read(len(_HOLDER)) not in ("", _HOLDER):
             self._file.close()
-            raise OutputError(f"{path} is there and is no lock of a run; give another --out")
+            raise UsageError(f"{path} is there and is no lock of a run; give another --out")
         self._file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         self._file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}, since {since}")

@@ -353,7 +353,7 @@ def test_label_maps_in_json(mapping: dict[str, str]) -> None:
         ("m.csv", "label,class\na,x\na,y\n", "'a' has no one name: 'y'"),
         ("m.json", "[]", r"it holds \[\], but is to be an object"),
         ("m.json", '{"a": 1}', "'a' has no one name: 1"),
-        ("m.json", "{", "not JSON: Expecting property name"),
+        ("m.json", "{", "not JSON: a name in double quotes is missing"),
         ("m.json", '{"a": "x", "a": "y"}', '"a" is there twice'),
         ("m.json", "[" * 100_000, "nested too deeply"),
         ("m.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deit_batch.errors import DeitBatchError
+from deit_batch.errors import DeitBatchError, InputError
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, json_line
 
@@ -28,6 +28,29 @@ def _kept(values: pyarrow.Array, path: Path) -> list[Any]:
         json_line(Record.of(reference, []).as_dict())
         kept.append(reference.location if isinstance(reference.location, Failure) else reference.keep["t"])
     return kept
+
+
+def test_a_column_that_unpacks_too_far_is_not_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deit_batch.input.arrow._BOMB_BYTES", 1000)
+    table = pyarrow.table({"image": ["A" * 10**6]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", compression="zstd")
+    with pytest.raises(InputError, match="column 'image' unpacks") as caught:
+        list(open_source(str(tmp_path / "t.parquet")).references)
+    assert caught.value.exit_status == 2
+
+
+def test_damaged_pages_are_not_worth_another_try(tmp_path: Path) -> None:
+    table = pyarrow.table({"image": [f"{number}.png" for number in range(10_000)]})
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(table, path, compression="snappy", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    data[1000:30_000] = bytes(29_000)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="can't be read past row") as caught:
+        list(open_source(str(path)).references)
+    assert caught.value.exit_status == 2
 
 
 @pytest.mark.parametrize(

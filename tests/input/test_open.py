@@ -24,7 +24,7 @@ from helpers import NOT_ASKED, deit_batch, jpeg, photo, write_all_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.errors import InputError, RowError, UsageError
+from deit_batch.errors import DeitBatchError, InputError, RowError, UsageError
 from deit_batch.input import tables
 from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
@@ -289,10 +289,36 @@ def test_a_gzip_file_that_ends_early_ends_the_run_after_the_rows_it_gave(tmp_pat
     path.write_bytes(gzip.compress(rows.encode())[:-20_000])
     seen: list[str] = []
     references = open_source(str(path)).references
-    with pytest.raises(InputError, match="can't be read past line"):
+    with pytest.raises(InputError, match=r"t\.txt\.gz: can't be read past line .*: it ends early") as caught:
         seen.extend(f"{reference.image}\n" for reference in references)
+    assert caught.value.exit_status == 1  # it may still be being copied
     assert len(seen) > 1000
     assert rows.startswith("".join(seen))
+
+
+@pytest.mark.parametrize("name", ["t.txt.gz", "t.csv.gz", "t.json.gz"])
+def test_damaged_gzip_data_are_named_and_not_worth_another_try(name: str, tmp_path: Path) -> None:
+    data = bytearray(gzip.compress(b"image\n" + random.Random(0).randbytes(50_000)))
+    data[10:40] = b"\xff" * 30
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DeitBatchError, match=rf"{re.escape(name)}: .*no gzip data, or damaged ones") as caught:
+        list(open_source(str(tmp_path / name)).references)
+    assert caught.value.exit_status == 2
+
+
+def test_a_header_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,"b\n')
+    with pytest.raises(UsageError, match=r"t\.csv: its header can't be read: a quote is not closed"):
+        open_source(str(tmp_path / "t.csv"))
+
+
+def test_of_a_row_without_an_image_it_is_said_which_input_it_is_of(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("image,x\na.png\n")
+    references = list(open_source([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]).references)
+    assert [failure(reference) for reference in references] == [
+        f"{tmp_path}/{name}: line 2: 1 fields where the header has 2" for name in ("a.csv", "b.csv")
+    ]
 
 
 def test_a_row_that_is_too_long_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,12 +355,29 @@ def test_the_cards_request_document(tmp_path: Path) -> None:
     assert open_source(str(tmp_path / "r.json")).total(0) == 4
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"input_data": "x"}', "[" * 100_000])
-def test_what_is_no_request_document_is_wrong_usage(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is empty"),
+        ("{", "a name in double quotes is missing (character 2)"),
+        ('{"a": 1}\n{"a": 2}', "something follows on its end (line 2, character 1)"),
+        ('["a" "b"]', "a comma is missing (character 6)"),
+        ('{"a" 1}', "a colon is missing (character 6)"),
+        ('["a', "a quote is not closed (character 2)"),
+        ('["a\nb"]', "a line break or other control character in a text (line 1, character 4)"),
+        (r'["a\x"]', "a backslash that no escape follows (character 4)"),
+        ("[1,]", "(character"),
+        ("{}", 'there is no "input_data"'),
+        ('{"input_data": "x"}', "holds no list"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_request_document_is_wrong_usage(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UsageError, match="not a request document") as caught:
+    with pytest.raises(UsageError, match=r"r\.json: not a request document") as caught:
         open_source(str(tmp_path / "r.json"))
-    assert "Error" not in str(caught.value)
+    assert reason in str(caught.value)
+    assert not re.search("Error|Expecting|Extra|column", str(caught.value))
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
@@ -536,13 +579,13 @@ def test_a_well_formed_csv_comes_back_as_it_was_written(rows: list[tuple[str, st
     writer = csv.writer(buffer)
     writer.writerow(["image", "other"])
     writer.writerows(rows)
-    table = tables.open_csv(opened(buffer.getvalue().encode()), gzipped=False, delimiter=",")
+    table = tables.open_csv(opened(buffer.getvalue().encode()), "t", gzipped=False, delimiter=",")
     assert [row.value for row in table.rows] == [{"image": image, "other": other} for image, other in rows]
 
 
 @given(st.binary())
 def test_any_bytes_as_csv_give_rows_in_the_order_of_their_lines(data: bytes) -> None:
-    table = tables.open_csv(opened(b"image,other\n" + data), gzipped=False, delimiter=",")
+    table = tables.open_csv(opened(b"image,other\n" + data), "t", gzipped=False, delimiter=",")
     lines = [row.line for row in table.rows]
     assert lines == sorted(set(lines))
 
@@ -551,7 +594,7 @@ def test_any_bytes_as_csv_give_rows_in_the_order_of_their_lines(data: bytes) -> 
 def test_no_line_of_a_csv_is_lost(lines: list[str]) -> None:
     """Every line without an open quote is a row of its own, good or failed, whatever stands around it."""
     data = "".join(f"{line}\n" for line in lines).encode()
-    table = tables.open_csv(opened(b"image,other\n" + data), gzipped=False, delimiter=",")
+    table = tables.open_csv(opened(b"image,other\n" + data), "t", gzipped=False, delimiter=",")
     assert len(list(table.rows)) == sum(1 for line in lines if line)
 
 
@@ -559,16 +602,16 @@ def test_no_line_of_a_csv_is_lost(lines: list[str]) -> None:
 def test_well_formed_jsonl_comes_back_as_it_was_written(values: list[str | dict[str, int]]) -> None:
     values = [value for value in values if not (isinstance(value, dict) and "input_data" in value)]
     data = "".join(json.dumps(value) + "\n" for value in values).encode()
-    assert [row.value for row in tables.open_jsonl(opened(data), gzipped=False).rows] == values
+    assert [row.value for row in tables.open_jsonl(opened(data), "t", gzipped=False).rows] == values
 
 
 @given(st.binary())
 def test_any_bytes_as_jsonl_or_list_give_one_row_a_line(data: bytes) -> None:
-    text = tables.open_text(opened(data), gzipped=False, newline="\n").read()
+    text = tables.open_text(opened(data), "t", gzipped=False, newline="\n").read()
     filled = sum(1 for line in text.split("\n") if line.strip())
-    assert len(list(tables.open_list(opened(data), gzipped=False).rows)) == filled
+    assert len(list(tables.open_list(opened(data), "t", gzipped=False).rows)) == filled
     if b"input_data" not in data:
-        assert len(list(tables.open_jsonl(opened(data), gzipped=False).rows)) == filled
+        assert len(list(tables.open_jsonl(opened(data), "t", gzipped=False).rows)) == filled
 
 
 @pytest.mark.parametrize(

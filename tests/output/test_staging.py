@@ -158,7 +158,7 @@ def test_a_run_elsewhere_that_was_faster_is_not_written_over(
 ) -> None:
     stopped(bucket, photos, vit)
     bucket.put(OUT, b"theirs")
-    with pytest.raises(OutputError, match="has changed since this run began, and is left as it is"):
+    with pytest.raises(UsageError, match="has changed since this run began, and is left as it is"):
         run(bucket, photos, vit)
     assert bucket.get(OUT) == b"theirs"
     run(bucket, photos, vit, mode="fresh")

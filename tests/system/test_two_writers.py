@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from deit_batch.cli import COMMANDS
-from deit_batch.errors import OutputError
+from deit_batch.errors import UsageError
 from deit_batch.output.read import read_records
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.lock import Lock
@@ -157,7 +157,7 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
 def test_a_file_of_the_users_is_no_lock_and_no_work(tmp_path: Path) -> None:
     (tmp_path / "m.lock").write_text("version = 1\n")
     (tmp_path / "n.partial").mkdir()
-    with pytest.raises(OutputError, match="is no lock of a run"):
+    with pytest.raises(UsageError, match="is no lock of a run"):
         Lock(tmp_path / "m.lock", "m")
     with new_folder(tmp_path / "n") as folder:
         (folder / "a.txt").write_text("whole")
