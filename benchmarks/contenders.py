@@ -58,8 +58,8 @@ def runtime(load: Callable[[], Callable[[Any], object]], checkpoint: str, paths:
 
     def results() -> Iterator[object]:
         references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(paths))
-        loader = Loader(batched(references, batch), recipe, Limits(), workers=1, pin_memory=False)
-        for chunk, decoded in loader:
+        loader = Loader(recipe, Limits(), workers=1, pin_memory=False)
+        for chunk, decoded in loader.stream(batched(references, batch)):
             values = decoded.pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)
             forward(values.contiguous().numpy())
             yield from chunk

@@ -345,19 +345,12 @@ def loader(setup: Setup) -> Iterator[Figure]:
     plan = Plan.of(setup.options(table))
     paths = Path(table).read_text().splitlines()
     references = (Reference(index, path, LocalFile(path)) for index, path in enumerate(paths))
-    batches = Loader(
-        plan.batches(references),
-        plan.recipe,
-        Limits(),
-        workers=plan.workers,
-        pin_memory=setup.on_card,
-        batch_size=plan.batch_size,
-    )
+    workers = Loader(plan.recipe, Limits(), workers=plan.workers, pin_memory=setup.on_card, batch_size=plan.batch_size)
     times = []
-    for got, decoded in batches:
-        batches.give_back(decoded)
+    for got, decoded in workers.stream(plan.batches(references)):
+        workers.give_back(decoded)
         times.append((time.monotonic(), len(got)))
-    batches.close()
+    workers.close()
     images = sum(count for _, count in times[1:])
     yield Figure("images handed over", images / max(times[-1][0] - times[0][0], 1e-9), "images/s")
 

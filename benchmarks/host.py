@@ -48,7 +48,7 @@ def score(folder: Path, format: str, classes: int, images: int, rates: SimpleQue
     torch.set_num_threads(1)
     pixels = np.zeros((224, 224, 3), np.uint8)
     setattr(worker, "decode", lambda *_, **__: pixels)  # noqa: B010
-    setattr(Plan, "load", lambda plan: MadeUpScores(classes))  # noqa: B010
+    setattr(Plan, "load", lambda plan, *_: MadeUpScores(classes))  # noqa: B010
     options = Options(
         input=str(folder / "images.txt"), model=str(folder / f"of-{classes}"), device="cpu", batch_size=BATCH, workers=2
     )

@@ -19,7 +19,7 @@ from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.model.classifier import Classifier, make_score_function
 from deit_batch.model.engines import Threads
 from deit_batch.model.transformer import load_weights
-from deit_batch.runner import top_predictions
+from deit_batch.predictions import top_predictions
 from deit_batch.system.machine import cores
 
 

@@ -18,13 +18,13 @@ __version__ = "0.1.0"
 __all__ = ["DeitBatchError", "Limits", "Prediction", "Record", "__version__", "embed", "score"]
 
 if TYPE_CHECKING:
-    from deit_batch.runner import embed, score
+    from deit_batch.api import embed, score
 
 
 def __getattr__(name: str) -> object:
     # Imported when first used: `deit-batch --help` must not wait for it.
     if name in ("embed", "score"):
-        from deit_batch import runner
+        from deit_batch import api
 
-        return getattr(runner, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,7 +74,7 @@ def score_one() -> str:
 
 
 def _record() -> Record:
-    from deit_batch.runner import score
+    from deit_batch.api import score
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trouser.png"

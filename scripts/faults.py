@@ -344,14 +344,14 @@ def out_of_memory(night: Night, row: Row) -> None:
 
 
 NOT_FINITE = """
-from deit_batch import runner
-original = runner.score_batch
+from deit_batch import scorer
+original = scorer.score_batch
 
 def score_batch(references, decoded, scores, *args):
     scores[0, 3] = float("nan")
     return original(references, decoded, scores, *args)
 
-runner.score_batch = score_batch
+scorer.score_batch = score_batch
 from deit_batch.cli import main
 main()
 """

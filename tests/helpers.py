@@ -21,7 +21,7 @@ import pi_heif
 import pytest
 from PIL import Image
 
-from deit_batch import runner
+from deit_batch import predictions, runner, scorer
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
 
@@ -209,7 +209,7 @@ class interrupted_after:  # noqa: N801 - reads as a sentence
         self._monkeypatch = monkeypatch
 
     def __enter__(self) -> None:
-        original = runner.score_batch
+        original = predictions.score_batch
 
         def counted(*args: Any) -> Any:
             self._batches -= 1
@@ -217,7 +217,7 @@ class interrupted_after:  # noqa: N801 - reads as a sentence
                 os.kill(os.getpid(), 15)
             return original(*args)
 
-        self._monkeypatch.setattr(runner, "score_batch", counted)
+        self._monkeypatch.setattr(scorer, "score_batch", counted)
 
     def __exit__(self, *args: object) -> None:
         self._monkeypatch.undo()

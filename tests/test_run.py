@@ -39,7 +39,8 @@ from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, Plan, ScoreOptions
-from deit_batch.runner import run, top_predictions
+from deit_batch.predictions import top_predictions
+from deit_batch.runner import run
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
@@ -579,8 +580,8 @@ def test_reading_runs_only_a_little_ahead_of_scoring(photos: Path) -> None:
             yield records_io.Reference(read, path, records_io.LocalFile(path))
             read += 1
 
-    loader = Loader(batched(endless(), 4), CARD_RECIPE, Limits(), workers=2, pin_memory=False)
-    for place, (references, decoded) in enumerate(itertools.islice(loader, 50)):
+    loader = Loader(CARD_RECIPE, Limits(), workers=2, pin_memory=False)
+    for place, (references, decoded) in enumerate(itertools.islice(loader.stream(batched(endless(), 4)), 50)):
         assert references[0].index == place * 4
         assert len(decoded.pixels) == 4
     loader.close()

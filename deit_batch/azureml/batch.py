@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from deit_batch.azureml.deployed import batch_options
 from deit_batch.errors import DeitBatchError, FetchError, RowError, UsageError
@@ -19,12 +18,8 @@ from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, Reference, clean, json_line
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.plan import Options, Plan
-from deit_batch.runner import scored
+from deit_batch.scorer import Scorer
 from deit_batch.system.logs import set_up_logging
-from deit_batch.system.progress import Stopwatch
-
-if TYPE_CHECKING:
-    from deit_batch.model.classifier import Classifier
 
 logger = logging.getLogger("deit_batch")
 
@@ -41,7 +36,7 @@ class _Deployed:
     options: Options
     format: str
     plan: Plan
-    classifier: Classifier
+    scorer: Scorer
 
 
 _deployed: _Deployed | None = None
@@ -53,7 +48,8 @@ def init() -> None:
     set_up_logging(quiet=False, verbose=False)
     options, format = batch_options()
     plan = Plan.of(options)
-    _deployed = _Deployed(options, format, plan, plan.load())
+    _deployed = _Deployed(options, format, plan, Scorer(plan, options))
+    _deployed.scorer.start()
 
 
 def run(mini_batch: Sequence[str]) -> list[str]:
@@ -70,8 +66,7 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     options, plan = _deployed.options, _deployed.plan
     numbered = (replace(reference, index=number) for number, reference in enumerate(_references(mini_batch, options)))
     met: Counter[str] = Counter()
-    work = scored(plan.batches(numbered), plan, options, Stopwatch(), classifier=_deployed.classifier, met=met)
-    records = [record for batch in work for record in batch]
+    records = [record for batch in _deployed.scorer.scored(plan.batches(numbered), met=met) for record in batch]
     warn_of_deep_gray(met[DEEP_GRAY], scaled=plan.recipe.scale_deep_gray)
     unread = [record.error for record in records if record.error and record.error.type == FetchError.__name__]
     if unread and all(record.error and record.error.type in _SAY_NOTHING_OF_THE_BYTES for record in records):

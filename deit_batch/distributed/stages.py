@@ -37,7 +37,7 @@ from deit_batch.model.recipe import Recipe
 from deit_batch.output import formats
 from deit_batch.output.parts import NOTHING_YET, Block, Part, split_into_blocks, write_part
 from deit_batch.plan import Options, Plan
-from deit_batch.runner import score_batch
+from deit_batch.predictions import score_batch
 from deit_batch.system import machine
 from deit_batch.system.progress import Stopwatch
 
@@ -139,9 +139,9 @@ def decode(table: pa.Table, recipe: Recipe, limits: Limits) -> pa.Table:
     stopwatch = Stopwatch()
     with (
         stopwatch("decode"),
-        closing(Loader([row.references], recipe, limits, workers=1, pin_memory=False)) as loader,
+        closing(Loader(recipe, limits, workers=1, pin_memory=False)) as loader,
     ):
-        ((_, decoded),) = loader
+        ((_, decoded),) = loader.stream([row.references])
     return packed(
         Pixels(row, decoded.pixels.numpy(), decoded.settled, decoded.stamps, stopwatch.seconds, decoded.deep_gray)
     )

@@ -144,9 +144,9 @@ def _decode_all(folder: Path, source: LabelledSource, recipe: Recipe, limits: Li
     images: list[str | None] = []
     given: list[tuple[str | None, list[str]]] = []
     references = source.as_source().references
-    loader = Loader(batched(references, BATCH), recipe, limits, workers=workers, pin_memory=False, digests=True)
+    loader = Loader(recipe, limits, workers=workers, pin_memory=False, digests=True)
     with closing(loader), open(folder / "pixels", "wb") as pixels, open(folder / "labels.jsonl", "wb") as lines:
-        for batch, decoded in loader:
+        for batch, decoded in loader.stream(batched(references, BATCH)):
             stop.check()
             deep_gray += decoded.deep_gray
             pixels.write(decoded.pixels.numpy().data)

@@ -4,6 +4,9 @@ A batch is decoded in tasks of a few images each, so that all workers have somet
 hands each task that the batch sampler yields to a worker (worker.py), and gives the results back in order, reading
 ahead no further than workers x prefetch factor tasks. So order and back-pressure come with it, and neither the input
 nor the results are ever held whole.
+
+The sampler never ends: when nobody asks for more images, it yields tasks of none. So the workers stay for the next
+stream, and DataLoader need not be told of its end.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import util
+from multiprocessing import connection, util
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -69,14 +72,48 @@ class Decoded(NamedTuple):
     deep_gray: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One input: its batches, how many of them are under way, and those that are ready. `error`: why it can't be read
+    on, raised when all that was read before is through."""
+
+    batches: Iterator[list[Reference]]
+    under_way: int = 0
+    ready: deque[tuple[list[Reference], Decoded]] = field(default_factory=deque)
+    is_read: bool = False
+    is_left: bool = False
+    error: Exception | None = None
+
+    def next_batch(self) -> list[Reference] | None:
+        try:
+            references = None if self.is_read else next(self.batches, None)
+        except Exception as error:
+            references, self.error = None, error
+        self.is_read = references is None
+        return references
+
+    def end(self, error: Exception) -> None:
+        """What is under way will not come."""
+        self.is_read, self.under_way, self.error = True, 0, error
+
+
 @dataclass(slots=True)
 class _Batch:
     """One that is under way: its tasks, and what has come back of the first of them."""
 
+    stream: _Stream | None
     references: list[Reference]
     tasks: list[Task]
     buffer: int | None
     sent: list[Sent] = field(default_factory=list)
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.stream is not None and not self.stream.is_left
+
+    @property
+    def missing(self) -> list[Task]:
+        return self.tasks[len(self.sent) :]
 
 
 def batched(
@@ -113,14 +150,13 @@ def _inline_chars(reference: Reference) -> int:
 
 
 class Loader:
-    """Iterates over (references, decoded) in input order. The workers start at once, in the constructor.
+    """Takes one stream of batches after another, or several at a time, with the same workers.
 
     If a worker dies (killed for memory, or by a decoder's fault), the image that it was decoding is tried once more
     in a process of its own, and becomes a failure if that dies, too; all that was under way goes to new workers."""
 
     def __init__(
         self,
-        batches: Iterable[list[Reference]],
         recipe: Recipe,
         limits: Limits,
         *,
@@ -131,22 +167,50 @@ class Loader:
     ) -> None:
         """`batch_size`: of the largest batch, if the caller gives back each one when it has read its pixels
         (`give_back`): their memory is then used again."""
-        self._batches = iter(batches)
         self._in_flight: deque[_Batch] = deque()
-        self._input_error: DeitBatchError | None = None
+        self._asking: _Stream | None = None
         self._prefetch_factor = max(PREFETCH_FACTOR, -(-2 * (batch_size or 0) // (TASK_IMAGES * max(workers, 1))))
         self._task_images = 1
         ahead = workers * self._prefetch_factor * TASK_IMAGES
         count = -(-ahead // batch_size) + HELD_BATCHES if batch_size and workers else 0
         self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3))
         self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests)
-        self._deadly: dict[int, Deadly | None] = {}
+        self._numbers = itertools.count()
+        self._let_off: set[int] = set()  # images that were decoded alone without harm, by their numbers
         self._deaths = 0
         self._worker_count = workers
         self._pin_memory = pin_memory
-        self._start()
+        self._workers: list[BaseProcess] = []
+        self._sent: Iterator[Sent] | None = None
+        self._end_workers: Callable[[], object] = lambda: None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the workers, unless they run."""
+        if self._sent is None:
+            self._start([])
+
+    def stream(self, batches: Iterable[list[Reference]]) -> Generator[tuple[list[Reference], Decoded], None, None]:
+        """(references, decoded) of each batch, in order. If this starts the workers, they begin with it at once."""
+        self._asking = _Stream(iter(batches))
+        self.start()
+        return self._results(self._asking)
+
+    def give_back(self, decoded: Decoded) -> None:
+        """Nothing will read its pixels any more."""
+        if decoded.buffer is not None:
+            self._buffers.give_back(decoded.buffer)
+
+    def close(self) -> None:
+        """Ends the workers. A stream that is not through raises DeitBatchError when it is asked for more."""
+        self._sent = None
+        self._end_workers()
+        for batch in self._in_flight:
+            if batch.stream:
+                batch.stream.end(DeitBatchError("the decode workers were ended before all images were decoded"))
+            self._forget(batch)
+        self._in_flight.clear()
+
+    def _start(self, tasks: list[Task]) -> None:
         with suppress(OSError):  # found out by the workers, _can_hand_over_memory
             util.get_temp_dir()  # for their sockets: they inherit it, and this process, which is not killed, removes it
         others = multiprocessing.active_children()
@@ -155,7 +219,7 @@ class Loader:
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = DataLoader(
                 self._decoder,
-                batch_sampler=self._sampler(),
+                batch_sampler=self._sampler(tasks),
                 num_workers=self._worker_count,
                 prefetch_factor=self._prefetch_factor if self._worker_count else None,
                 collate_fn=_as_it_is,
@@ -163,22 +227,24 @@ class Loader:
                 pin_memory=self._pin_memory,
                 timeout=SECONDS_TO_NOTICE if self._worker_count else 0,
             )
-            self._sent: Iterator[Sent] = iter(loader)
+            self._sent = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
-        self.close = weakref.finalize(self, _end, self._workers)
+        self._end_workers = weakref.finalize(self, _end, self._workers)
 
-    def _sampler(self) -> Iterator[Any]:
-        """Of Task: to DataLoader, an index is whatever the data set takes for one."""
-        try:
-            for references in self._batches:
-                batch = self._cut_into_tasks(references)
-                self._in_flight.append(batch)
-                yield from batch.tasks
-        except DeitBatchError as error:
-            self._input_error = error  # raised when all that was read before it is through
+    def _sampler(self, tasks: list[Task]) -> Iterator[Any]:
+        """Of Task: to DataLoader, an index is whatever the data set takes for one. These tasks come first."""
+        yield from tasks
+        while True:
+            references = self._asking.next_batch() if self._asking else None
+            batch = self._cut_into_tasks(references, self._asking) if references else _Batch(None, [], [Task([])], None)
+            self._in_flight.append(batch)
+            if batch.stream:
+                batch.stream.under_way += 1
+            for task in batch.tasks:
+                yield task if batch.is_wanted else Task([])
 
-    def _cut_into_tasks(self, references: list[Reference]) -> _Batch:
+    def _cut_into_tasks(self, references: list[Reference], stream: _Stream | None = None) -> _Batch:
         wanted = [self._wanted(reference) for reference in references if not reference.is_settled]
         buffer = self._buffers.take(len(wanted))
         most = self._task_images if self._worker_count else len(wanted)  # by itself, the main process does all anyway
@@ -190,36 +256,66 @@ class Loader:
                 room = 1.0
             tasks[-1].images.append(image)
             room -= 1 / TASK_FETCHES if isinstance(image.location, Url | StoredFile) else 1 / most
-        return _Batch(references, tasks, buffer)
+        return _Batch(stream, references, tasks, buffer)
 
-    def give_back(self, decoded: Decoded) -> None:
-        """Nothing will read its pixels any more."""
-        if decoded.buffer is not None:
-            self._buffers.give_back(decoded.buffer)
+    def _wanted(self, reference: Reference) -> Wanted:
+        known = reference.earlier.sha256 if reference.earlier else None
+        return Wanted(next(self._numbers), reference.location, known)
 
-    def __iter__(self) -> Iterator[tuple[list[Reference], Decoded]]:
+    def _results(self, stream: _Stream) -> Generator[tuple[list[Reference], Decoded], None, None]:
         if self._pin_memory:
             self._buffers.pin()
-        while True:
-            try:
-                sent = next(self._sent, None)
-            except (RuntimeError, EOFError, OSError) as error:  # the last two: a dead worker was to hand over
-                if self._has_lost_a_worker():
-                    self._recover()
-                elif not str(error).startswith("DataLoader timed out"):  # that is: nothing yet, ask again
-                    raise
-                continue
-            if sent is None:
-                break
+        try:
+            while stream.ready or stream.under_way or not stream.is_read:
+                if stream.ready:
+                    yield stream.ready.popleft()
+                else:
+                    self._asking = stream
+                    self._advance()
+            if stream.error:
+                raise stream.error
+        finally:
+            stream.is_left = True
+            if self._asking is stream:
+                self._asking = None
+            for _, decoded in stream.ready:
+                self.give_back(decoded)
+
+    def _advance(self) -> None:
+        """Gives what a worker has done to the stream that it belongs to, whereupon DataLoader takes the next task, of
+        the stream that is asking. Waits for some time; then there may be nothing."""
+        if self._sent is None:
+            raise DeitBatchError("the decode workers were ended before all images were decoded")
+        try:
+            self._take(next(self._sent))
+        except (RuntimeError, EOFError, OSError) as error:  # the last two: a dead worker was to hand over
+            if self._has_lost_a_worker():
+                self._recover()
+            elif not str(error).startswith("DataLoader timed out"):  # that is: nothing yet, ask again
+                self.close()
+                raise
+        except BaseException:  # Ctrl-C in a notebook, for one: nobody knows what DataLoader was in the middle of
+            self.close()
+            raise
+
+    def _take(self, sent: Sent) -> None:
+        batch = self._in_flight[0]
+        if batch.missing[0].images:
             self._deaths = 0
             self._fit_tasks_to(sent.seconds)
-            batch = self._in_flight[0]
-            batch.sent.append(sent)
-            if len(batch.sent) == len(batch.tasks):
-                self._in_flight.popleft()
-                yield batch.references, self._put_together(batch)
-        if self._input_error:
-            raise self._input_error
+        batch.sent.append(sent)
+        if batch.missing:
+            return
+        self._in_flight.popleft()
+        if batch.stream and batch.is_wanted:
+            batch.stream.under_way -= 1
+            batch.stream.ready.append((batch.references, self._put_together(batch)))
+        else:
+            self._forget(batch)
+
+    def _forget(self, batch: _Batch) -> None:
+        if batch.buffer is not None:
+            self._buffers.give_back(batch.buffer)
 
     def _fit_tasks_to(self, seconds: float) -> None:
         """`seconds` an image: so many may be in a task from now on."""
@@ -252,44 +348,38 @@ class Loader:
         return buffer[:end]
 
     def _has_lost_a_worker(self) -> bool:
-        for worker in self._workers:
-            worker.join(0.1)  # it may be about to end
-        return not all(worker.is_alive() for worker in self._workers)
+        return bool(connection.wait([worker.sentinel for worker in self._workers], 0.1))  # it may be about to end
 
     def _recover(self) -> None:
         """Starts anew with what was under way. Raises DeitBatchError if that goes on for ever."""
         logger.warning("a decode worker died; what was under way is decoded again")
         dead = [not worker.is_alive() for worker in self._workers]
         suspects = set(itertools.compress(self._decoder.decoding, dead))
-        self.close()
+        self._end_workers()
         self._decoder.decoding[:] = [NOTHING] * self._worker_count
         self._deaths += 1
-        for reference in itertools.chain(*(batch.references for batch in self._in_flight)):
-            if reference.index in suspects:
-                self._deadly[reference.index] = self._judge(reference)
-                self._deaths = 0
+        missing = [task for batch in self._in_flight for task in batch.missing]
+        for task in missing:
+            for place, image in enumerate(task.images):
+                if image.number in suspects:
+                    task.images[place] = image._replace(deadly=self._judge(image))
+                    self._deaths = 0
         if self._deaths > MOST_DEATHS:
+            self.close()
             raise DeitBatchError(
                 f"decode workers died {self._deaths} times in a row, and not of an image; if the machine is short of "
                 "memory, run the same command again with fewer --workers"
             )
-        self._batches = itertools.chain([batch.references for batch in self._in_flight], self._batches)
-        for batch in self._in_flight:
-            if batch.buffer is not None:
-                self._buffers.give_back(batch.buffer)
-        self._in_flight.clear()
-        self._start()
+        self._start(missing)
 
-    def _judge(self, reference: Reference) -> Deadly | None:
-        stamp = stamp_of(reference.location)
-        if reference.index in self._deadly:  # it has been let off once
+    def _judge(self, image: Wanted) -> Deadly | None:
+        stamp = stamp_of(image.location)
+        if image.number in self._let_off:
             return Deadly(Failure.of(DecodeError("two decode workers died of it")), stamp)
-        failure = self._decoder.why_it_dies(reference.location)
+        failure = self._decoder.why_it_dies(image.location)
+        if failure is None:
+            self._let_off.add(image.number)
         return Deadly(failure, stamp) if failure else None
-
-    def _wanted(self, reference: Reference) -> Wanted:
-        known = reference.earlier.sha256 if reference.earlier else None
-        return Wanted(reference.index, reference.location, known, self._deadly.get(reference.index))
 
 
 @contextmanager

@@ -29,10 +29,8 @@ _BATCH_SIZE, _WORKERS = 8, 2
 def thumbnails(references: Iterable[Reference], limits: Limits) -> Iterator[tuple[Reference, Picture | Failure]]:
     """Of each image its picture, or why it can't be had, in order. A decoder that crashes or hangs costs its own image
     alone."""
-    with closing(
-        Loader(batched(references, _BATCH_SIZE), _RECIPE, limits, workers=_WORKERS, pin_memory=False)
-    ) as batches:
-        for batch, decoded in batches:
+    with closing(Loader(_RECIPE, limits, workers=_WORKERS, pin_memory=False)) as loader:
+        for batch, decoded in loader.stream(batched(references, _BATCH_SIZE)):
             pictures = iter(decoded.pixels.numpy())
             for place, reference in enumerate(batch):
                 settled = decoded.settled.get(place)

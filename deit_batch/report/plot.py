@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import chain
 
 import numpy as np
@@ -21,8 +22,7 @@ from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import Options, Plan
 from deit_batch.redaction import redact
-from deit_batch.runner import scored
-from deit_batch.system.progress import Stopwatch
+from deit_batch.scorer import Scorer
 
 MOST_BARS = 20
 LONGEST_SIDE = 1000  # pixels of the picture
@@ -44,7 +44,8 @@ def plot(options: Options) -> tuple[Record, bytes]:
         raise nothing_left(f"{name}: {data.message}", [data.type])
     plan = Plan.of(options)
     batches = plan.batches([Reference(0, name, data)])
-    (record,) = chain.from_iterable(scored(batches, plan, options, Stopwatch()))
+    with closing(Scorer(plan, options)) as scorer:
+        (record,) = chain.from_iterable(scorer.scored(batches))
     if record.error:
         raise nothing_left(f"{name}: {record.error.message}", [record.error.type])
     return record, draw(_picture(data, options.limits), record.predictions)

@@ -10,7 +10,8 @@ import multiprocessing.process
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from deit_batch.limits import Limits
 from deit_batch.loading import decode as decoding
 from deit_batch.loading import worker
 from deit_batch.loading.fetch import Fetcher
-from deit_batch.loading.loader import Loader, batched
+from deit_batch.loading.loader import Decoded, Loader, batched
 from deit_batch.model.recipe import Recipe
 
 RECIPE = Recipe((32, 32), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3)
@@ -37,11 +38,22 @@ def references(photos: Path, count: int) -> Iterator[Reference]:
         yield Reference(index, path, LocalFile(path))
 
 
-def failures(made: Loader) -> dict[int, Failure]:
-    """Runs to the end, checks that every image is there, in order and with its own pixels, and returns the failures."""
+Made = tuple[Loader, Iterator[tuple[list[Reference], Decoded]]]
+
+
+def failures(made: Made) -> dict[int, Failure]:
+    """Runs to the end and closes."""
+    loader, stream = made
+    failed = read(loader, stream)
+    loader.close()
+    return failed
+
+
+def read(loader: Loader, stream: Iterable[tuple[list[Reference], Decoded]]) -> dict[int, Failure]:
+    """Checks that every image is there, in order and with its own pixels, and returns the failures."""
     failed: dict[int, Failure] = {}
     expected = itertools.count()
-    for batch, decoded in made:
+    for batch, decoded in stream:
         rows = iter(decoded.pixels.numpy())
         for place, reference in enumerate(batch):
             assert reference.index == next(expected)
@@ -53,16 +65,19 @@ def failures(made: Loader) -> dict[int, Failure]:
                 alone = decoding.decode(jpeg(reference.index % 40), RECIPE, Limits())
                 assert np.array_equal(next(rows), alone), reference.index
         assert next(rows, None) is None
-        made.give_back(decoded)
-    made.close()
+        loader.give_back(decoded)
     return failed
 
 
-def load(references: Iterator[Reference], batch_size: int, limits: Limits, *, workers: int) -> Loader:
+def load(references: Iterator[Reference], batch_size: int, limits: Limits, *, workers: int) -> Made:
     """As a run loads them."""
-    return Loader(
-        batched(references, batch_size), RECIPE, limits, workers=workers, pin_memory=False, batch_size=batch_size
-    )
+    loader = Loader(RECIPE, limits, workers=workers, pin_memory=False, batch_size=batch_size)
+    return loader, loader.stream(batched(references, batch_size))
+
+
+def kill_workers(loader: Loader) -> None:
+    for process in loader._workers:
+        process.kill()
 
 
 @pytest.fixture
@@ -114,29 +129,20 @@ def test_workers_that_die_of_no_image_are_one_clear_line(photos: Path, monkeypat
     monkeypatch.setattr(Fetcher, "fetch_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     made = load(references(photos, 8), 4, Limits(), workers=1)
     with pytest.raises(DeitBatchError, match=r"died 11 times in a row, .* with fewer --workers"):
-        next(iter(made))
-    made.close()
+        next(made[1])
+    made[0].close()
 
 
 def test_a_worker_that_is_killed_costs_nothing(photos: Path) -> None:
-    made = load(references(photos, 200), 4, Limits(), workers=2)
-    iterator = iter(made)
+    loader, stream = load(references(photos, 200), 4, Limits(), workers=2)
 
-    class Killed(Loader):
-        def __init__(self) -> None:
-            pass
+    def killing() -> Iterator[tuple[list[Reference], Decoded]]:
+        for place, item in enumerate(stream):
+            if place == 5:
+                kill_workers(loader)
+            yield item
 
-        def __iter__(self) -> Iterator[Any]:
-            for place, item in enumerate(iterator):
-                if place == 5:
-                    for worker in made._workers:
-                        worker.kill()
-                yield item
-
-        close = made.close
-        give_back = made.give_back
-
-    assert failures(Killed()) == {}
+    assert failures((loader, killing())) == {}
 
 
 def test_no_room_in_shared_memory_is_no_obstacle(photos: Path) -> None:
@@ -184,8 +190,8 @@ def test_a_fault_of_our_own_in_a_worker_is_not_hidden(photos: Path, monkeypatch:
     monkeypatch.setattr(worker, "decode", decode)
     made = load(references(photos, 8), 4, Limits(), workers=1)
     with pytest.raises(RuntimeError, match="a bug"):
-        next(iter(made))
-    made.close()
+        next(made[1])
+    made[0].close()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -199,32 +205,107 @@ def test_images_that_fail_leave_no_gap_in_a_batch(photos: Path, batch_size: int,
 
 
 def test_pixels_stay_until_they_are_given_back(photos: Path) -> None:
-    made = load(references(photos, 200), 4, Limits(), workers=2)
-    kept = list(made)
-    made.close()
+    loader, stream = load(references(photos, 200), 4, Limits(), workers=2)
+    kept = list(stream)
+    loader.close()
     for references_, decoded in kept:
         for reference, pixels in zip(references_, decoded.pixels.numpy(), strict=True):
             assert np.array_equal(pixels, decoding.decode(jpeg(reference.index % 40), RECIPE, Limits()))
 
 
 def test_a_few_buffers_are_used_for_all_batches(photos: Path) -> None:
-    made = load(references(photos, 400), 4, Limits(), workers=1)
+    loader, stream = load(references(photos, 400), 4, Limits(), workers=1)
     used = set()
-    for _, decoded in made:
+    for _, decoded in stream:
         used.add(decoded.pixels.data_ptr())
-        made.give_back(decoded)
-    made.close()
+        loader.give_back(decoded)
+    loader.close()
     assert len(used) < 40
     assert decoded.buffer is not None
 
 
 def test_far_images_are_fetched_together_and_large_ones_decoded_one_by_one(photos: Path) -> None:
-    made = load(iter(()), 64, Limits(), workers=2)
+    loader = Loader(RECIPE, Limits(), workers=2, pin_memory=False, batch_size=64)
     far = [Reference(index, None, Url(f"http://host/{index}.jpg")) for index in range(64)]
     near = list(references(photos, 64))
-    made._fit_tasks_to(seconds=0.1)
-    assert [len(task.images) for task in made._cut_into_tasks(near).tasks] == [1] * 64
-    assert [len(task.images) for task in made._cut_into_tasks(far).tasks] == [32, 32]
-    made._fit_tasks_to(seconds=0.0001)
-    assert [len(task.images) for task in made._cut_into_tasks(near).tasks] == [16] * 4
-    made.close()
+    loader._fit_tasks_to(seconds=0.1)
+    assert [len(task.images) for task in loader._cut_into_tasks(near).tasks] == [1] * 64
+    assert [len(task.images) for task in loader._cut_into_tasks(far).tasks] == [32, 32]
+    loader._fit_tasks_to(seconds=0.0001)
+    assert [len(task.images) for task in loader._cut_into_tasks(near).tasks] == [16] * 4
+
+
+# --- one stream after another -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0, 2])
+def loader(request: pytest.FixtureRequest) -> Iterator[Loader]:
+    with closing(Loader(RECIPE, Limits(), workers=request.param, pin_memory=False, batch_size=4)) as made:
+        yield made
+
+
+def test_workers_and_memory_stay_for_the_next_stream(photos: Path, loader: Loader) -> None:
+    loader.start()
+    workers, places = list(loader._workers), set()
+    for count in (40, 0, 3, 40):
+        for _, decoded in (stream := loader.stream(batched(references(photos, count), 4))):
+            places.add(decoded.buffer)
+            loader.give_back(decoded)
+        assert next(stream, None) is None
+    assert read(loader, loader.stream(batched(references(photos, 40), 4))) == {}
+    assert loader._workers == workers
+    assert len(places) < 20
+
+
+def test_two_streams_at_a_time_are_kept_apart(photos: Path, loader: Loader) -> None:
+    first = loader.stream(batched(references(photos, 40), 4))
+    seen = [next(first)]
+    assert read(loader, loader.stream(batched(references(photos, 80), 3))) == {}
+    assert read(loader, itertools.chain(seen, first)) == {}
+
+
+def test_a_stream_that_is_left_early_costs_the_next_one_nothing(photos: Path, loader: Loader) -> None:
+    for _ in range(5):
+        stream = loader.stream(batched(references(photos, 200), 4))
+        _, decoded = next(stream)
+        loader.give_back(decoded)
+        stream.close()
+    assert read(loader, loader.stream(batched(references(photos, 200), 4))) == {}
+    free = loader._buffers._free
+    assert len(set(free)) == len(free)
+
+
+def test_workers_that_die_between_two_streams_cost_nothing(photos: Path, loader: Loader) -> None:
+    for _ in range(2):
+        assert read(loader, loader.stream(batched(references(photos, 40), 4))) == {}
+        kill_workers(loader)
+
+
+@pytest.mark.usefixtures("traps")
+def test_an_image_that_kills_its_decoder_fails_in_its_own_stream_alone(photos: Path) -> None:
+    with closing(Loader(RECIPE, Limits(), workers=1, pin_memory=False, batch_size=4)) as loader:
+        good = loader.stream(batched(references(photos, 40), 4))
+        seen = [next(good)]
+        ((_, decoded),) = loader.stream([[Reference(7, None, b"crash")]])
+        assert isinstance(decoded.settled[0], Failure)
+        assert read(loader, itertools.chain(seen, good)) == {}  # its own number 7 among them
+
+
+def test_an_input_that_breaks_off_ends_its_own_stream(photos: Path, loader: Loader) -> None:
+    def broken() -> Iterator[list[Reference]]:
+        yield list(references(photos, 4))
+        raise ValueError("of the caller's own")
+
+    stream = loader.stream(broken())
+    assert len(next(stream)[0]) == 4
+    with pytest.raises(ValueError, match="of the caller's own"):
+        next(stream)
+    assert read(loader, loader.stream(batched(references(photos, 40), 4))) == {}
+
+
+def test_a_closed_loader_says_so_to_who_is_not_through(photos: Path, loader: Loader) -> None:
+    stream = loader.stream(batched(references(photos, 40), 4))
+    next(stream)
+    loader.close()
+    with pytest.raises(DeitBatchError, match="ended before all images were decoded"):
+        list(stream)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from helpers import COMMAND, deit_batch, interrupted_after, jpeg, read_json, read_jsonl, scored, valid, wait_for_growth
 
-from deit_batch import runner
+from deit_batch import predictions, scorer
 from deit_batch.errors import Interrupted, OutputError, UsageError
 from deit_batch.limits import Limits
 from deit_batch.output import file
@@ -394,7 +394,7 @@ def replaced_after(batches: int, photo: Path, monkeypatch: pytest.MonkeyPatch, *
     """The photo is another one as soon as so many batches have been scored; the run goes on, and may be stopped later.
     Its times are those of the old one: nothing but the name's own change tells."""
     left = [batches]
-    original = runner.score_batch
+    original = predictions.score_batch
 
     def counted(*args: Any) -> Any:
         left[0] -= 1
@@ -407,7 +407,7 @@ def replaced_after(batches: int, photo: Path, monkeypatch: pytest.MonkeyPatch, *
             os.kill(os.getpid(), 15)
         return original(*args)
 
-    monkeypatch.setattr(runner, "score_batch", counted)
+    monkeypatch.setattr(scorer, "score_batch", counted)
     yield
     monkeypatch.undo()
 
@@ -479,7 +479,7 @@ def test_a_run_that_dies_at_its_very_end_still_knows_its_images(
         scored(photos, vit, tmp_path, out)
     monkeypatch.undo()
     scored_again = []
-    monkeypatch.setattr(runner, "score_batch", lambda *args: scored_again.append(args))
+    monkeypatch.setattr(scorer, "score_batch", lambda *args: scored_again.append(args))
     result = scored(photos, vit, tmp_path, out).read_bytes()
     monkeypatch.undo()
     (photos / "07.jpg").write_bytes(jpeg(77))
@@ -516,7 +516,7 @@ def test_a_result_is_replaced_only_by_the_run_that_was_told_to(
     """Also if that died before it had a record: another command then may not."""
     first = scored(photos, vit, tmp_path).read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "scored", lambda *args, **more: (_ for _ in ()).throw(OutputError("dies")))
+        patched.setattr(scorer.Scorer, "scored", lambda *args, **more: (_ for _ in ()).throw(OutputError("dies")))
         with pytest.raises(OutputError):
             scored(photos, vit, tmp_path, mode="fresh", top_k=1)
     for other in ({}, {"limit": 3}, {"limit": 3, "mode": "retry-failed"}):
@@ -577,7 +577,7 @@ def test_a_result_that_was_touched_since_a_run_died_is_left_alone(
 ) -> None:
     first = scored(photos, vit, tmp_path).read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "scored", lambda *args, **more: (_ for _ in ()).throw(OutputError("dies")))
+        patched.setattr(scorer.Scorer, "scored", lambda *args, **more: (_ for _ in ()).throw(OutputError("dies")))
         with pytest.raises(OutputError):
             scored(photos, vit, tmp_path, mode="fresh")
     os.utime(tmp_path / "p.jsonl", ns=(0, 0))

@@ -1,0 +1,99 @@
+"""The package from Python: what `score`, `embed` and `load` of `deit_batch` are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Unpack
+
+from deit_batch.io import FeatureName, Record, Source
+from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
+from deit_batch.runner import warn_of_images
+from deit_batch.scorer import Scorer
+
+
+def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> Iterator[Record]:
+    """Scores images: yields one Record per input, in input order, as they are ready. Nothing is written.
+
+    All is checked when it is called, the model's weights when the first record is asked for. An image that can't be
+    scored is a Record with an `error`.
+
+    Args:
+        input: What `deit-batch score --input` takes: a folder, image, glob, table, list, tar, `hf://…` or address on a
+            store; or a sequence of them, which are taken one after another.
+        column: The column of a table that holds the image. Default: found by its usual names.
+        keep: Columns that are carried into `Record.keep`. Default: none.
+        id: The column that says which image a row is of. Default: its name or address says it.
+        recursive: Whether folders in a folder are looked into. Default: True.
+        limit: How many inputs are taken, from the first on. Default: all.
+        shard: (i, n) takes every n-th input, from number i on, counted from 0. Default: all.
+        model: The checkpoint: a name on the Hub, a folder, or "demo". Default: "facebook/deit-base-patch16-224".
+        revision: A branch, tag or commit of a model on the Hub. Default: its main branch.
+        image_processor: Preprocessing: a folder, Hub name, JSON file, or "card". Default: the checkpoint's own.
+        decode: "exact", or "fast": short cuts with large images, whose scores change a little. Default: "exact".
+        deep_gray: What becomes of grey images of more than 8 bits: "clip": values above 255 are white, as in the
+            pipeline; "scale": 16 bits, or of floats the image's own range, become 8. Default: "clip".
+        allow_pickle: Whether weights that are not safetensors are loaded. Default: False.
+        id2label: The names of the model's classes: a file of one name a line, a .json file, or "imagenet". Default: the
+            checkpoint's own.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps". Default: "auto".
+        dtype: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16", "bfloat16", "int8". Default: "auto".
+        compile: Whether the model is compiled first, on a GPU. Default: False.
+        top_k: How many labels an image, from 1 up, or None for all. Default: 5.
+        threshold: Labels with a lower score are left out, in 0..1. Default: 0.
+        batch_size: Images that are scored together, from 1 up. Default: from the cores, the model and the GPU.
+        workers: Processes that fetch and decode, from 0 up. Default: from the cores.
+        limits: What one image may cost, a `deit_batch.Limits`. Default: Limits().
+
+    Raises:
+        UsageError: An option that there is not, a value that the command line would refuse, no such input.
+        CheckpointError: No such model, or one that must not be scored with.
+        InputError: While it yields: the input can't be read to its end.
+
+    Example:
+        for record in score("imgs/", model="demo", top_k=1):
+            print(record.image, record.predictions, record.error)
+    """
+    return _records(options_of("score", input, options, ScoreOptions.__optional_keys__))
+
+
+def embed(
+    input: Input | Sequence[Input], *, features: Sequence[FeatureName] = ("cls",), **options: Unpack[EmbedOptions]
+) -> Iterator[Record]:
+    """Features instead of predictions: yields one Record per input, as `score` does, with `features` of the image.
+
+    Args:
+        input: As of `score`.
+        features: Which: "cls", "distillation" (of checkpoints that have that token) and "mean" (of the patches).
+            `Record.features` has of each name a float32 array [width] of the encoder's last layer, after its norm.
+            Default: ("cls",).
+        **options: Those of `score`, but `top_k` and `threshold`.
+
+    Raises:
+        UsageError, CheckpointError, InputError: As `score`; the first, too, if the checkpoint has no such feature.
+
+    Example:
+        for record in embed("imgs/", model="demo"):
+            print(record.image, record.features and record.features["cls"])
+    """
+    names = tuple(features) if isinstance(features, list | tuple) else (features,)
+    return _records(options_of("embed", input, options, EmbedOptions.__optional_keys__, features=names))
+
+
+def _records(options: Options) -> Iterator[Record]:
+    source = options.open_source()
+    plan = Plan.of(options)
+    return _scored_once(source, plan, options)
+
+
+def _scored_once(source: Source, plan: Plan, options: Options) -> Iterator[Record]:
+    with closing(Scorer(plan, options)) as scorer:
+        yield from _scored(scorer, source, plan, options)
+
+
+def _scored(scorer: Scorer, source: Source, plan: Plan, options: Options) -> Iterator[Record]:
+    met: Counter[str] = Counter()
+    for records in scorer.scored(plan.batches(source.references), options, met=met):
+        yield from records
+    warn_of_images(source, plan, met)

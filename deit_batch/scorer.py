@@ -1,0 +1,161 @@
+"""A model and the workers that decode for it: made once, for one stream of images after another."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from deit_batch.errors import UsageError
+from deit_batch.io import FeatureName, Record, Reference
+from deit_batch.loading.deep_gray import DEEP_GRAY
+from deit_batch.output.incremental import PredictionCache
+from deit_batch.plan import Options, Plan
+from deit_batch.predictions import score_batch
+from deit_batch.system.progress import Stopwatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deit_batch.loading.loader import Decoded
+    from deit_batch.model.classifier import Classifier
+
+    Pass: TypeAlias = tuple[list[Reference], Decoded, Callable[[], Tensor]]
+
+SCORED_AHEAD = 1  # batches
+
+
+class Scorer:
+    """Takes streams of batches one after another, or several at a time and from several threads, which then take turns
+    batch by batch. The workers and the model start with the first, or by `start`."""
+
+    def __init__(self, plan: Plan, options: Options, *, digests: bool = False, most_cores: int | None = None) -> None:
+        """`digests`: of each image's bytes, for a cache. `most_cores`: for the model, of those that are granted."""
+        from deit_batch.loading.loader import Loader
+
+        self._plan, self._options, self._most_cores = plan, options, most_cores
+        self._loader = Loader(
+            plan.recipe,
+            options.limits,
+            workers=plan.workers,
+            pin_memory=plan.device.type == "cuda",
+            digests=digests,
+            batch_size=plan.batch_size,
+        )
+        self._classifiers: dict[tuple[FeatureName, ...] | None, Classifier] = {}
+        self._left: deque[Pass] = deque()  # begun for streams that were not read to their end
+        self._lock = threading.RLock()
+        self._is_working = self._is_closed = False
+
+    def start(self) -> None:
+        """Returns when the model is loaded; meanwhile the workers start. Raises CheckpointError if its weights do not
+        fit."""
+        with self._turn():
+            self._loader.start()
+            self._load(self._options.features)
+
+    def scored(
+        self,
+        batches: Iterable[list[Reference]],
+        options: Options | None = None,
+        *,
+        stopwatch: Stopwatch | None = None,
+        cache: PredictionCache | None = None,
+        met: Counter[str] | None = None,
+    ) -> Generator[list[Record], None, None]:
+        """The records of each batch, in order. The next batch is being scored while the records of one are made and
+        written; if the model is not there yet, the first images are decoded while it loads. In `met`, images of deep
+        grey are counted. `options`, if they are others than the scorer's, say what comes out of the scores, nothing
+        else.
+
+        Raises UsageError if the scorer is closed, or busy with whom it asks for the batches."""
+        steps = self._steps(batches, options or self._options, stopwatch or Stopwatch(), cache, met)
+        try:
+            while True:
+                with self._turn():
+                    records = next(steps, None)
+                if records is None:
+                    return
+                yield records
+        finally:
+            with self._lock:
+                steps.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._loader.close()
+            for classifier in self._classifiers.values():
+                classifier.close()
+            self._classifiers.clear()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_closed:
+                raise UsageError("the model is closed: load it again")
+            if self._is_working:
+                raise UsageError("the images to be scored come out of what the same model is scoring: list them first")
+            self._is_working = True
+            try:
+                yield
+            finally:
+                self._is_working = False
+
+    def _load(self, features: tuple[FeatureName, ...] | None) -> Classifier:
+        if features not in self._classifiers:
+            self._classifiers[features] = replace(self._plan, features=features).load(self._most_cores)
+        return self._classifiers[features]
+
+    def _steps(
+        self,
+        batches: Iterable[list[Reference]],
+        options: Options,
+        stopwatch: Stopwatch,
+        cache: PredictionCache | None,
+        met: Counter[str] | None,
+    ) -> Generator[list[Record], None, None]:
+        self._give_back_left()
+        with closing(self._loader.stream(batches)) as stream:
+            with stopwatch("load"):
+                classifier = self._load(options.features)
+            under_way: deque[Pass] = deque()
+
+            def finished() -> list[Record]:
+                references, decoded, result = under_way[0]
+                with stopwatch("wait for scores"):
+                    scores = result()
+                under_way.popleft()
+                self._loader.give_back(decoded)
+                records = score_batch(references, decoded, scores, self._plan.checkpoint.labels, options)
+                if cache:
+                    cache.remember(references, decoded.digests, records)
+                return records
+
+            try:
+                while True:
+                    with stopwatch("wait for images"):
+                        item = next(stream, None)
+                    if item is None:
+                        break
+                    references, decoded = item
+                    if met is not None:
+                        met[DEEP_GRAY] += decoded.deep_gray
+                    under_way.append((references, decoded, classifier.submit(decoded.pixels)))
+                    if len(under_way) > SCORED_AHEAD:
+                        yield finished()
+                while under_way:
+                    yield finished()
+            finally:
+                self._left.extend(under_way)
+
+    def _give_back_left(self) -> None:
+        """The model may still read those pixels."""
+        while self._left:
+            _, decoded, result = self._left.popleft()
+            with suppress(Exception):
+                result()
+            self._loader.give_back(decoded)

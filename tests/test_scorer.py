@@ -1,0 +1,111 @@
+"""One scorer for many streams: the same workers, the same model, and for each the records that it has alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from deit_batch.errors import UsageError
+from deit_batch.io import LocalFile, Record, Reference
+from deit_batch.plan import Options, Plan
+from deit_batch.scorer import Scorer
+
+
+def references(photos: Path, count: int = 40) -> Iterator[Reference]:
+    for index in range(count):
+        path = f"{photos}/{index % 40:02}.jpg"
+        yield Reference(index, path, LocalFile(path))
+
+
+class Kept:
+    """A scorer with its plan."""
+
+    def __init__(self, photos: Path, model: Path, workers: int) -> None:
+        options = Options(input=str(photos), model=str(model), workers=workers, batch_size=8, top_k=None)
+        self.plan = Plan.of(options)
+        self.scorer = Scorer(self.plan, options)
+        self.close = self.scorer.close
+
+    def scored(self, references: Iterator[Reference]) -> Iterator[Record]:
+        for records in self.scorer.scored(self.plan.batches(references)):
+            yield from records
+
+
+@pytest.fixture(params=[0, 2])
+def kept(photos: Path, vit: Path, request: pytest.FixtureRequest) -> Iterator[Kept]:
+    with closing(Kept(photos, vit, request.param)) as made:
+        yield made
+
+
+@pytest.fixture
+def expected(photos: Path, vit: Path) -> list[Record]:
+    with closing(Kept(photos, vit, 1)) as made:
+        return list(made.scored(references(photos)))
+
+
+def test_each_stream_has_the_records_that_it_has_alone(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    kept.scorer.start()
+    model, workers = kept.scorer._load(None), list(kept.scorer._loader._workers)
+    for count in (40, 0, 5, 40):
+        assert list(kept.scored(references(photos, count))) == expected[:count]
+    assert kept.scorer._load(None) is model
+    assert kept.scorer._loader._workers == workers
+
+
+def test_streams_of_several_threads_take_turns(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: list(kept.scored(references(photos))), range(3), timeout=60))
+    assert found == [expected] * 3
+
+
+def test_a_stream_within_another(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    outer = []
+    for number, record in enumerate(kept.scored(references(photos))):
+        outer.append(record)
+        if number % 20 == 0:
+            assert list(kept.scored(references(photos))) == expected
+    assert outer == expected
+
+
+def test_a_stream_that_is_left_early_is_over(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    numbers: Iterator[int] = itertools.count()
+    for _ in range(4):
+        stream = kept.scored(Reference(number, None, LocalFile(f"{photos}/00.jpg")) for number in numbers)
+        assert next(stream).predictions == expected[0].predictions
+        stream.close()  # type: ignore[attr-defined]
+    count = next(numbers)
+    assert list(kept.scored(references(photos))) == expected
+    assert next(numbers) == count + 1
+
+
+def test_a_stream_that_reads_its_own_scorer_is_told_so(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    first = kept.scored(references(photos))
+    second = (Reference(record.index, record.image, LocalFile(str(record.image))) for record in first)
+    with pytest.raises(UsageError, match="come out of what the same model is scoring: list them first"):
+        list(kept.scored(second))
+    assert list(kept.scored(references(photos))) == expected
+
+
+def test_an_interrupted_stream_leaves_a_scorer_that_works(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    def interrupted() -> Iterator[Reference]:
+        yield from references(photos, 12)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(kept.scored(interrupted()))
+    assert list(kept.scored(references(photos))) == expected
+
+
+def test_a_closed_scorer_says_so(photos: Path, kept: Kept) -> None:
+    stream = kept.scored(references(photos))
+    next(stream)
+    kept.close()
+    kept.close()
+    for rest in (stream, kept.scored(references(photos))):
+        with pytest.raises(UsageError, match="the model is closed: load it again"):
+            list(rest)
