@@ -250,13 +250,14 @@ class Record:
         return values
 
     def line(self) -> bytes:
-        """`json_line(self.as_dict())`. Of most records nothing but the name and the scores is new: the JSON of a label
-        is kept."""
+        """`json_line(self.as_dict())`. Most records are strings and numbers alone, in an order that is known; and the
+        JSON of a label is kept."""
         if self.keep or self.error or self.features is not None:
             return json_line(self.as_dict())
-        head = _encode(name_fields(self))[:-1]
+        _, *names = name_fields(self).items()
+        head = "".join([f', "{name}": {"null" if value is None else _encode(value)}' for name, value in names])
         pairs = [f'{{"label": {_label_json(p["label"])}, "score": {p["score"]!r}}}' for p in self.predictions]
-        return f'{head}, "predictions": [{", ".join(pairs)}]}}\n'.encode()
+        return f'{{"index": {self.index}{head}, "predictions": [{", ".join(pairs)}]}}\n'.encode()
 
 
 @lru_cache(maxsize=2**16)
@@ -301,7 +302,7 @@ def stamp(location: Location) -> tuple[int, int, int, int] | None:
 
 def clean(text: str) -> str:
     """The text with what can't be written as UTF-8 replaced by U+FFFD."""
-    return _SURROGATES.sub("\ufffd", text)
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -30,6 +30,8 @@ _NAME_PUNCTUATION = str.maketrans("", "", "-_")
 def redact(name: str) -> str:
     """A URL without what gives access: user info, and the values of parameters that are called like secrets. Other
     names as they are."""
+    if ":" not in name:
+        return name
     scheme, *rest = _URL_STARTS.split(name)
     if not rest:
         return name

@@ -25,12 +25,17 @@ def no_constant(name: str) -> None:
     st.lists(st.tuples(st.text(st.characters()), st.floats(0, 1))),
     st.none() | st.text(st.characters()),
     st.dictionaries(st.text(st.characters(), min_size=1), _anything),
+    st.none() | st.just("0f" * 32),
 )
 def test_any_record_is_one_line_of_strict_json(
-    image: str | None, predictions: list[tuple[str, float]], error: str | None, keep: dict[str, object]
+    image: str | None,
+    predictions: list[tuple[str, float]],
+    error: str | None,
+    keep: dict[str, object],
+    digest: str | None,
 ) -> None:
     failure = None if error is None else Failure("X", error)
-    record = Record(3, image, [{"label": label, "score": score} for label, score in predictions], failure, keep)
+    record = Record(3, image, [{"label": label, "score": score} for label, score in predictions], failure, keep, digest)
     line = record.line()
     assert line == json_line(record.as_dict())
     assert line.count(b"\n") == 1

@@ -73,19 +73,19 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
         return Base64(data)
     if always_base64 or len(text) > _LONGEST_PATH:
         return Base64(text)
-    if object_store.is_stored(text):
-        return _stored(text)
-    scheme = _SCHEME.match(text)
-    if scheme:
-        raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) or s3 URL, or base64")
+    if "://" in text:
+        if object_store.is_stored(text):
+            return _stored(text)
+        if scheme := _SCHEME.match(text):
+            raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) or s3 URL, or base64")
     stripped = text.strip()
     long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
     if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
         return Base64(text)
+    if os.path.isabs(text):
+        return LocalFile(text)
     path = os.path.join(folder, text)
-    if object_store.is_stored(path):
-        return _stored(path)
-    return LocalFile(path, "" if os.path.isabs(text) else folder)
+    return _stored(path) if object_store.is_stored(path) else LocalFile(path, folder)
 
 
 def _stored(address: str) -> StoredFile:

@@ -185,7 +185,9 @@ def require_same_input(target: str | Path, reference: Reference, record: Mapping
 
 def reference_line(reference: Reference) -> bytes:
     """What of a reference goes into the digest of an input."""
-    return json_line(_compared(_fields(reference), reference.kept))
+    if reference.kept:
+        return json_line(_compared(_fields(reference), reference.kept))
+    return f'{{"index": {reference.index}, "identity": {json.dumps(identity_of(name_fields(reference)))}}}\n'.encode()
 
 
 def _compared(record: Mapping[str, Any], keep: Iterable[str]) -> dict[str, object]:
