@@ -358,6 +358,8 @@ def loader(setup: Setup) -> Iterator[Figure]:
 def profile(setup: Setup) -> Iterator[Figure]:
     """Where the main process is while DeiT-B is scored with default options."""
     run = setup.run(setup.table("small", setup.sizes.small[1]), places=True)
+    used = dict(run.result.report["versions"])  # type: ignore[call-overload]
+    yield Figure("used, by the run's report", ", ".join(f"{what} {version}" for what, version in used.items()))
     seconds = dict(run.result.report["seconds"])  # type: ignore[call-overload]
     for stage, spent in seconds.items():
         yield Figure(f"main process: {stage}", spent, "s")
