@@ -19,7 +19,7 @@ RUN if [ "$VARIANT" = cpu ]; then \
       pip install --no-cache-dir --no-deps --constraint constraints.txt \
         --index-url https://download.pytorch.org/whl/cpu torch; \
     fi
-COPY pyproject.toml setup.cfg README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.cfg setup.py README.md LICENSE NOTICE ./
 COPY examples/LICENSE examples/
 COPY deit_batch deit_batch
 RUN pip install --no-cache-dir --constraint constraints.txt ".$EXTRAS"

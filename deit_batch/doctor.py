@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deit_batch.errors import DeitBatchError
 from deit_batch.io import Record
+from deit_batch.loading import turbo
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.hub import why_not_the_hub
 from deit_batch.system import machine
@@ -21,6 +22,7 @@ from deit_batch.system import machine
 LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")
 EXTRAS = {
     "heic": ("pi-heif",),
+    "turbo": ("simplejpeg",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "serve": ("fastapi", "fastapi-offline", "prometheus_client", "uvicorn"),
     "s3": ("s3fs",),
@@ -53,7 +55,13 @@ def examined() -> Iterator[tuple[str, str]]:
     yield "libraries", ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
     for extra, names in EXTRAS.items():
         yield f"extra {extra}", ", ".join(f"{name} {_version(name)}" for name in names)
-    for name, look in (("machine", machine.describe), ("memory", _memory), ("GPU", _gpu), ("Hub", _hub)):
+    for name, look in (
+        ("machine", machine.describe),
+        ("memory", _memory),
+        ("JPEG", _jpeg),
+        ("GPU", _gpu),
+        ("Hub", _hub),
+    ):
         yield name, _result_or_error(look)
     yield "cached models", _result_or_error(_cached)
 
@@ -101,6 +109,11 @@ def _memory() -> str:
     pages = {name: os.sysconf(f"SC_{name}PHYS_PAGES") for name in ("", "AV")}
     total, free = (pages[name] * os.sysconf("SC_PAGE_SIZE") / GIBIBYTE for name in ("", "AV"))
     return f"{total:.1f} GiB, {free:.1f} free"
+
+
+def _jpeg() -> str:
+    why_not = turbo.why_not()
+    return f"decoded by Pillow alone: {why_not}" if why_not else "decoded by simplejpeg, with Pillow's values"
 
 
 def _gpu() -> str:

@@ -16,6 +16,7 @@ from deit_batch.errors import UsageError
 from deit_batch.input.open import Shard, open_source
 from deit_batch.io import FeatureName, Reference, Source, pretty
 from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
+from deit_batch.loading import turbo
 from deit_batch.model.architecture import FEATURES
 from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.labels import are_placeholders, digest_of
@@ -237,6 +238,8 @@ class Plan:
         if options.features:
             _require_features(options.features, options, checkpoint)
         recipe = recipe_of(checkpoint, options)
+        if why_not := turbo.why_not():  # found out here, once: workers that are forked know it
+            logger.debug("JPEGs are decoded by Pillow alone: %s", why_not)
 
         from deit_batch.model.classifier import choose_device, choose_dtype, choose_sizes
 
@@ -332,7 +335,8 @@ class Plan:
         """Of all that scores depend on."""
         runtime = "onnxruntime" if self.checkpoint.exported_dtype else "torch"
         heif = ["pi-heif"] if is_installed("pi_heif") else []
-        libraries = {name: version(name) for name in ("deit-batch", "pillow", *heif, runtime)}
+        reduces = ["simplejpeg"] if self.recipe.fast and not turbo.why_not() else []  # else its pixels are Pillow's
+        libraries = {name: version(name) for name in ("deit-batch", "pillow", *heif, *reduces, runtime)}
         return {"python": platform.python_version(), **libraries}
 
 

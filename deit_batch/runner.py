@@ -23,6 +23,7 @@ from deit_batch.io import (
     Tally,
     counts,
 )
+from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.output.file import Output, open_output, written_for
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
@@ -216,6 +217,7 @@ def _report(
         "architecture": plan.checkpoint.geometry.architecture,
         "machine": machine.describe(),
         "workers": plan.workers,
+        "jpeg_decoder": turbo.decoder(),
         "batch_size": plan.batch_size,
         "options": asdict(options),
         "versions": plan.versions(),

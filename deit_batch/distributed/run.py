@@ -241,6 +241,7 @@ def _report(job: Job, layout: Layout, found: Found, stopwatch: Stopwatch, progre
         "architecture": job.plan.architecture,
         "machine": sorted(found.machines),
         "actors": asdict(layout),
+        "jpeg_decoder": job.plan.jpeg_decoder,
         "options": asdict(job.options),
         "versions": job.plan.versions,
     }

@@ -31,6 +31,7 @@ from ray.data.datasource import Datasource, ReadTask
 from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.io import LocalFile, Reference
 from deit_batch.limits import Limits
+from deit_batch.loading import turbo
 from deit_batch.loading.loader import Decoded, Loader
 from deit_batch.loading.worker import Settled
 from deit_batch.model.recipe import Recipe
@@ -158,11 +159,18 @@ class Planned:
     recipe: Recipe
     architecture: str
     versions: dict[str, str]
+    jpeg_decoder: str
 
 
 def planned(options: Options) -> Planned:
     plan = Plan.of(options)
-    return Planned(plan.settings(options), plan.recipe, plan.checkpoint.geometry.architecture, plan.versions())
+    return Planned(
+        settings=plan.settings(options),
+        recipe=plan.recipe,
+        architecture=plan.checkpoint.geometry.architecture,
+        versions=plan.versions(),
+        jpeg_decoder=turbo.decoder(),
+    )
 
 
 class Scorer:

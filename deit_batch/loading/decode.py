@@ -2,7 +2,8 @@
 
 The result equals that of the Hugging Face image-classification pipeline bit for bit: the EXIF orientation is applied,
 then every mode becomes RGB by Pillow's own conversion (alpha dropped, 16-bit grey clipped at 255 unless the recipe
-scales it), then Pillow resizes.
+scales it), then Pillow resizes. What most photographs are, a JPEG that lies upright, `turbo.py` does with the same
+values in half the time.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from deit_batch.errors import DecodeError
 from deit_batch.input.kinds import HOW_TO_READ_HEIF
 from deit_batch.limits import Limits
+from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, is_deep_gray, mend_planes, scaled_to_8_bits
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.extras import is_installed
@@ -32,6 +34,12 @@ photographs in."""
 
 HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
 """What may stand in the first box of a HEIF file (ISO/IEC 23008-12, annex B), but for AVIF's."""
+
+JPEG = b"\xff\xd8\xff"
+
+BLOCKS_KEPT = 8
+"""Of 16 MiB, that Pillow keeps for the next image instead of asking the system for empty pages again: two images of 12
+megapixels, as one and its turned copy are."""
 
 FAST_GAP = 1.5
 """With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
@@ -45,29 +53,58 @@ def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | N
     could be shown). Raises DecodeError if the bytes are no
     whole image of an accepted format, or one that has more than `limits.image_pixels` or comes to have them.
     """
-    # Pillow keeps these two in its modules; there is no other way to tell it.
+    # Pillow keeps these three in its modules; there is no other way to tell it.
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, limits.allow_truncated
+    Image.core.set_blocks_max(BLOCKS_KEPT)  # type: ignore[attr-defined]
     try:
         # Pillow warns about every oddity in a file; a million odd files would bury what matters.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = _open(data, limits.image_pixels)
-            if recipe.fast and recipe.resize:
-                # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
-                image.draft(None, _draft_size(recipe.resize))
-            image = _upright(image)
-            _require_few_pixels(image, limits.image_pixels)  # HEIF's size is known for sure when it is decoded
-            if is_deep_gray(image):
-                image = scaled_to_8_bits(image) if recipe.scale_deep_gray else image
-                if met is not None:
-                    met[DEEP_GRAY] += 1
-            return np.asarray(_crop_center(_resize(_rgb(image), recipe, limits.image_pixels), recipe))
+            pixels = _by_turbo(data, recipe, limits.image_pixels)
+            return _by_pillow(data, recipe, limits, met) if pixels is None else pixels
     except DecodeError:
         raise
     except MemoryError as error:
         raise DecodeError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files: OSError, SyntaxError, struct
         raise DecodeError(f"can't be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _by_turbo(data: bytes, recipe: Recipe, max_pixels: int) -> NDArray[np.uint8] | None:
+    """None unless it is a JPEG that lies upright, and has no trouble of any kind: that is for Pillow to judge."""
+    if recipe.resize is None or not data.startswith(JPEG) or turbo.why_not():
+        return None
+    image = _open(data, max_pixels)
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or _may_be_turned(image):
+        return None
+    width, height = size = _resized(image.size, recipe.resize)
+    if width * height > max_pixels:
+        return None
+    resize = turbo.Resize(size, recipe.resample, _window(size, recipe))
+    reduce = _draft_factor(image.size, recipe.resize) if recipe.fast else 1
+    return turbo.pixels_of(data, image.size, resize, reduce=reduce) if resize.is_possible else None
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    try:
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+    except Exception:  # EXIF is as strange as people make it
+        return True
+
+
+def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | None) -> NDArray[np.uint8]:
+    image = _open(data, limits.image_pixels)
+    if recipe.fast and recipe.resize:
+        # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
+        side = _least_side(recipe.resize)
+        image.draft(None, (side, side))
+    image = _upright(image)
+    _require_few_pixels(image, limits.image_pixels)  # HEIF's size is known for sure when it is decoded
+    if is_deep_gray(image):
+        image = scaled_to_8_bits(image) if recipe.scale_deep_gray else image
+        if met is not None:
+            met[DEEP_GRAY] += 1
+    return np.asarray(_crop_center(_resize(_rgb(image), recipe, limits.image_pixels), recipe))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -117,22 +154,32 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies, even what is RGB already
 
 
-def _draft_size(resize: tuple[int, int] | int) -> tuple[int, int]:
-    """What is left must be larger than the result, or the resampling filter would have too little to go by."""
-    side = round(FAST_GAP * (resize if isinstance(resize, int) else max(resize)))
-    return side, side  # whichever way up it is
+def _least_side(resize: tuple[int, int] | int) -> int:
+    """Of an image that is decoded smaller, whichever way up it is: larger than the result, or the resampling filter
+    would have too little to go by."""
+    return round(FAST_GAP * (resize if isinstance(resize, int) else max(resize)))
+
+
+def _draft_factor(size: tuple[int, int], resize: tuple[int, int] | int) -> int:
+    """How many times smaller `draft` of Pillow would decode it."""
+    return next((factor for factor in (8, 4, 2) if min(size) // _least_side(resize) >= factor), 1)
+
+
+def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
+    """Width and height, of those of the image."""
+    match resize:
+        case (height, width):
+            return width, height
+        case short:
+            # As get_resize_output_image_size of transformers: the long side is rounded down.
+            long = int(short * max(size) / min(size))
+            return (short, long) if size[0] <= size[1] else (long, short)
 
 
 def _resize(image: Image.Image, recipe: Recipe, max_pixels: int) -> Image.Image:
-    match recipe.resize:
-        case None:
-            return image
-        case (height, width):
-            size = (width, height)
-        case short:
-            # As get_resize_output_image_size of transformers: the long side is rounded down.
-            long = int(short * max(image.size) / min(image.size))
-            size = (short, long) if image.width <= image.height else (long, short)
+    if recipe.resize is None:
+        return image
+    size = _resized(image.size, recipe.resize)
     if size[0] * size[1] > max_pixels:  # a line of pixels, as a file of a few hundred bytes can hold it
         raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
     return image.resize(size, Image.Resampling(recipe.resample), reducing_gap=FAST_GAP if recipe.fast else None)
@@ -142,6 +189,13 @@ def _crop_center(image: Image.Image, recipe: Recipe) -> Image.Image:
     """Cuts out the centre; where the image is smaller, fills with black around it."""
     if recipe.crop is None:
         return image
-    height, width = recipe.crop
-    left, top = recipe.cut_before(image.width - width), recipe.cut_before(image.height - height)
+    left, top, width, height = _window(image.size, recipe)
     return image.crop((left, top, left + width, top + height))
+
+
+def _window(size: tuple[int, int], recipe: Recipe) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what is left of an image of this size."""
+    if recipe.crop is None:
+        return (0, 0, *size)
+    height, width = recipe.crop
+    return recipe.cut_before(size[0] - width), recipe.cut_before(size[1] - height), width, height

@@ -168,10 +168,10 @@ def test_the_limit_of_pixels_can_be_set() -> None:
 
 
 def test_a_signal_is_not_taken_for_a_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(image: Image.Image) -> Image.Image:
+    def interrupted(data: bytes, max_pixels: int) -> Image.Image:
         raise Interrupted(2)
 
-    monkeypatch.setattr(decoding, "_upright", interrupted)
+    monkeypatch.setattr(decoding, "_open", interrupted)
     with pytest.raises(Interrupted):
         decode(jpeg(), SMALL)
 

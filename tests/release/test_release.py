@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import tarfile
@@ -58,13 +59,25 @@ def test_the_wheel_holds_the_package_and_all_licences_and_is_small(built: tuple[
         texts = {name: wheel.read(name) for name in wheel.namelist() if name.startswith(f"{info}/licenses/")}
         metadata = wheel.read(f"{info}/METADATA").decode()
         package = [name for name in wheel.namelist() if not name.startswith(info)]
-    assert sorted(package) == PACKAGED
+    compiled = next(name for name in package if name.endswith(".abi3.so"))
+    assert sorted(package) == sorted([compiled, *PACKAGED])
     assert texts == {
         f"{info}/licenses/{name}": (REPOSITORY / name).read_bytes()
         for name in ("LICENSE", "NOTICE", "examples/LICENSE")
     }
     assert "License-Expression: Apache-2.0 AND MIT\n" in metadata
     assert built[1].stat().st_size < 5_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no manylinux")
+def test_the_wheel_runs_wherever_its_name_says(built: tuple[Path, Path]) -> None:
+    assert built[1].name.endswith(f"-cp311-abi3-manylinux_2_17_{platform.machine()}.whl")
+    with zipfile.ZipFile(built[1]) as wheel:
+        (compiled,) = (wheel.read(name) for name in wheel.namelist() if name.endswith(".so"))
+    asked = {tuple(map(int, number.split(b"."))) for number in re.findall(rb"GLIBC_([\d.]+)", compiled)}
+    assert max(asked) <= (2, 17)
+    assert b"python3.1" not in compiled  # any version of it will do
+    assert str(REPOSITORY).encode() not in compiled
 
 
 def test_each_packaging_fact_stands_in_one_file_only() -> None:
@@ -166,6 +179,6 @@ def test_the_page_of_licences_is_current() -> None:
 def test_the_notice_names_all_data_of_the_package() -> None:
     """What is no text that we wrote."""
     notice = (REPOSITORY / "NOTICE").read_text()
-    ours = {".py", ".html", ".css", ".js", ".json", ".md", ".typed"}
+    ours = {".py", ".pyi", ".c", ".html", ".css", ".js", ".json", ".md", ".typed"}
     data = [name for name in PACKAGED if Path(name).suffix not in ours]
     assert [name for name in data if name not in notice and f"{Path(name).parent}/" not in notice] == []
