@@ -188,6 +188,11 @@ class Tally:
             self.failures[type] += 1
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """As in "1 image", "2,000 images", "0 images"; `many` where that is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def counts(counter: Mapping[str, int], *, most: int | None = None) -> str:
     """As in "3 FetchError, 1 DecodeError"; of more than `most` kinds, the most frequent, and "12 of other kinds"."""
     ranked = Counter(counter).most_common()

@@ -21,6 +21,7 @@ from deit_batch.io import (
     Reference,
     Source,
     Tally,
+    counted,
     counts,
 )
 from deit_batch.loading import turbo
@@ -53,12 +54,12 @@ class RunResult:
 
     def summary(self, done: str) -> str:
         """As in "39 of 40 images scored, 1 failed (1 DecodeError)"; `done` is what was done with them."""
-        tally, speed = self.tally, self.report.get("images_per_second")
+        tally, speed, passed_over = self.tally, self.report.get("images_per_second"), self.passed_over.total()
         before = f" ({self.kept:,} of them before)" if self.kept else ""
         parts = [
-            f"{tally.scored:,} of {tally.inputs:,} images {done}{before}",
+            f"{tally.scored:,} of {counted(tally.inputs, 'image')} {done}{before}",
             f"{tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
-            f"{counts(self.passed_over, most=MOST_SHOWN)} passed over" if self.passed_over else "",
+            f"{passed_over:,} passed over ({counts(self.passed_over, most=MOST_SHOWN)})" if passed_over else "",
             f"{speed} images/s" if speed else "",
         ]
         return ", ".join(filter(None, parts))
@@ -125,7 +126,7 @@ def run(
             warn_of_photos(source.passed_over)
             return RunResult(output.tally, {}, source.passed_over)
         if output.tally.inputs:
-            logger.info("going on after %s images that an earlier run has left", f"{output.tally.inputs:,}")
+            logger.info("going on after %s that an earlier run has left", counted(output.tally.inputs, "image"))
         progress = stack.enter_context(closing(Progress(source.total, output.tally, stopwatch, quiet=quiet)))
         scorer = stack.enter_context(closing(Scorer(plan, options, digests=incremental)))
         work = stack.enter_context(closing(scorer.scored(batches, stopwatch=stopwatch, cache=cache, met=met)))
@@ -189,7 +190,7 @@ def _adopt_finished_result(cache: PredictionCache, output: Output, plan: Plan, o
         return
     try:
         adopted = cache.adopt(output.records_with_stamps())
-        logger.info("%s images of %s need no scoring, unless they have changed", f"{adopted:,}", out)
+        logger.info("of %s, %s that need no scoring, unless changed", out, counted(adopted, "image"))
     except UsageError as error:  # the format is not read back: no reason to refuse what went without this
         logger.info("%s; everything is scored again", error)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.io import Failure, Record, json_line
+from deit_batch.io import Failure, Record, counted, json_line
 
 _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
@@ -41,3 +42,11 @@ def test_any_record_is_one_line_of_strict_json(
     assert line.count(b"\n") == 1
     values = json.loads(line.decode("utf-8"), parse_constant=no_constant)
     assert [p["score"] for p in values["predictions"]] == [score for _, score in predictions]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (1_000, "1,000 images")]
+)
+def test_one_is_no_plural(number: int, words: str) -> None:
+    assert counted(number, "image") == words
+    assert counted(number, "class", "classes") == words.replace("image", "class").replace("classs", "classes")

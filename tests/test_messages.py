@@ -108,3 +108,18 @@ def test_a_pointer_of_git_lfs_is_named(suffix: str, tmp_path: Path) -> None:
             read(path)
     with pytest.raises(Exception, match="a pointer of Git LFS"):
         decode(POINTER.encode(), CARD_RECIPE, Limits())
+
+
+def test_a_number_stands_before_no_plural_of_ours() -> None:
+    """But by io.counted, which knows of 1; a limit of ours, which is named by a constant, is never 1."""
+    program = Path(__file__).parent.parent / "deit_batch"
+    plural = re.compile(
+        r"(\{[^{}]*:,\}|%\(\w+\)s|%s|%d) (images|inputs|rows|records|folders|requests|classes|labels)\b"
+    )
+    found = [
+        line.strip()
+        for path in program.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if plural.search(line) and not re.search(r"\{[A-Z_]+:,\} |MOST_CLASSES|folders whose", line)
+    ]
+    assert found == []

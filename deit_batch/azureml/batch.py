@@ -15,7 +15,7 @@ from deit_batch.azureml.deployed import batch_options
 from deit_batch.errors import DeitBatchError, FetchError, RowError, UsageError
 from deit_batch.input.kinds import InputKind, by_ending_of
 from deit_batch.input.open import open_source
-from deit_batch.io import Failure, LocalFile, Record, Reference, clean, json_line
+from deit_batch.io import Failure, LocalFile, Record, Reference, clean, counted, json_line
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.plan import Options, Plan
 from deit_batch.scorer import Scorer
@@ -139,4 +139,4 @@ def _warn_of_failures(records: Sequence[Record]) -> None:
         where = record.keep.get("file", record.image)
         logger.warning("%s, row %s: %s", where, record.keep.get("row", 0), record.error and record.error.message)
     if failed:
-        logger.warning("%s of %s images of this mini-batch have no labels", len(failed), len(records))
+        logger.warning("of this mini-batch, %s of %s got no labels", len(failed), counted(len(records), "image"))

@@ -13,6 +13,7 @@ from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import DONE
 from deit_batch.commands._options import CONFIG, LOG_FORMAT, QUIET, VERBOSE
 from deit_batch.commands._types import SHARE, TopK
+from deit_batch.io import counted
 from deit_batch.output.formats import names
 from deit_batch.output.layout import Layout
 
@@ -76,5 +77,5 @@ def convert(**chosen: Any) -> None:
     from deit_batch.output.convert import convert as write
 
     tally = write(Conversion(**chosen))
-    logger.info("%s images, %s failed: %s", f"{tally.inputs:,}", f"{tally.failed:,}", chosen["out"])
+    logger.info("%s, %s failed: %s", counted(tally.inputs, "image"), f"{tally.failed:,}", chosen["out"])
     sys.exit(DONE)

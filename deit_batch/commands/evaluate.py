@@ -32,6 +32,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import SHARE, Threshold, TopK
 from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, METRICS, NAMES, PLOTS, PREDICTIONS, REPORT
+from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.output.formats import readable_suffixes
 from deit_batch.output.threshold import ErrorThreshold
@@ -198,10 +199,10 @@ def evaluate(
             logger.error("--fail-under: %s", message)
         if fail_under and not below and not fine:
             logger.error(
-                "--fail-under is passed; the status is %s for the %s images without a prediction or a known label, "
+                "--fail-under is passed; the status is %s for %s without a prediction or a known label, "
                 "which --error-threshold may allow",
                 SOME_FAILED,
-                f"{evaluation.unjudged:,}",
+                counted(evaluation.unjudged, "image"),
             )
         cases += [*evaluation.gates, Case("images", "passed" if fine else "failure", evaluation.summary())]
         sys.exit(BELOW if below else DONE if fine else SOME_FAILED)

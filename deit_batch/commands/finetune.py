@@ -30,6 +30,7 @@ from deit_batch.commands._options import (
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
 from deit_batch.finetune.settings import METRICS, Settings
+from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.system.extras import needing
 
@@ -245,5 +246,5 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
 
         outcome = run(Settings(**chosen), out, fresh=fresh)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
-        skipped = f", {outcome.skipped:,} images skipped" if outcome.skipped else ""
+        skipped = f", {counted(outcome.skipped, 'image')} skipped" if outcome.skipped else ""
         finish(f"validation: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)

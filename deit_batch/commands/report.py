@@ -27,6 +27,7 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import PLACE
+from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
 from deit_batch.system.extras import needing
@@ -81,5 +82,7 @@ def report(**chosen: Any) -> None:
         from deit_batch.report.report import report as write
 
         summary = write(ReportRequest(limits=limits, **chosen))
-        logger.info("%s images, %s failed: %s", f"{summary.tally.inputs:,}", f"{summary.tally.failed:,}", chosen["out"])
+        logger.info(
+            "%s, %s failed: %s", counted(summary.tally.inputs, "image"), f"{summary.tally.failed:,}", chosen["out"]
+        )
         sys.exit(DONE)

@@ -242,7 +242,7 @@ def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, increm
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
-    from deit_batch.io import Failure, counts
+    from deit_batch.io import Failure, counted, counts
 
     options = Options(**chosen)
     if out is not None:
@@ -256,7 +256,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
         kinds[kind] += 1
         if len(first) < FIRST_SHOWN:
             first.append(reference.image or f"({kind.removesuffix('s')})")
-    click.echo(f"{kinds.total():,} inputs: {counts(kinds) or 'none'}")
+    click.echo(f"{counted(kinds.total(), 'input')}: {counts(kinds) or 'none'}")
     if source.passed_over:
         click.echo(f"passed over: {escape_controls(counts(source.passed_over))}")
     for image in first:
@@ -276,6 +276,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
 
 def _describe_model(options: Options) -> Iterator[str]:
     """What is on this machine of it; nothing is fetched. Raises CheckpointError if a run would be refused."""
+    from deit_batch.io import counted
     from deit_batch.plan import checkpoint_of, recipe_of
 
     try:
@@ -288,7 +289,7 @@ def _describe_model(options: Options) -> Iterator[str]:
     height, width = checkpoint.geometry.image_size
     yield (
         f"model: {checkpoint.name}, in the form of {checkpoint.form}{commit}: {checkpoint.geometry.architecture}, "
-        f"{len(checkpoint.labels):,} labels, {height}x{width} pixels, {checkpoint.weights}"
+        f"{counted(len(checkpoint.labels), 'label')}, {height}x{width} pixels, {checkpoint.weights}"
     )
     yield f"runtime: {'ONNX Runtime' if checkpoint.exported_dtype or options.dtype == 'int8' else 'torch'}"
     yield f"recipe: {json.dumps(recipe.as_dict())}"

@@ -10,6 +10,7 @@ import click
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import finish
 from deit_batch.commands._options import CONFIG, LOG_FORMAT, QUIET, VERBOSE
+from deit_batch.io import counted
 
 _DONE = {"link": "linked", "copy": "copied", "move": "moved"}
 
@@ -96,6 +97,6 @@ def sort(*, dry_run: bool, **chosen: Any) -> None:
     before = f" ({result.there:,} of them before)" if result.there else ""
     missing = f", {result.missing:,} not sorted" if result.missing else ""
     finish(
-        f"{total:,} images {what}{before}, {len(result.folders):,} folders{missing}: {request.out}",
+        f"{counted(total, 'image')} {what}{before}, {counted(len(result.folders), 'folder')}{missing}: {request.out}",
         too_many_failed=result.missing > 0,
     )

@@ -23,7 +23,7 @@ from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, 
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.input.passed_over import warn_of_photos
-from deit_batch.io import Tally
+from deit_batch.io import Tally, counted
 from deit_batch.loading.deep_gray import warn_of_deep_gray
 from deit_batch.output.formats import FORMATS
 from deit_batch.output.parts import PART_SIZE, Folder, Part, in_order, part_name, split_into_blocks, tally_of
@@ -123,7 +123,7 @@ def run(
         found = Found(folder.standing(blocks))
         begun(found.tally)
         if found.parts:
-            logger.info("going on with %s parts that an earlier run has left", f"{len(found.parts):,}")
+            logger.info("going on with %s that an earlier run has left", counted(len(found.parts), "part"))
         total = source.total(0)
         if total is None and error_threshold and error_threshold.percent:
             total = sum(1 for _ in options.open_source().references)

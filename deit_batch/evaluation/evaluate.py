@@ -23,6 +23,7 @@ from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
+from deit_batch.io import counted
 from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
@@ -84,7 +85,7 @@ class Evaluation:
         shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
         missing = f", {self.unjudged:,} not judged" if self.unjudged else ""
         metrics = ", ".join(shown) or "no headline metric (report.md says why)"
-        return f"{metrics} on {self.document['judged']:,} of {self.inputs:,} images{missing}"
+        return f"{metrics} on {self.document['judged']:,} of {counted(self.inputs, 'image')}{missing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +269,7 @@ def _changed(compared: Mapping[str, Any]) -> str:
     beyond = [f"{name} {of['change']:+.4f}" for name, of in metrics.items() if not of["within_noise"]]
     none = "no metric changed beyond noise" if metrics else "no metric that both have"
     told = f"beyond noise: {', '.join(beyond)}" if beyond else none
-    return f"against {compared['file']}, on the {compared['images']:,} images of both: {told}"
+    return f"against {compared['file']}, on the {counted(compared['images'], 'image')} of both: {told}"
 
 
 def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], list[Case]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from deit_batch.escaping import escape_controls
 from deit_batch.evaluation.names import LOWER_IS_BETTER
+from deit_batch.io import counted
 
 _HEADLINES = {
     "accuracy": "accuracy (top-1)",
@@ -49,11 +50,12 @@ def _what(document: Mapping[str, Any]) -> Iterator[str]:
     if model:
         lines.append(f"Model {_code(model['model'])}, {model['dtype']} on {model['device']}.")
     judged, inputs = document["judged"], document["inputs"]
-    lines.append(f"{judged:,} of {inputs:,} images are judged.")
+    lines.append(f"Judged: {judged:,} of {counted(inputs, 'image')}.")
     if judged < inputs:
         lines.append(
-            f"**{inputs - judged:,} are not**, and no metric knows of them but `accuracy_of_all_inputs`, which counts "
-            f"them as wrong: {_number(document['metrics'].get('accuracy_of_all_inputs')) or 'not computed'}."
+            f"**Not judged: {inputs - judged:,}**, and no metric knows of these but `accuracy_of_all_inputs`, "
+            "which counts them as wrong: "
+            f"{_number(document['metrics'].get('accuracy_of_all_inputs')) or 'not computed'}."
         )
     yield "\n".join(lines)
     notes = [f"{number:,} failed: {kind}" for kind, number in document["failures"].items()]
@@ -64,7 +66,7 @@ def _what(document: Mapping[str, Any]) -> Iterator[str]:
         pairs = _some([f"{_code(label)} as {_code(name)}" for label, name in document["matched"].items()])
         notes.append(f"labels taken for names that are not quite theirs: {pairs}")
     if document.get("predictions_without_label"):
-        notes.append(f"{document['predictions_without_label']:,} predictions are of images without a label")
+        notes.append(f"predictions of images without a label: {document['predictions_without_label']:,}")
     if document.get("never_predicted"):
         notes.append(
             "labels that no prediction names, which may be unknown to the model, or its name for them another: "
@@ -103,7 +105,7 @@ def _baseline(document: Mapping[str, Any]) -> Iterator[str]:
     if not baseline:
         return
     yield f"## Against {_code(baseline['file'])}"
-    yield f"On the {baseline['images']:,} images that both evaluations have judged, with the same labels."
+    yield f"On the {counted(baseline['images'], 'image')} that both evaluations have judged, with the same labels."
     if baseline["metrics"]:
         yield _table(
             ["metric", "before", "now", "change", "95 % interval", "p", ""],

@@ -28,7 +28,7 @@ from deit_batch.finetune.settings import Settings
 from deit_batch.input.identity import identity_of
 from deit_batch.input.labels import LABELLED_TWICE, LabelledSource, find_unclear, open_labelled
 from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
-from deit_batch.io import Failure, Reference, counts, json_line, name_fields, stamp
+from deit_batch.io import Failure, Reference, counted, counts, json_line, name_fields, stamp
 from deit_batch.limits import Limits
 from deit_batch.loading.deep_gray import warn_of_deep_gray
 from deit_batch.loading.loader import Loader, batched
@@ -196,7 +196,7 @@ def _prepared(folder: Path, recipe: Recipe) -> Prepared:
     if not len(rows):
         first = skipped[0].message if skipped else "there is none"
         types = [one.type for one in skipped]
-        raise nothing_left(f"none of the {len(skipped)} images can be trained on; the first: {first}", types)
+        raise nothing_left(f"none of {counted(len(skipped), 'image')} can be trained on; the first: {first}", types)
     names = {label for row in rows for label in labels[row]}
     listed = about["class_names"] or sorted(names)
     about["class_names"] = [name for name in listed if name in names]
@@ -337,9 +337,12 @@ def _check_there_is_something_to_learn(prepared: Prepared) -> None:
     shown = ", ".join(f"{name} ({counts[name]:,})" for name in names[:CLASSES_SHOWN])
     more = f" and {len(names) - CLASSES_SHOWN:,} more" if len(names) > CLASSES_SHOWN else ""
     logger.info("classes to learn, with their images: %s%s", shown or "none", more)
+    folded = Counter(name.casefold() for name in names)
+    if twins := [name for name in names if folded[name.casefold()] > 1]:
+        logger.warning("classes of their own, though their names differ in case alone: %s", f"{', '.join(twins):.200}")
     skipped = [one.type for one in prepared.skipped]
     if not names:
-        raise nothing_left(f"none of the {len(labels):,} images has a label: there is nothing to learn", skipped)
+        raise nothing_left(f"none of {counted(len(labels), 'image')} has a label: there is nothing to learn", skipped)
     if len(names) == 1:
         raise nothing_left(f"{names[0]} is the only class: there is nothing to tell it from", skipped)
     if all(len(row) == len(names) for row in labels):

@@ -4,6 +4,7 @@ continued from there; OUT.lock is held meanwhile."""
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
 from deit_batch.system.atomic import mend_folder, publish_folder, standing, write_atomically
 from deit_batch.system.lock import Lock
+
+logger = logging.getLogger("deit_batch")
 
 REPORT = "training.json"
 
@@ -55,6 +58,10 @@ def finished_report(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> dict
         raise UsageError(
             f"{out} was made with other settings ({_differences(report['settings'], facts)}); --fresh replaces it"
         )
+    if (beside(out, ".partial") / "settings.json").exists():
+        logger.info("%s, which a run with --fresh has left, is removed", beside(out, ".partial"))
+        with standing(out):
+            remove_partial(out)
     return report
 
 

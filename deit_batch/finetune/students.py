@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from deit_batch.finetune.settings import Settings
+from deit_batch.io import counted
 from deit_batch.model.architecture import CLASSES
 from deit_batch.model.checkpoint import Checkpoint
 from deit_batch.model.matching import Matching
@@ -102,11 +103,15 @@ def _say_what_starts_anew(taken: int, new: Sequence[str], inexact: Mapping[str, 
         more = f" (and {len(inexact) - 1:,} such)" if len(inexact) > _SHOWN else ""
         logger.info("%s is the checkpoint's %s%s", name, known, more)
     if not new:
-        logger.info("the head starts as the checkpoint's, which has all %d classes", taken)
+        logger.info("the head starts as the checkpoint's, which has all the classes")
     elif not taken:
         logger.info("the head starts anew: the checkpoint has none of the classes")
     else:
-        logger.info("the head starts as the checkpoint's for %d classes, and anew for: %s", taken, ", ".join(new))
+        logger.info(
+            "the head starts as the checkpoint's for %s, and anew for: %s",
+            counted(taken, "class", "classes"),
+            ", ".join(new),
+        )
 
 
 def _trained_in_part(model: Student, settings: Settings, heads: Sequence[str]) -> Student:

@@ -28,7 +28,7 @@ from typing import BinaryIO, TypeAlias
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
 from deit_batch.input.open import columns_seen, open_source
-from deit_batch.io import Failure, Reference, Source, clean
+from deit_batch.io import Failure, Reference, Source, clean, counted
 from deit_batch.names import alike
 from deit_batch.system import object_store
 
@@ -220,7 +220,7 @@ def _unlabelled(reference: Reference, error: RowError) -> Example:
 
 def _counted(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-    return f"{len(names):,} class{'es' if len(names) > 1 else ''} ({shown})"
+    return f"{counted(len(names), 'class', 'classes')} ({shown})"
 
 
 # --- by column ------------------------------------------------------------------------------------------------------
@@ -293,7 +293,9 @@ def _example(reference: Reference, form: Form, several: bool) -> Example:
     if isinstance(form, str):
         return Example(bare, (form,))
     if not several and len(form) != 1:
-        return _unlabelled(bare, RowError(f"{len(form)} labels, where the first row has text for one: {form!r:.60}"))
+        return _unlabelled(
+            bare, RowError(f"{counted(len(form), 'label')}, where the first row has text for one: {form!r:.60}")
+        )
     return Example(bare, form)
 
 

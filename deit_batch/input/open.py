@@ -29,6 +29,8 @@ from deit_batch.io import (
     Reference,
     Source,
     StoredFile,
+    clean,
+    counted,
     name_fields,
 )
 from deit_batch.redaction import redact
@@ -43,6 +45,8 @@ ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 
 Shard: TypeAlias = tuple[int, int]
 """(i, n): every n-th reference, from number i on, counted from 0."""
+
+IDS_REMEMBERED = 50_000
 
 MOST_TABLES_OPEN = 64
 """Of several inputs. The others are opened once to be checked, and again when it is their turn: a process may have only
@@ -200,7 +204,8 @@ def _of_rows(
         rows = _check_first_object(rows, fields)
     if folder is None:
         folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET) else os.path.dirname(spec)
-    found = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
+    found: Iterator[Reference] = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
+    found = _saying_what_is_twice(found, spec) if fields.id else found
     references = (_shown_apart(reference, spec) for reference in found) if shows_folder else found
     return Source(
         references,
@@ -316,6 +321,24 @@ def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     name, location = locate_value(value[column], column, folder, row.line)
     reference = _named(index, name, location)
     return replace(reference, keep=kept, id=id or reference.id)
+
+
+def _saying_what_is_twice(references: Iterator[Reference], spec: str) -> Iterator[Reference]:
+    """At the end, if rows have the same id: whoever joins by it will take one for another. An id is remembered for the
+    next IDS_REMEMBERED rows."""
+    remembered: dict[str, None] = {}
+    doubles, first = 0, ""
+    for reference in references:
+        if id := reference.id:
+            if id in remembered:
+                doubles, first = doubles + 1, first or str(reference.image)
+            remembered[id] = None
+            if len(remembered) > IDS_REMEMBERED:
+                del remembered[next(iter(remembered))]
+        yield reference
+    if doubles:
+        rows = counted(doubles, "row has", "rows have")
+        logger.warning("--id: %s the id of a row before in %s, that of %s first", rows, redact(spec), clean(first))
 
 
 def _shown_apart(reference: Reference, spec: str) -> Reference:

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 from deit_batch.errors import MALFORMED, RowError, UsageError, cut_off, in_words
 from deit_batch.input.columns import usual_image_column
-from deit_batch.io import Failure, Wanted, unique_fields
+from deit_batch.io import Failure, Wanted, counted, unique_fields
 from deit_batch.limits import require_number, require_whole_number
 
 MAX_ROW_CHARS = 32 * 2**20
@@ -175,7 +175,7 @@ def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]
             if len(fields) == len(columns):
                 yield Row(start, dict(zip(columns, fields, strict=True)))
                 continue
-            value = row_failure(f"line {start}: {len(fields)} fields where the header has {len(columns)}")
+            value = row_failure(f"line {start}: {counted(len(fields), 'field')} where the header has {len(columns)}")
         lines.push_back(taken[1:])
         yield Row(start, value)
 

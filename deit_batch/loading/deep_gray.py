@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from deit_batch.errors import DecodeError
+from deit_batch.io import counted
 from deit_batch.system.logs import warn_even_if_quiet
 
 DEEP_GRAY = "deep gray"
@@ -82,6 +83,6 @@ def warn_of_deep_gray(images: int, *, scaled: bool, remedy: str = "--deep-gray s
         warn_even_if_quiet(
             "%s grey of more than 8 bits: values are cut off at 0 and 255 (so most become white, or of floats in 0..1 "
             "black), as in the transformers pipeline; %s",
-            f"{images:,} images are" if images > 1 else "1 image is",
+            counted(images, "image is", "images are"),
             remedy,
         )

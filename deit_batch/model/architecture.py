@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
 
 from deit_batch.errors import CheckpointError, UsageError
-from deit_batch.io import FeatureName
+from deit_batch.io import FeatureName, counted
 from deit_batch.limits import require_number, require_whole_number
 
 Shape: TypeAlias = tuple[int, ...]
@@ -171,8 +171,8 @@ def check_tensors(found: Mapping[str, Shape], geometry: Geometry, name: str) -> 
     refused = f"{name} must not be scored with"
     if geometry.num_hidden_layers > len(found):  # before they are counted up
         raise CheckpointError(
-            f"{refused}: its config has {geometry.num_hidden_layers:,} layers, and there are only {len(found):,} "
-            "weights in it"
+            f"{refused}: its config has {counted(geometry.num_hidden_layers, 'layer')}, and "
+            f"its weights are only {len(found):,}"
         )
     expected = dict(geometry.tensors())
     lost = [tensor for tensor in expected if tensor not in found]

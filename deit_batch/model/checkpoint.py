@@ -18,8 +18,15 @@ from typing import Any, Literal, TypeAlias
 import safetensors
 
 from deit_batch.errors import CheckpointAccessError, CheckpointError, UsageError, in_words
+from deit_batch.io import counted
 from deit_batch.model.architecture import Geometry, Shape, check_tensors, geometry_from_config, without_wrappers
-from deit_batch.model.config import architecture_from_config, dtype_from_config, head_size, is_multi_label
+from deit_batch.model.config import (
+    architecture_from_config,
+    dtype_from_config,
+    head_size,
+    is_multi_label,
+    require_plain_numbers,
+)
 from deit_batch.model.hub import HUB_NAME, snapshot
 from deit_batch.model.labels import labels_from_config, read_id2label
 from deit_batch.model.place import Place, place_in
@@ -99,6 +106,7 @@ def find_checkpoint(
         form: Form = "timm" if place.config is None or is_timms(said) else "transformers"
         config = config_from_timm(said, shapes or {}, name) if form == "timm" else said
         architecture = architecture_from_config(config, name)
+        require_plain_numbers(said, name)
         labels = _labels(config, head_size(architecture, shapes or {}), id2label, name)
         geometry = geometry_from_config(config, architecture, classes=len(labels))
         checkpoint = Checkpoint(
@@ -324,5 +332,7 @@ def _labels(config: dict[str, Any], classes: int | None, id2label: str | None, n
         return own
     given = read_id2label(id2label)
     if len(given) != len(own):
-        raise UsageError(f"--id2label {id2label} names {len(given):,} classes, but {name} has {len(own):,}")
+        raise UsageError(
+            f"--id2label {id2label} names {counted(len(given), 'class', 'classes')}, but {name} has {len(own):,}"
+        )
     return given

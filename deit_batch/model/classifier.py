@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deit_batch.errors import DeitBatchError, UsageError
-from deit_batch.io import FeatureName
+from deit_batch.io import FeatureName, counted
 from deit_batch.model.architecture import Geometry
 from deit_batch.model.checkpoint import Checkpoint
 from deit_batch.model.engines import Engine, Result, Scores, Streams, Threads
@@ -238,7 +238,7 @@ class Classifier:
         if self._exact:
             self._exact.close()
             warn_even_if_quiet(
-                "%s images were scored in float32: in float16 their scores are not finite", self._repeated
+                "scored in float32, for in float16 the scores are not finite: %s", counted(self._repeated, "image")
             )
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -308,6 +308,6 @@ class Classifier:
     def _say(self, size: int) -> None:
         """Once, when it is known what fits, and not at each halving on the way there."""
         if size < self._size_last_said:
-            message = "%s images do not fit into the memory of the device: going on by %s"
-            logger.warning(message, self._size_last_said, size)
+            message = "%s at once do not fit into the memory of the device: going on by %s"
+            logger.warning(message, counted(self._size_last_said, "image"), size)
             self._size_last_said = size

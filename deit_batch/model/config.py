@@ -31,6 +31,23 @@ def head_size(architecture: str, shapes: Mapping[str, Shape]) -> int | None:
     return head[0] if head and all(head) else None  # an empty weight may have any number of rows
 
 
+_DTYPES = (None, "float32", "float16", "bfloat16", "float64", "auto", "int8")
+"""Those that weights are saved in, and of an exported checkpoint int8."""
+
+
+def require_plain_numbers(config: Mapping[str, Any], name: str) -> None:
+    """The weights must be meant as they are."""
+    if config.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{name}: its config.json has a quantization_config, by which its weights are no plain numbers; take the "
+            "checkpoint that it was made from (--dtype int8 is ours)"
+        )
+    for field in ("dtype", "torch_dtype"):
+        value = config.get(field)
+        if not (value is None or isinstance(value, str)) or value not in _DTYPES:
+            raise CheckpointError(f"{name}: its config.json has {field} {value!r:.60}, which is not known here")
+
+
 def dtype_from_config(config: Mapping[str, Any]) -> Literal["float32", "int8"]:
     """What an exported checkpoint computes in."""
     return "int8" if config.get("dtype") == "int8" else "float32"

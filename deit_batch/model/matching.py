@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deit_batch.errors import MALFORMED, UsageError, in_words
-from deit_batch.io import unique_fields
+from deit_batch.io import counted, unique_fields
 from deit_batch.model.labels import IMAGENET, imagenet_names
 from deit_batch.names import alike
 from deit_batch.system.regular_file import read_settings
@@ -52,8 +52,8 @@ def _table_pairs(text: str, suffix: str) -> Iterable[tuple[str, object]]:
     for row in filter(None, rows):
         if len(row) != 2:
             raise ValueError(
-                f"line {rows.line_num}: {len(row)} fields where there should be two, a label and a class, with a "
-                f"{'comma' if suffix == '.csv' else 'tab'} between them: {','.join(row)!r:.60}"
+                f"line {rows.line_num}: {counted(len(row), 'field')} where there should be two, a label and a class, "
+                f"with a {'comma' if suffix == '.csv' else 'tab'} between them: {','.join(row)!r:.60}"
             )
         yield row[0].strip(), row[1].strip()
 

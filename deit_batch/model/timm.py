@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeGuard
 from PIL import Image
 
 from deit_batch.errors import CheckpointError
+from deit_batch.io import counted
 from deit_batch.model.architecture import CLASSES, Shape
 from deit_batch.model.labels import id2label_of, imagenet_names, placeholders
 from deit_batch.model.recipe import MOST_TIMES_LARGER, Recipe, recipe_from_config
@@ -205,7 +206,9 @@ def _labels(config: Mapping[str, Any], classes: int, name: str) -> list[str]:
     ):
         raise CheckpointError(f"{name}: label_names and label_descriptions in its config.json are no names of classes")
     if len(names) != classes:
-        raise CheckpointError(f"{name}: its config.json names {len(names):,} classes, but its head has {classes:,}")
+        raise CheckpointError(
+            f"{name}: its config.json names {counted(len(names), 'class', 'classes')}, but its head has {classes:,}"
+        )
     return [str(descriptions.get(label) or label) for label in names]
 
 

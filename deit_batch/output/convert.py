@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import OutputError, UsageError
-from deit_batch.io import RECORD_FIELDS, Tally, clean, json_line, json_value
+from deit_batch.io import RECORD_FIELDS, Tally, clean, counted, json_line, json_value
 from deit_batch.output.formats import Columns, Format, add_best, choose_format
 from deit_batch.output.layout import Layout, columns_of, rows_of, write_layout
 from deit_batch.output.read import read_records
@@ -112,14 +112,17 @@ def _require_fitting(request: Conversion, format: Format) -> None:
 def _warn(request: Conversion, found: _Found) -> None:
     if request.top_k and request.top_k > found.most and found.tally.scored:
         logger.warning(
-            "--top-k %s: no image of %s has more than %s labels", request.top_k, request.predictions, found.most
+            "--top-k %s: no image of %s has more than %s",
+            request.top_k,
+            request.predictions,
+            counted(found.most, "label"),
         )
     if found.emptied:
         logger.warning(
-            "--threshold %g leaves no label to %s of %s images",
+            "--threshold %g leaves no label to %s of %s",
             request.threshold,
             f"{found.emptied:,}",
-            f"{found.tally.scored:,}",
+            counted(found.tally.scored, "image"),
         )
 
 

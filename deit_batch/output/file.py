@@ -37,7 +37,6 @@ from deit_batch.output.read import read_records
 from deit_batch.output.resume import (
     Changed,
     ExistingOutput,
-    FileVersion,
     Mode,
     choose_action,
     has_failed,
@@ -46,6 +45,7 @@ from deit_batch.output.resume import (
     reference_line,
     require_ours,
     require_same_input,
+    version_of,
 )
 from deit_batch.output.run_report import read_report
 from deit_batch.system import object_store
@@ -215,7 +215,7 @@ class Files:
 
     def existing(self) -> ExistingOutput:
         has_records = self.partial.exists() and self.partial.stat().st_size > 0
-        return ExistingOutput(read_report(self.report), has_records, _version_of(self.result))
+        return ExistingOutput(read_report(self.report), has_records, version_of(self.result))
 
 
 class _Growing:
@@ -499,11 +499,3 @@ def _are_unchanged(batch: Batch, noted: Sequence[bytes]) -> bool:
 def _is_kept(reference: Reference, stamp: bytes) -> bool:
     """Whether its record is that of an earlier result, whatever has become of its file since (which is told)."""
     return reference.earlier is not None and reference.earlier.stamp == stamp
-
-
-def _version_of(path: Path) -> FileVersion:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return [status.st_size, status.st_mtime_ns]

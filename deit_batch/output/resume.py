@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from deit_batch.errors import UsageError
 from deit_batch.input.identity import comparable, identity_of
 from deit_batch.input.stamps import NONE, UNKNOWN, has_changed, stamp_of
-from deit_batch.io import NAME_FIELDS, Reference, clean, json_line, json_value, name_fields, pretty
+from deit_batch.io import NAME_FIELDS, Reference, clean, counted, json_line, json_value, name_fields, pretty
 
 logger = logging.getLogger("deit_batch")
 
@@ -23,6 +23,17 @@ Mode: TypeAlias = Literal["continue", "fresh", "retry-failed"]
 again only what failed in it."""
 
 FileVersion: TypeAlias = "list[int] | None"
+
+
+def version_of(path: Path) -> FileVersion:
+    """What tells a file from another under its name, also in a copy that keeps its time; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 """What tells a file from another under its name: size and time of change (ns); None if there is none."""
 
 
@@ -139,16 +150,16 @@ class Changed:
     def warn(self, remedy: str) -> None:
         if self.images:
             logger.warning(
-                "%s images have changed since they were read for %s, %s first: their records are old; %s",
-                f"{self.images:,}",
+                "%s changed since %s was made, %s first: the records of such are old; %s",
+                counted(self.images, "image has", "images have"),
                 self.result,
                 self.first,
                 remedy,
             )
         if self.unknown:
             logger.warning(
-                "whether %s images have changed since %s was made can't be told: no note of what they were; %s",
-                f"{self.unknown:,}",
+                "whether %s changed since %s was made can't be told: there is no note of what was read; %s",
+                counted(self.unknown, "image has", "images have"),
                 self.result,
                 remedy,
             )

@@ -27,6 +27,7 @@ from typing import Any
 
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
+from deit_batch.output.resume import version_of
 from deit_batch.system import object_store
 from deit_batch.system.atomic import publish_folder, standing, write_atomically
 from deit_batch.system.lock import Lock
@@ -103,7 +104,7 @@ class StagedOutput:
         copy = new / self.path.name
         if there and copy.exists() and isinstance(there[1], int):
             os.utime(copy, ns=(there[1], there[1]))
-        origin = {"address": self._address, "there": there, "copied": _version_of(copy)}
+        origin = {"address": self._address, "there": there, "copied": version_of(copy)}
         write_atomically(new / "origin.json", json_line(origin))
         publish_folder(new, self._folder, replace=True)
 
@@ -112,7 +113,7 @@ class StagedOutput:
         partial = Path(f"{self.path}.partial")
         if partial.exists() and partial.stat().st_size:
             return True
-        return self.path.exists() and _version_of(self.path) != self._origin()["copied"]
+        return self.path.exists() and version_of(self.path) != self._origin()["copied"]
 
     def _origin(self) -> dict[str, Any]:
         origin: dict[str, Any] = {"there": None, "copied": None}
@@ -171,12 +172,3 @@ class StagedOutput:
             raise OutputError(f"{self._address}: {what}: {error}") from error
         except OSError as error:
             raise OutputError(f"{self._folder}: {error.strerror or error}; make room, or set XDG_CACHE_HOME") from error
-
-
-def _version_of(path: Path) -> list[int] | None:
-    """What tells a file from another under its name."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return [status.st_size, status.st_mtime_ns, status.st_ino]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from deit_batch.errors import TooManyFailures
-from deit_batch.io import Tally, counts
+from deit_batch.io import Tally, counted, counts
 
 FEWEST_INPUTS = 1000
 """Of which a percentage is taken while a run goes on, so that a bad start ends nothing."""
@@ -35,7 +35,7 @@ class ErrorThreshold:
         """While the run goes on; `total` may be a guess. Raises TooManyFailures when there is no hope left."""
         if not self.allows(tally.failed, max(tally.inputs, total or 0, FEWEST_INPUTS)):
             raise TooManyFailures(
-                f"given up: {tally.failed:,} of {tally.inputs:,} inputs failed ({counts(tally.failures)}), more than "
-                "--error-threshold allows. Mend the cause and run the same command again: it goes on from the first "
-                "that failed"
+                f"given up: {tally.failed:,} of {counted(tally.inputs, 'input')} failed ({counts(tally.failures)}), "
+                "more than --error-threshold allows. Mend the cause and run the same command again: it goes on from "
+                "the first that failed"
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_batch.errors import UsageError
 from deit_batch.escaping import escape_controls
-from deit_batch.io import Failure
+from deit_batch.io import Failure, counted
 from deit_batch.limits import Limits
 from deit_batch.report.comparison import Answer, Change, Comparison
 from deit_batch.report.files import write_file
@@ -67,12 +67,12 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     images, agreement = document["images"], document["agreement"]
     for name in ("old", "new"):
         side = document[name]
-        yield f"{name}  {side['file']}: {side['inputs']:,} images, {side['failed']:,} failed"
+        yield f"{name}  {side['file']}: {counted(side['inputs'], 'image')}, {side['failed']:,} failed"
     for name, values in document["settings"].items():
         yield f"{name}  {_brief(values['old'])} → {_brief(values['new'])}"
     same = images["same_label"]
     share = "none, for no image was scored in either" if agreement is None else f"{100 * agreement:.2f} %"
-    yield f"agreement  {share}: {same:,} of {document['compared']:,} images in both have the same best label"
+    yield f"agreement  {share}: the same best label for {same:,} of {counted(document['compared'], 'image')} in both"
     counts = ", ".join(f"{number:,} {state.replace('_', ' ')}" for state, number in images.items() if number)
     yield f"images  {counts}"
     for flip in document["flips"][:MOST_LINES]:

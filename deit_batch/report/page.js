@@ -6,6 +6,7 @@
   const at = (id) => document.getElementById(id);
   const make = (name, text = "", settings = {}) => Object.assign(document.createElement(name), {textContent: text}, settings);
   const count = (number) => number.toLocaleString("en");
+  const counted = (number) => `${count(number)} ${number === 1 ? "image" : "images"}`;
 
   const rows = data.names.map((_, row) => row);
   const rowOfPlace = new Map(data.places.map((place, row) => [place, row]));
@@ -142,7 +143,7 @@
     const start = page * PAGE_SIZE;
     at("table").tBodies[0].replaceChildren(...found.slice(start, start + PAGE_SIZE).map(tableRow));
     at("count").textContent = found.length === rows.length
-      ? `${count(rows.length)} images` : `${count(found.length)} of ${count(rows.length)} images`;
+      ? counted(rows.length) : `${count(found.length)} of ${counted(rows.length)}`;
     at("page").textContent = `Page ${count(page + 1)} of ${count(pages)}`;
     at("previous").disabled = page === 0;
     at("next").disabled = page >= pages - 1;

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deit_batch import __version__
+from deit_batch.io import counted
 
 
 def render(template: str, **context: Any) -> bytes:
@@ -52,7 +53,7 @@ def _environment() -> Environment:
     )
     # The filter `tojson` escapes what could end the script element that it stands in.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"number": "{:,}".format, "score": "{:.4f}".format, "percent": _percent}
+    environment.filters |= {"number": "{:,}".format, "counted": counted, "score": "{:.4f}".format, "percent": _percent}
     return environment
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch.input.passed_over import photos_in
-from deit_batch.io import Failure, counts
+from deit_batch.io import Failure, counted, counts
 from deit_batch.limits import Limits
 from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.files import write_file
@@ -79,14 +79,15 @@ def _say_how_many(summary: Summary, labelling: Labelling) -> None:
     labelled = summary.confusions.labelled + labelling.unknown_images if summary.confusions else 0
     if missing := labelling.without_record:
         told = ", ".join(f"{images:,} {reason}" for reason, images in missing.items())
-        logger.warning("of the labelled images, %s are not judged: %s", f"{missing.total():,}", told)
+        logger.warning("labelled images that are not judged: %s (%s)", f"{missing.total():,}", told)
     if labelling.unknown_images:
-        logger.warning("%s images have a label that the model does not know", f"{labelling.unknown_images:,}")
+        images = counted(labelling.unknown_images, "image has", "images have")
+        logger.warning("%s a label that the model does not know", images)
     if labelled < summary.tally.inputs:
         logger.warning(
-            "%s of %s images have a label (%s); labels of another input are joined by the images' names, or by --id",
+            "labels for %s of %s (%s); labels of another input are joined by the images' names, or by --id",
             f"{labelled:,}",
-            f"{summary.tally.inputs:,}",
+            counted(summary.tally.inputs, "image"),
             labelling.origin,
         )
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+import re
 import resource
+from collections import Counter
+from urllib.parse import unquote
 
 import h11
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
@@ -25,6 +28,9 @@ MOST_CONNECTIONS = 800
 OTHER_FILES = 224
 """Open ones that are no clients: what is fetched, the decoders, libraries."""
 
+_ONCE = (b"authorization", b"content-type", b"origin")
+"""Fields of which a proxy may have looked at another than we do. (h11 refuses a second Host and Content-Length.)"""
+
 MOST_LINES = 500
 """In the head of a request and between the chunks of its body, which have two each: reading one takes 10 µs, in which
 nobody else is answered, however short it is. (A client that streams JSON may send each string and comma as a chunk.)"""
@@ -32,6 +38,16 @@ BYTES_A_LINE = 256
 """So many bytes of them allow one more."""
 HEAD_PART = 4096
 """Bytes that are read at a time of what may be a head: h11 looks at the size of a head only if it is not whole yet."""
+
+
+_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+
+
+def _take_off_host(scope: Scope) -> None:
+    """Of a target in absolute form, as proxies send it: `GET http://host/health` (RFC 9112, section 3.2.2)."""
+    if scope["type"] == "http" and (absolute := _ABSOLUTE.match(scope["raw_path"])):
+        scope["raw_path"] = scope["raw_path"][absolute.end() :] or b"/"
+        scope["path"] = unquote(scope["raw_path"].decode("ascii"))
 
 
 def most_connections() -> int:
@@ -93,7 +109,10 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._waiting_since = self.loop.time()
-            if {name for name, _ in self.headers} >= {b"content-length", b"transfer-encoding"}:
+            names = Counter(name for name, _ in self.headers)
+            if twice := next((name for name in _ONCE if names[name] > 1), None):
+                self._refuse(f"more than one {twice.decode()} in one request (RFC 9110, section 5.3)")
+            elif names.keys() >= {b"content-length", b"transfer-encoding"}:
                 # Between two servers that read it differently, one client's body would be another's request.
                 self._refuse("Content-Length and Transfer-Encoding in one request (RFC 9112, section 6.1)")
 
@@ -142,6 +161,7 @@ class Connection(H11Protocol):
         if self._is_given_up:
             self.cycle.disconnected = True
         else:
+            _take_off_host(scope)
             await self.config.loaded_app(scope, receive, send)
 
     def _make_room(self) -> None:

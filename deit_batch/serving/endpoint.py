@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from deit_batch.errors import RowError, in_words
 from deit_batch.input.tables import Request as ImageRequest
 from deit_batch.input.tables import read_request
-from deit_batch.io import Failure, clean
+from deit_batch.io import Failure, clean, counted
 from deit_batch.serving.metrics import ServerMetrics
 from deit_batch.serving.scorer import RequestScorer, answer, each
 
@@ -148,7 +148,7 @@ class Endpoint:
     def _parse(self, body: bytes) -> ImageRequest:
         most = self._service.queue
         if body.count(b",") > COMMAS_AN_IMAGE * most:
-            raise HTTPException(413, f"the request holds more than {most:,} images")
+            raise HTTPException(413, f"the request holds more than {counted(most, 'image')}")
         try:
             request = read_request(body.decode())
         except (UnicodeDecodeError, RowError) as error:
@@ -156,7 +156,9 @@ class Endpoint:
             raise HTTPException(400, f'not a request of the form {{"input_data": ["…", …]}}: {what}') from None
         if len(request.images) > most:
             count = len(request.images)
-            raise HTTPException(413, f"the request holds {count:,} images; at most {most:,} are taken at a time")
+            raise HTTPException(
+                413, f"the request holds {counted(count, 'image')}; at most {most:,} are taken at a time"
+            )
         return request
 
     @contextmanager

@@ -20,7 +20,7 @@ from prometheus_client import (
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deit_batch.io import Failure
+from deit_batch.io import Failure, counted
 from deit_batch.redaction import redact
 
 logger = logging.getLogger("deit_batch")
@@ -119,6 +119,6 @@ class Watched:
         }
         message = "%(method)s %(path)s %(status)s, %(seconds).3f s, %(client)s"
         if "images" in fields:
-            message += ", %(images)s images, %(failed)s failed"
+            message += f", {counted(fields['images'], 'image')}, %(failed)s failed"
         told = logging.INFO if scope["path"] == self._counted or status >= 400 else logging.DEBUG  # probes come often
         logger.log(told, message, fields, extra={"fields": fields})

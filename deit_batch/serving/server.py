@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from deit_batch.errors import DeitBatchError, UsageError
+from deit_batch.io import counted
 from deit_batch.plan import Options, Plan
 from deit_batch.serving.application import application
 from deit_batch.serving.connection import HEAD_SECONDS, Connection
@@ -96,8 +97,8 @@ def _require_all_answered(server: uvicorn.Server, app: Watched, drain_seconds: i
     unread = sum(connection.transport.get_write_buffer_size() > 0 for connection in server.server_state.connections)
     if app.unanswered or unread:
         raise DeitBatchError(
-            f"{app.unanswered + unread} requests were not answered, or their answers not read, within --drain-seconds "
-            f"{drain_seconds}"
+            f"not answered, or the answer not read, within --drain-seconds {drain_seconds}: "
+            f"{counted(app.unanswered + unread, 'request')}"
         )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import glob
 import hashlib
 import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from deit_batch.errors import OutputError, UsageError
@@ -56,10 +58,26 @@ def require_not_read(option: str, out: str, written: Iterable[str], inputs: Iter
     """Raises UsageError if one of the inputs is one of the files and folders `written` for the option, or lies in
     one."""
     inputs = list(inputs)
+    written = list(written)
     for path in written:
         for read in inputs:
             if _is_written_over(read, path):
                 raise UsageError(f"{option} {out} would take the place of the input {read}")
+    there = [os.path.realpath(path) for path in written if not object_store.is_stored(path) and os.path.exists(path)]
+    for pattern in inputs:
+        if there and glob.has_magic(pattern) and not os.path.exists(pattern) and "://" not in pattern:
+            for read in _lying_in(there, glob.iglob(pattern, recursive=True)):
+                raise UsageError(f"{option} {out} would take the place of the input {read}")
+
+
+def _lying_in(written: Sequence[str], found: Iterable[str]) -> Iterator[str]:
+    """Of the names found, those of a file or folder `written`, or of something in one."""
+    real_folder = cache(os.path.realpath)
+    for path in found:
+        folder, name = os.path.split(path)
+        real = os.path.join(real_folder(folder or os.curdir), name)
+        if any(real == one or real.startswith(one + os.sep) for one in written):
+            yield path
 
 
 def _is_written_over(read: str, written: str) -> bool:

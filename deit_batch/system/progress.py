@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from deit_batch.io import Tally
+from deit_batch.io import Tally, counted
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -76,9 +76,8 @@ class Progress:
             self._last = time.monotonic()
             total = self._total(read)
             logger.info(
-                "%s%s images, %.1f images/s%s, %s failed",
-                f"{tally.inputs:,}",
-                f" of {total:,}" if total else "",
+                "%s, %.1f images/s%s, %s failed",
+                f"{tally.inputs:,} of {counted(total, 'image')}" if total else counted(tally.inputs, "image"),
                 self.images_per_second,
                 self._time_left(total),
                 f"{tally.failed:,}",

@@ -119,7 +119,7 @@ def test_the_csv_that_the_cards_batch_sample_reads(
             for row in zip(labels, scores, strict=True)
         ]
         assert found == [*expected, *expected, []]
-    assert messages[-1] == "1 of 11 images of this mini-batch have no labels"
+    assert messages[-1] == "of this mini-batch, 1 of 11 images got no labels"
     monkeypatch.setenv("DEIT_BATCH_SCORE_FORMAT", "parquet")
     with pytest.raises(UsageError, match="gives jsonl or csv, not parquet"):
         batch_options()

@@ -233,7 +233,7 @@ def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None
     (tmp_path / "imgs" / "a.jpg").write_bytes(jpeg())
     (tmp_path / "imgs" / ".b.jpg").touch()
     done = deit_batch("score", "--input", "imgs", "--dry-run", cwd=tmp_path)
-    assert done.stdout.startswith("1 inputs: 1 files\npassed over: 1 hidden\n  imgs/a.jpg\n")
+    assert done.stdout.startswith("1 input: 1 files\npassed over: 1 hidden\n  imgs/a.jpg\n")
 
 
 def test_dry_run_says_what_the_model_is_and_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
@@ -463,6 +463,6 @@ def test_a_gate_that_is_passed_while_images_failed_says_why_the_status_is_3(phot
     words += ["--out", "e", "--fail-under", "accuracy=0"]
     done = deit_batch(*words, cwd=tmp_path)
     assert done.returncode == 3
-    assert "--fail-under is passed; the status is 3 for the 1 images" in done.stderr
+    assert "--fail-under is passed; the status is 3 for 1 image without" in done.stderr
     assert "--error-threshold may allow" in done.stderr
     assert deit_batch(*words, "--error-threshold", "1", "--fresh", cwd=tmp_path).returncode == 0

@@ -40,6 +40,7 @@ from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, UsageError
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.data import load_sets, split
+from deit_batch.finetune.folders import finished_report
 from deit_batch.finetune.run import TrainingResult, finetune
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import interpolated
@@ -379,9 +380,9 @@ def write_rows(table: Path, colours: Path, labels: Callable[[int], object]) -> P
 
 def test_labels_that_nothing_can_be_learned_from_are_wrong_usage(colours: Path, start: Path, tmp_path: Path) -> None:
     for name, labels, message in (
-        ("none", lambda number: [], "none of the 30 images has a label"),
+        ("none", lambda number: [], "none of 30 images has a label"),
         ("same", lambda number: ["a", "b"], "all images show a, b: there is nothing to tell apart"),
-        ("vectors", lambda number: [0, 1, 0], "none of the 30 images can be trained on.*vector of zeros and ones"),
+        ("vectors", lambda number: [0, 1, 0], "none of 30 images can be trained on.*vector of zeros and ones"),
     ):
         table = write_rows(tmp_path / f"{name}.jsonl", colours, labels)
         with pytest.raises(UsageError, match=message):
@@ -393,7 +394,7 @@ def test_labels_that_nothing_can_be_learned_from_are_wrong_usage(colours: Path, 
 
 def test_images_that_cannot_be_fetched_may_come_back(start: Path, tmp_path: Path) -> None:
     (tmp_path / "gone.jsonl").write_text('{"image": "gone/1.png", "label": "a"}\n{"image": "gone/2.png", "label": "b"}')
-    with pytest.raises(InputError, match="none of the 2 images can be trained on; the first: No such file"):
+    with pytest.raises(InputError, match="none of 2 images can be trained on; the first: No such file"):
         finetune(settings(tmp_path / "gone.jsonl", start), tmp_path / "out")
 
 
@@ -508,7 +509,7 @@ def test_the_rows_of_a_head_are_matched_by_name(
     base = named_by_colour(architecture, "red", "blue", "green")
     finetune(settings(colours, base, **NEVER), tmp_path / "out")
     assert find_checkpoint(str(tmp_path / "out")).labels == ["blue", "green", "red"]
-    assert "the head starts as the checkpoint's, which has all 3 classes" in messages
+    assert "the head starts as the checkpoint's, which has all the classes" in messages
     for before, after in zip(scores(base, colours), scores(tmp_path / "out", colours), strict=True):
         assert after == pytest.approx(before, abs=1e-5)
 
@@ -518,7 +519,7 @@ def test_classes_that_the_checkpoint_has_not_start_anew(
 ) -> None:
     base = named_by_colour("ViTForImageClassification", "grey", "red", "blue", "blue", "mauve")
     finetune(settings(colours, base, **NEVER), tmp_path / "out")
-    assert "the head starts as the checkpoint's for 1 classes, and anew for: blue, green" in messages
+    assert "the head starts as the checkpoint's for 1 class, and anew for: blue, green" in messages
     old, new = (weights(folder)["classifier.weight"] for folder in (base, tmp_path / "out"))
     assert torch.allclose(new[2], old[1], atol=1e-6)
     finetune(settings(colours, start, **NEVER), tmp_path / "other")
@@ -550,7 +551,7 @@ def test_the_folders_of_imagenet_keep_the_head_of_its_checkpoint(
         shutil.copytree(colours / name, tmp_path / "imgs" / synset)
     base = named_by_colour("ViTForImageClassification", "tench, Tinca tinca", "goldfish, Carassius auratus", "crane")
     finetune(settings(tmp_path / "imgs", base, **NEVER), tmp_path / "out")
-    assert "the head starts as the checkpoint's, which has all 3 classes" in messages
+    assert "the head starts as the checkpoint's, which has all the classes" in messages
 
 
 @pytest.mark.parametrize("with_teacher", [False, True])
@@ -678,3 +679,25 @@ def test_with_a_terminal_nothing_is_written_to_stdout(tmp_path: Path) -> None:
     assert done.stdout == b""
     assert b"epoch 1 of 1" in os.read(ours, 2**16)
     os.close(ours)
+
+
+def test_what_a_run_with_fresh_has_left_goes_with_the_next(tmp_path: Path) -> None:
+    """One that was killed between putting the new folder in place and removing the rest."""
+    facts = {"model": "demo"}
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    for folder in (out, partial, partial / "result"):
+        folder.mkdir()
+    (out / "training.json").write_text(json.dumps({"settings": facts}))
+    (partial / "settings.json").write_text(json.dumps(facts))
+    (partial / "result" / ".replaced").touch()
+    assert finished_report(out, facts, fresh=False) == {"settings": facts}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_of_the_users_beside_a_result_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.json").write_text(json.dumps({"settings": {}}))
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").touch()
+    finished_report(tmp_path / "out", {}, fresh=False)
+    assert (tmp_path / "out.partial" / "mine.txt").exists()

@@ -631,3 +631,12 @@ def test_a_name_that_is_there_twice_is_not_guessed(name: str, text: str, tmp_pat
         assert isinstance(locations[0], Failure)
         assert '"image" is there twice in one object' in locations[0].message
         assert isinstance(locations[1], LocalFile)
+
+
+def test_rows_of_one_id_are_counted_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.csv").write_text("image,n\n" + "".join(f"{row}.png,{row % 4}\n" for row in range(7)))
+    with caplog.at_level("WARNING", "deit_batch"):
+        assert len(read(tmp_path / "t.csv", id="n")) == 7
+        read(tmp_path / "t.csv", id="image")
+    (message,) = caplog.messages
+    assert message == f"--id: 3 rows have the id of a row before in {tmp_path}/t.csv, that of 4.png first"

@@ -62,7 +62,7 @@ def test_a_folder_and_a_glob_count_by_ending(spec: str, camera: Path, monkeypatc
 def test_the_summary_the_report_and_the_page_count_it_and_quiet_lets_the_warning_through(camera: Path) -> None:
     run = ("score", "--input", "camera", "--model", "demo", "--out", "p.jsonl")
     first = deit_batch(*run, cwd=camera.parent)
-    assert "1 of 1 images scored, 2 .nef, 2 without an ending, " in first.stderr
+    assert "1 of 1 image scored, 8 passed over (2 .nef, 2 without an ending, " in first.stderr
     assert first.stderr.count(WARNING) == 1
     assert read_json(camera.parent / "p.jsonl.run.json")["counts"]["passed_over"] == PASSED_OVER
     for again in ([], ["--fresh"]):

@@ -307,3 +307,21 @@ def test_quantised_weights_are_refused(vit: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"1 of its weights are quantised or whole numbers, classifier\.weight"):
         find_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "has a quantization_config"),
+        ({"dtype": "float8_e4m3fn"}, "has dtype 'float8_e4m3fn', which is not known here"),
+        ({"torch_dtype": 16}, "has torch_dtype 16, which is not known here"),
+    ],
+)
+def test_numbers_that_are_not_meant_as_they_are_are_refused(
+    changes: dict[str, Any], message: str, vit: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(vit, tmp_path / "odd"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(str(folder))

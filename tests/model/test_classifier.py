@@ -22,6 +22,7 @@ from transformers import pipeline
 
 from deit_batch import score
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
+from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.loading.decode import decode
 from deit_batch.model.architecture import Geometry
@@ -93,7 +94,7 @@ def test_what_float16_can_not_hold_is_scored_in_float32(
         both = results(replace(plan, dtype="float16", float32_fallback=True))
     assert torch.equal(both[~beyond], half[~beyond])
     assert torch.equal(both[beyond], exact[beyond])
-    assert f"{int(beyond.sum())} images were scored in float32" in caplog.text
+    assert f"the scores are not finite: {counted(int(beyond.sum()), 'image')}" in caplog.text
 
 
 def test_what_can_not_be_scored_again_fails_and_loses_nothing(messages: list[str]) -> None:
@@ -203,7 +204,7 @@ def test_no_image_is_read_before_the_checkpoint_is_found_fit(
         ({"id2label": {"0": None}}, "no text"),
         ({"image_size": "abc"}, "can't be understood"),
         ({"architectures": [1, 2]}, "model of no stated class"),
-        ({"num_hidden_layers": 10**6}, "has 1,000,000 layers, and there are only 40 weights"),
+        ({"num_hidden_layers": 10**6}, "has 1,000,000 layers, and its weights are only 40"),
         ({"hidden_size": float("inf")}, "hidden_size is inf; it must be a whole number from 1 up"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"patch_size": 64}, "no patch of 64 pixels fits into an image of 32"),
@@ -329,7 +330,7 @@ def test_a_batch_that_does_not_fit_is_split_and_that_is_said_once(vit: Path, mes
     for _ in range(2):
         assert torch.allclose(split(pixels), whole(pixels), atol=1e-6)
     assert small.seen == [4, 4, 4] * 2  # the last one filled up
-    assert messages == ["9 images do not fit into the memory of the device: going on by 4"]
+    assert messages == ["9 images at once do not fit into the memory of the device: going on by 4"]
     with pytest.raises(DeitBatchError, match="one image alone does not fit"):
         classifier(Small(forward, room=0))(pixels)
 
@@ -411,7 +412,7 @@ def test_nothing_of_a_pass_that_did_not_fit_is_there_when_a_smaller_one_begins(
     card.passes.clear()
     assert torch.equal(classifier(batches[2]), Card(room=1000)(batches[2]))
     assert card.passes == [2] * 10
-    assert messages == ["16 images do not fit into the memory of the device: going on by 2"]
+    assert messages == ["16 images at once do not fit into the memory of the device: going on by 2"]
 
 
 def test_what_never_fits_is_an_error_and_no_warning(messages: list[str]) -> None:
@@ -492,7 +493,7 @@ def test_a_batch_that_does_not_fit_when_compiled_is_left_to_be_split(
     pixels = torch.zeros(4, 4, 4, 3, dtype=torch.uint8)
     classifier = Classifier(in_a_thread(compiled(card, pixels)), pass_size=4)
     assert torch.equal(classifier(pixels), Card(room=4)(pixels))
-    assert messages == ["4 images do not fit into the memory of the device: going on by 2"]
+    assert messages == ["4 images at once do not fit into the memory of the device: going on by 2"]
 
 
 def test_what_can_not_be_compiled_is_said_in_one_line() -> None:

@@ -302,7 +302,7 @@ def test_only_what_failed_is_scored_again(photos: Path, vit: Path, tmp_path: Pat
     (photos / "30.jpg").write_bytes(b"broken since, but scored before")
     second = scored(photos, vit, tmp_path, mode="retry-failed").read_bytes().splitlines()
     assert [place for place in range(40) if first[place] != second[place]] == [3, 18]
-    assert any("1 images have changed" in message and "30.jpg first" in message for message in messages)
+    assert any("1 image has changed" in message and "30.jpg first" in message for message in messages)
     assert json.loads(second[3])["predictions"]
     assert read_json(tmp_path / "p.jsonl.run.json")["counts"]["failed"] == 1
     assert scored(photos, vit, tmp_path).read_bytes().splitlines() == second  # and that run is finished now
@@ -386,7 +386,7 @@ def test_a_picture_replaced_since_a_run_was_finished_is_told(
     time.sleep(0.05)
     (photos / "07.jpg").write_bytes(jpeg(77))
     assert scored(photos, vit, tmp_path).read_bytes() == before
-    assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+    assert any("1 image has changed" in message and "07.jpg first" in message for message in messages)
 
 
 @contextmanager
@@ -437,7 +437,7 @@ def test_a_picture_replaced_while_a_run_comes_to_its_end_is_told_by_the_next(
     for _ in range(2):
         messages.clear()
         scored(photos, vit, tmp_path, **again)
-        assert any("1 images have changed" in message and "00.jpg first" in message for message in messages)
+        assert any("1 image has changed" in message and "00.jpg first" in message for message in messages)
 
 
 def test_a_picture_that_appears_where_none_was_is_told(
@@ -448,7 +448,7 @@ def test_a_picture_that_appears_where_none_was_is_told(
     (photos / "02.jpg").unlink()
     (photos / "none.jpg").write_bytes(jpeg(1))
     scored(tmp_path / "t.txt", vit, tmp_path)
-    assert any("1 images have changed" in message and "none.jpg first" in message for message in messages)
+    assert any("1 image has changed" in message and "none.jpg first" in message for message in messages)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -485,7 +485,7 @@ def test_a_run_that_dies_at_its_very_end_still_knows_its_images(
     (photos / "07.jpg").write_bytes(jpeg(77))
     messages.clear()
     assert scored(photos, vit, tmp_path, out).read_bytes() == result
-    assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+    assert any("1 image has changed" in message and "07.jpg first" in message for message in messages)
     assert sorted(path.name for path in tmp_path.glob(f"{out}*")) == [
         out, f"{out}.run.json", f"{out}.stamps"
     ]  # fmt: skip
@@ -506,7 +506,7 @@ def test_a_retry_that_was_cut_short_still_knows_what_the_images_were(
     for _ in range(3):
         messages.clear()
         scored(photos, vit, tmp_path, mode="retry-failed")
-        assert any("1 images have changed" in message and "07.jpg first" in message for message in messages)
+        assert any("1 image has changed" in message and "07.jpg first" in message for message in messages)
         assert not any("can't be told" in message for message in messages)
 
 
@@ -551,7 +551,7 @@ def test_a_run_that_dies_before_its_result_replaces_the_old_one_is_continued(
     records = read_jsonl(scored(photos, vit, tmp_path, **how))
     assert not any("error" in record for record in records)
     assert not any("can't be told" in message for message in messages)
-    changed = [message for message in messages if "1 images have changed" in message and "07.jpg" in message]
+    changed = [message for message in messages if "1 image has changed" in message and "07.jpg" in message]
     assert bool(changed) == ("mode" in how)
 
 
@@ -602,7 +602,7 @@ def test_files_that_look_the_same_are_told_apart_by_their_numbers(
     (tmp_path / "now").unlink()
     (tmp_path / "now").symlink_to("y")
     assert scored(tmp_path / "now", vit, tmp_path).read_bytes() == first
-    assert any("1 images have changed" in message for message in messages)
+    assert any("1 image has changed" in message for message in messages)
 
 
 def test_a_row_that_names_a_folder_is_a_failure_that_does_not_change(

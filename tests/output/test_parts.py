@@ -181,7 +181,7 @@ def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messag
     (tmp_path / "a.jpg").write_bytes(b"new")
     with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
         folder.finished(split_into_blocks([reference], 2))
-    assert any("1 images have changed since" in message and "a.jpg first" in message for message in messages)
+    assert any("1 image has changed since" in message and "a.jpg first" in message for message in messages)
 
 
 def _cut_off(path: Path) -> None:

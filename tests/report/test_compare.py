@@ -131,7 +131,7 @@ def test_what_ci_sees(tmp_path: Path) -> None:
     old, new = write(tmp_path / "old.jsonl", OLD), write(tmp_path / "new.jsonl", NEW)
     done = invoke("compare", old, new, "--out", tmp_path / "c.html", "--out", tmp_path / "c.json")
     assert done.exit_code == 0, done.output
-    assert "agreement  20.00 %: 1 of 5 images in both have the same best label" in done.stdout
+    assert "agreement  20.00 %: the same best label for 1 of 5 images in both" in done.stdout
     assert "flip  can → jar: 1" in done.stdout
     assert "change  -0.8000 jar 0.8000 → lid 0.9000: c.jpg" in done.stdout
     document = valid(json.loads((tmp_path / "c.json").read_bytes()), "comparison")

@@ -168,9 +168,9 @@ def test_filters_find_what_they_count(browser: Browser, tmp_path: Path) -> None:
     assert invoke("report", write(tmp_path / "p.jsonl", records), "--out", out, *options).exit_code == 0
     with Opened(browser, out) as page:
         page.locator(".chart button").filter(has_text="jar").click()
-        expect(page.locator("#count")).to_have_text("0 of 1 images")
+        expect(page.locator("#count")).to_have_text("0 of 1 image")
         page.get_by_role("button", name="Clear filters").click()
-        expect(page.locator("#count")).to_have_text("1 images")
+        expect(page.locator("#count")).to_have_text("1 image")
 
 
 def test_it_sorts_and_turns_pages(browser: Browser, report: Path) -> None:

@@ -230,6 +230,8 @@ def test_a_body_may_come_in_small_chunks(server: Process) -> None:
         (POST + b"A:b\r\n" * 5000 + b"\r\n", b"too many lines"),
         (POST + b"A: " + b"b" * 50_000 + b"\r\n\r\n", b"Invalid HTTP request"),
         (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", b"RFC 9112"),
+        (POST + b"Authorization: Bearer x\r\nContent-Length: 2\r\n\r\n{}", b"more than one authorization"),
+        (POST + b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", b"more than one content-type"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nz\r\n", b"Invalid HTTP request"),
         (POST.replace(b"POST", b"P\x01ST"), b"Invalid HTTP request"),
     ],
@@ -275,6 +277,14 @@ def test_nothing_leads_where_the_host_of_a_request_says(server: Process) -> None
     for path in ("/score/", "/health/"):
         answer = server.client.post(path, json={}, headers={"Host": "evil.example"})
         assert (answer.status_code, answer.headers.get("Location")) == (404, None)
+
+
+@pytest.mark.parametrize("target", ["http://x/health", "HTTP://x:80/health?a=b", "http://x/%68ealth"])
+def test_a_target_may_be_in_absolute_form(server: Process, target: str) -> None:
+    """RFC 9112, section 3.2.2."""
+    with server.connect() as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert rest(client).endswith(b'{"status":"ok"}')
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])

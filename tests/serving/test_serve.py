@@ -385,7 +385,7 @@ def test_a_drain_that_takes_too_long_is_answered_with_503_and_ends_with_1(folder
         assert server.end() == 1
         assert answer.result().status_code == 503
         said = "".join(server.lines)
-        assert "1 requests were not answered, or their answers not read, within --drain-seconds 0" in said
+        assert "not answered, or the answer not read, within --drain-seconds 0: 1 request" in said
         web.release.set()
 
 

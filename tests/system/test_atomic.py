@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deit_batch.system.atomic import mend_folder, publish_folder
+from deit_batch.errors import UsageError
+from deit_batch.system.atomic import mend_folder, publish_folder, require_not_read
 
 KILLED_AT_A_STEP = """
 import os, signal, sys
@@ -125,3 +126,31 @@ def test_a_folder_that_was_not_replaced_after_all_keeps_no_mark_of_it(tmp_path: 
     (tmp_path / "m" / ".replaced").touch()
     mend_folder(tmp_path / "m", tmp_path / "m.partial" / "result")
     assert list((tmp_path / "m").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "written", "refused"),
+    [
+        ("out/*.png", "out", True),
+        ("*/sub/*.png", "out", True),
+        ("link/**/*.png", "out", True),
+        ("out/sub/*.png", "out/sub/a.png", True),
+        ("other/*.png", "out", False),
+        ("o*.png", "out", False),
+        ("out/*.png", "none", False),
+    ],
+)
+def test_a_pattern_stands_for_the_files_that_it_matches(
+    pattern: str, written: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("out/sub", "other"):
+        Path(name).mkdir(parents=True)
+        (Path(name) / "a.png").touch()
+    Path("out/b.png").touch()
+    Path("link").symlink_to("out")
+    if refused:
+        with pytest.raises(UsageError, match=r"--out o would take the place of the input .*\.png"):
+            require_not_read("--out", "o", [written], [pattern])
+    else:
+        require_not_read("--out", "o", [written], [pattern])
