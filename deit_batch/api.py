@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Unpack
+from types import TracebackType
+from typing import Self, Unpack
 
 from deit_batch.io import FeatureName, Record, Source
-from deit_batch.plan import EmbedOptions, Input, Options, Plan, ScoreOptions, options_of
+from deit_batch.model.checkpoint import DEFAULT_MODEL
+from deit_batch.plan import (
+    EmbedOptions,
+    Input,
+    InputOptions,
+    ModelOptions,
+    Options,
+    Plan,
+    PredictionOptions,
+    ScoreOptions,
+    options_of,
+    require_features,
+)
 from deit_batch.runner import warn_of_images
 from deit_batch.scorer import Scorer
 
@@ -77,8 +90,84 @@ def embed(
         for record in embed("imgs/", model="demo"):
             print(record.image, record.features and record.features["cls"])
     """
-    names = tuple(features) if isinstance(features, list | tuple) else (features,)
-    return _records(options_of("embed", input, options, EmbedOptions.__optional_keys__, features=names))
+    return _records(options_of("embed", input, options, EmbedOptions.__optional_keys__, features=_names(features)))
+
+
+def load(model: Input = DEFAULT_MODEL, **options: Unpack[ModelOptions]) -> Model:
+    """A model and its decode workers, kept from one call to the next: `score` and `embed` of what it returns take
+    inputs, and begin at once.
+
+    Args:
+        model: As of `score`.
+        **options: Those of `score` that say how it is scored, not what: `revision`, `image_processor`, `decode`,
+            `deep_gray`, `allow_pickle`, `id2label`, `device`, `dtype`, `compile`, `batch_size`, `workers`, `limits`.
+
+    Raises:
+        UsageError, CheckpointError: As `score`; also if the weights do not fit.
+
+    Example:
+        with load("demo") as model:
+            for folder in ("monday/", "tuesday/"):
+                print(folder, [record.predictions[:1] for record in model.score(folder)])
+    """
+    return Model(options_of("load", "", {"model": model, **options}, {"model", *ModelOptions.__optional_keys__}))
+
+
+class Model:
+    """What `load` gives. It may be used in several threads, and one call within the loop of another: they take turns,
+    batch by batch. `close` it, or use it in a `with` statement; a program that ends closes it, too."""
+
+    def __init__(self, options: Options) -> None:
+        self._options, self._plan = options, Plan.of(options)
+        self._scorer = Scorer(self._plan, options)
+        try:
+            self._scorer.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def score(self, input: Input | Sequence[Input], **options: Unpack[PredictionOptions]) -> Iterator[Record]:
+        """As `deit_batch.score`, with the options that say what is read and what of the scores comes out: `column`,
+        `keep`, `id`, `recursive`, `limit`, `shard`, `top_k` and `threshold`."""
+        return self._records(options_of("score", input, options, PredictionOptions.__optional_keys__, **self._kept))
+
+    def embed(
+        self,
+        input: Input | Sequence[Input],
+        *,
+        features: Sequence[FeatureName] = ("cls",),
+        **options: Unpack[InputOptions],
+    ) -> Iterator[Record]:
+        """As `deit_batch.embed`, with the options that say what is read. The first call loads the weights once more:
+        features are another model's output."""
+        chosen = options_of(
+            "embed", input, options, InputOptions.__optional_keys__, **self._kept, features=_names(features)
+        )
+        require_features(chosen.features or (), chosen, self._plan.checkpoint)
+        return self._records(chosen)
+
+    def close(self) -> None:
+        """Ends the workers, and lets the model go."""
+        self._scorer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _kept(self) -> dict[str, object]:
+        return {name: getattr(self._options, name) for name in ("model", *ModelOptions.__optional_keys__)}
+
+    def _records(self, options: Options) -> Iterator[Record]:
+        return _scored(self._scorer, options.open_source(), self._plan, options)
+
+
+def _names(features: Sequence[FeatureName]) -> tuple[object, ...]:
+    return tuple(features) if isinstance(features, list | tuple) else (features,)
 
 
 def _records(options: Options) -> Iterator[Record]:

@@ -135,9 +135,9 @@ _KINDS: dict[type, str] = {str: "text", bool: "True or False", tuple: "a sequenc
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
 
 
-class EmbedOptions(TypedDict, total=False):
-    """The options that both `score` and `embed` take from Python. (The one second list of `Options`: a test holds its
-    names and types to that.)"""
+class InputOptions(TypedDict, total=False):
+    """The options from Python that say what is read. (These classes are the one second list of `Options`: a test holds
+    their names and types to that.)"""
 
     column: str | None
     keep: Sequence[str]
@@ -145,7 +145,11 @@ class EmbedOptions(TypedDict, total=False):
     recursive: bool
     limit: int | None
     shard: Shard | None
-    model: str | os.PathLike[str]
+
+
+class ModelOptions(TypedDict, total=False):
+    """Those that say what it is scored with, beside the model's name."""
+
     revision: str | None
     image_processor: str | os.PathLike[str] | None
     decode: Literal["exact", "fast"]
@@ -160,11 +164,21 @@ class EmbedOptions(TypedDict, total=False):
     limits: Limits
 
 
-class ScoreOptions(EmbedOptions, total=False):
-    """Those that `score` takes."""
+class PredictionOptions(InputOptions, total=False):
+    """What is read, and what of its scores comes out."""
 
     top_k: int | None
     threshold: float
+
+
+class EmbedOptions(InputOptions, ModelOptions, total=False):
+    """Those that both `score` and `embed` take."""
+
+    model: str | os.PathLike[str]
+
+
+class ScoreOptions(EmbedOptions, PredictionOptions, total=False):
+    """Those that `score` takes."""
 
 
 Input: TypeAlias = str | os.PathLike[str]
@@ -236,7 +250,7 @@ class Plan:
                 checkpoint.labels[0],
             )
         if options.features:
-            _require_features(options.features, options, checkpoint)
+            require_features(options.features, options, checkpoint)
         recipe = recipe_of(checkpoint, options)
         if why_not := turbo.why_not():  # found out here, once: workers that are forked know it
             logger.debug("JPEGs are decoded by Pillow alone: %s", why_not)
@@ -357,7 +371,7 @@ def _results(options: Options) -> dict[str, object]:
     return {"top_k": options.top_k, "threshold": options.threshold}
 
 
-def _require_features(names: Sequence[FeatureName], options: Options, checkpoint: Checkpoint) -> None:
+def require_features(names: Sequence[FeatureName], options: Options, checkpoint: Checkpoint) -> None:
     """Raises UsageError unless the checkpoint has them."""
     if checkpoint.exported_dtype:
         raise UsageError(f"{checkpoint.name} is exported: it gives scores alone; name the checkpoint it was made from")
