@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deit_batch.errors import DecodeError, DeitBatchError
+from deit_batch.errors import DecodeError, DeitBatchError, UsageError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Base64, Failure, Reference, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading.buffers import PixelBuffers
-from deit_batch.loading.worker import NOTHING, Deadly, Decoder, Sent, Settled, Task, Wanted, start_worker
+from deit_batch.loading.worker import NOT_BEGUN, Deadly, Decoder, Sent, Settled, Task, Wanted
 from deit_batch.model.recipe import Recipe
 
 logger = logging.getLogger("deit_batch")
@@ -214,6 +214,8 @@ class Loader:
         with suppress(OSError):  # found out by the workers, _can_hand_over_memory
             util.get_temp_dir()  # for their sockets: they inherit it, and this process, which is not killed, removes it
         others = multiprocessing.active_children()
+        if self._worker_count and getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit(1)  # a worker that runs the user's script: its parent says why (_could_not_begin)
         with warnings.catch_warnings(), _deaths_unheard():
             # More workers than cores are right where they wait for a network.
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -223,11 +225,14 @@ class Loader:
                 num_workers=self._worker_count,
                 prefetch_factor=self._prefetch_factor if self._worker_count else None,
                 collate_fn=_as_it_is,
-                worker_init_fn=start_worker,
+                worker_init_fn=self._decoder.begin,
                 pin_memory=self._pin_memory,
                 timeout=SECONDS_TO_NOTICE if self._worker_count else 0,
             )
-            self._sent = iter(loader)
+            try:
+                self._sent = iter(loader)
+            except (EOFError, ConnectionError):  # of a server that forks: the script has ended it
+                raise _could_not_begin() from None
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
         self._end_workers = weakref.finalize(self, _end, self._workers)
@@ -352,11 +357,14 @@ class Loader:
 
     def _recover(self) -> None:
         """Starts anew with what was under way. Raises DeitBatchError if that goes on for ever."""
+        if NOT_BEGUN in self._decoder.decoding and multiprocessing.get_start_method() != "fork":
+            self.close()
+            raise _could_not_begin() from None
         logger.warning("a decode worker died; what was under way is decoded again")
         dead = [not worker.is_alive() for worker in self._workers]
         suspects = set(itertools.compress(self._decoder.decoding, dead))
         self._end_workers()
-        self._decoder.decoding[:] = [NOTHING] * self._worker_count
+        self._decoder.decoding[:] = [NOT_BEGUN] * self._worker_count
         self._deaths += 1
         missing = [task for batch in self._in_flight for task in batch.missing]
         for task in missing:
@@ -380,6 +388,15 @@ class Loader:
         if failure is None:
             self._let_off.add(image.number)
         return Deadly(failure, stamp) if failure else None
+
+
+def _could_not_begin() -> UsageError:
+    """Of workers that begin with the user's own script, to find its names there. Where it scores as it is read, and not
+    just as it is run, each worker would start workers."""
+    return UsageError(
+        'the decode workers could not start: a script must score within `if __name__ == "__main__":`, since they read '
+        f"it, too (multiprocessing's start method here is {multiprocessing.get_start_method()}); or use workers=0"
+    )
 
 
 @contextmanager

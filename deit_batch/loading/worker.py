@@ -34,6 +34,8 @@ from deit_batch.model.recipe import Recipe
 
 NOTHING = -1
 """What a worker decodes that decodes nothing."""
+NOT_BEGUN = -2
+"""The same, of one that is still being started."""
 
 Settled: TypeAlias = Failure | Literal["same"]
 """Of an image that is not to be scored: why it can't be, or that its bytes are those that an earlier run scored."""
@@ -84,13 +86,18 @@ class Decoder(Dataset[Sent]):
         self, recipe: Recipe, limits: Limits, buffers: PixelBuffers, *, workers: int, digests: bool = False
     ) -> None:
         self._buffers = buffers
-        self.decoding = multiprocessing.RawArray("q", [NOTHING] * workers)
+        self.decoding = multiprocessing.RawArray("q", [NOT_BEGUN] * workers)
         """The index of the image that each worker is decoding: if it dies, that one may be why."""
         self._digests = digests
         self._recipe = recipe
         self._limits = limits
         self._fetcher = Fetcher(limits)
         self._alone = False
+
+    def begin(self, worker: int) -> None:
+        """In a worker, before its first task."""
+        start_worker(worker)
+        self.decoding[worker] = NOTHING
 
     def __getitems__(self, task: Task) -> Sent:
         batch = task.images
