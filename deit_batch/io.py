@@ -259,10 +259,8 @@ class Record:
         JSON of a label is kept."""
         if self.keep or self.error or self.features is not None:
             return json_line(self.as_dict())
-        _, *names = name_fields(self).items()
-        head = "".join([f', "{name}": {"null" if value is None else _encode(value)}' for name, value in names])
         pairs = [f'{{"label": {_label_json(p["label"])}, "score": {p["score"]!r}}}' for p in self.predictions]
-        return f'{{"index": {self.index}{head}, "predictions": [{", ".join(pairs)}]}}\n'.encode()
+        return f'{line_start(self)}, "predictions": [{", ".join(pairs)}]}}\n'.encode()
 
 
 @lru_cache(maxsize=2**16)
@@ -288,6 +286,13 @@ def name_fields(item: Reference | Record) -> dict[str, object]:
     return values
 
 
+def line_start(item: Reference | Record) -> str:
+    """How the line of a record begins that is of this input: `name_fields`, without the brace behind them."""
+    _, *names = name_fields(item).items()
+    texts = [f', "{name}": {"null" if value is None else _encode(value)}' for name, value in names]
+    return f'{{"index": {item.index}{"".join(texts)}'
+
+
 def stamp(location: Location) -> tuple[int, int, int, int] | None:
     """Size, time of change, time of the name's change (ns) and number of a file: as long as they stay, so does what is
     in it. (The number tells apart files that were written within a tick of the clock.) None for what is no regular
@@ -297,12 +302,20 @@ def stamp(location: Location) -> tuple[int, int, int, int] | None:
     if not isinstance(location, LocalFile):
         return None
     try:
-        status = os.stat(path_on_disk(location.path))
+        status = _status(location.path)
     except (OSError, ValueError):
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _status(path: str) -> os.stat_result:
+    """Looks for names that look the same only where this one is not there: for most files that is one system call."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return os.stat(path_on_disk(path))
 
 
 def clean(text: str) -> str:

@@ -13,7 +13,10 @@ def alike(name: str) -> str:
     """One spelling for all names that look the same: without white space around it, and in the Unicode form NFC, in
     which an é is one character (macOS writes an e and an accent, NFD). A name that is too long for one stays as it
     is."""
-    return name if len(name) > _LONGEST else unicodedata.normalize("NFC", name.strip())
+    if len(name) > _LONGEST:
+        return name
+    stripped = name.strip()
+    return stripped if stripped.isascii() else unicodedata.normalize("NFC", stripped)
 
 
 def path_on_disk(path: str) -> str:

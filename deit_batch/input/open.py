@@ -299,7 +299,8 @@ def _check_first_object(rows: Iterator[Row], fields: Fields) -> Iterator[Row]:
 
 def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     """A row that has no usable image is one whose location is the failure."""
-    return replace(_named_in(index, row, fields, folder), wanted=row.wanted)
+    reference = _named_in(index, row, fields, folder)
+    return replace(reference, wanted=row.wanted) if row.wanted else reference
 
 
 def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -39,6 +39,7 @@ from deit_batch.output.resume import (
     ExistingOutput,
     Mode,
     choose_action,
+    errors_of_finished,
     has_failed,
     holds_records,
     parse_record,
@@ -229,16 +230,16 @@ class _Growing:
         self._stamps = open(files.partial_stamps, "a+b")  # noqa: SIM115
         self._stamps.seek(0)
 
-    def read(self, count: int) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """The next records, and the stamps of so many; fewer where they end."""
-        records = [record for _ in range(count) if (record := parse_record(self._lines.readline()))]
+    def read(self, count: int) -> tuple[list[bytes], list[bytes]]:
+        """The next lines, and the stamps of so many; fewer where they end."""
+        lines = list(takewhile(bool, (self._lines.readline() for _ in range(count))))
         noted = (
             stamps.split_stamps(self._stamps.read(count * stamps.WIDTH))
             if self._keeps_stamps
             else [stamps.NONE] * count
         )
         self.read_files |= any(stamp != stamps.NONE for stamp in noted)
-        return records, noted
+        return lines, noted
 
     def tell(self) -> int:
         return self._lines.tell()
@@ -399,18 +400,17 @@ class _File:
         again = self._earlier.get("status") == "gave up"
         for batch in batches:
             start = self._growing.tell()
-            records, noted = self._growing.read(len(batch))
-            for reference, record in zip(batch, records, strict=False):
-                require_same_input(self._name, reference, record)
-            is_whole = len(records) == len(batch) and not (again and any(map(has_failed, records)))
+            lines, noted = self._growing.read(len(batch))
+            errors = errors_of_finished(self._name, batch, lines)
+            is_whole = len(errors) == len(batch) and not (again and any(errors))
             if not is_whole or not _are_unchanged(batch, noted):
                 self._growing.cut_off(start, self.tally.inputs)
                 return chain([batch], batches)
-            for record in records:
-                self.tally.count(record)
+            for error in errors:
+                self.tally.count_error(error)
             self._add_to_digest(batch)
         start = self._growing.tell()
-        if self._growing.read(1)[0]:
+        if any(map(parse_record, self._growing.read(1)[0])):
             raise UsageError(
                 f"{self._name} can't be continued: the input has changed. It ends now after {self.tally.inputs:,} "
                 "images, but more have records; start over with --fresh"
@@ -424,8 +424,7 @@ class _File:
             yield batch
 
     def _add_to_digest(self, batch: Batch) -> None:
-        for reference in batch:
-            self._digest.update(reference_line(reference))
+        self._digest.update(b"".join(map(reference_line, batch)))
 
     # --- what is found out --------------------------------------------------------------------------------------------
 

@@ -30,10 +30,8 @@ from deit_batch.input import stamps
 from deit_batch.io import Record, Reference, Tally, pretty
 from deit_batch.output.resume import (
     Changed,
-    has_failed,
-    parse_record,
+    errors_of_finished,
     reference_line,
-    require_same_input,
     require_same_settings,
 )
 from deit_batch.output.run_report import read_report
@@ -226,7 +224,6 @@ class Folder:
     def _standing(self, block: Block) -> Part | None:
         path = self.partial / part_name(block.number)
         data = path.read_bytes()
-        records = [record for line in data.splitlines(keepends=True) if (record := parse_record(line))]
         beside = path.with_suffix(".stamps")
         noted = stamps.split_stamps(beside.read_bytes()) if beside.exists() else []
         pairs = zip(block.references, noted, strict=False)
@@ -236,14 +233,15 @@ class Folder:
             logger.warning("of the images in %s it is not known what they were: it is made anew", path.name)
         elif changed:
             logger.warning("%s has changed since it was scored: its part is made anew", changed[0])
-        again = self._earlier.get("status") == "gave up" and any(map(has_failed, records))
-        if changed or again or len(records) != len(block.references):
+        lines = data.splitlines(keepends=True)
+        errors = [] if changed else errors_of_finished(self._out, block.references, lines)
+        again = self._earlier.get("status") == "gave up" and any(errors)
+        if again or not len(errors) == len(lines) == len(block.references):
             path.unlink()
             return None
         tally = Tally()
-        for reference, record in zip(block.references, records, strict=True):
-            require_same_input(self._out, reference, record)
-            tally.count(record)
+        for error in errors:
+            tally.count_error(error)
         return Part.of(block, tally, data)
 
     def finish(self, parts: Sequence[Part], report: Mapping[str, object], result: Path, format: str) -> None:
