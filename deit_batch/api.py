@@ -40,10 +40,11 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
         id: The column that says which image a row is of. Default: its name or address says it.
         recursive: Whether folders in a folder are looked into. Default: True.
         limit: How many inputs are taken, from the first on. Default: all.
+        map: Prefixes of images' names, each with the folder or address that stands for it. Default: none.
         shard: (i, n) takes every n-th input, from number i on, counted from 0. Default: all.
         model: The checkpoint: a name on the Hub, a folder, or "demo". Default: "facebook/deit-base-patch16-224".
         revision: A branch, tag or commit of a model on the Hub. Default: its main branch.
-        image_processor: Preprocessing: a folder, Hub name, JSON file, or "card". Default: the checkpoint's own.
+        image_processor: Preprocessing: a folder, Hub name, JSON file, "card", or "paper". Default: its own.
         decode: "exact", or "fast": short cuts with large images, whose scores change a little. Default: "exact".
         deep_gray: What becomes of grey images of more than 8 bits: "clip": values above 255 are white, as in the
             pipeline; "scale": 16 bits, or of floats the image's own range, become 8. Default: "clip".

@@ -43,6 +43,7 @@ class Options:
     id: str | None = None
     recursive: bool = True
     limit: int | None = None
+    map: tuple[tuple[str, str], ...] = ()
     shard: Shard | None = None
     model: str = DEFAULT_MODEL
     revision: str | None = None
@@ -77,6 +78,8 @@ class Options:
                 require_whole_number(name, getattr(self, name), least)
         require_number("threshold", self.threshold, 0, 1)
         self._require("keep", tuple)
+        for pair in self.map:
+            self._check_map(pair)
         if self.decode not in ("exact", "fast"):
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
         if self.deep_gray not in ("clip", "scale"):
@@ -90,6 +93,12 @@ class Options:
         value = getattr(self, name)
         if not isinstance(value, kind) and not (value is None and _DEFAULTS[name] is None):
             raise UsageError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
+
+    def _check_map(self, pair: object) -> None:
+        match pair:
+            case (str(prefix), str(place)) if prefix and place:
+                return
+        raise UsageError(f"map has {pair!r:.80}; it must be pairs of a prefix and a folder or address")
 
     def _check_shard(self, shard: object) -> None:
         match shard:
@@ -119,6 +128,7 @@ class Options:
             limit=self.limit,
             shard=self.shard,
             stdin=stdin,
+            map=self.map,
         )
 
 
@@ -144,6 +154,7 @@ class InputOptions(TypedDict, total=False):
     id: str | None
     recursive: bool
     limit: int | None
+    map: Mapping[str, str] | Sequence[tuple[str, str]]
     shard: Shard | None
 
 
@@ -201,7 +212,9 @@ def options_of(
         raise UsageError(f"input is {input!r:.80}; it must be a path, or a sequence of paths") from None
     paths = {name: os.fspath(value) for name, value in given.items() if isinstance(value, os.PathLike)}
     keep = {"keep": tuple(given["keep"])} if isinstance(given.get("keep"), list) else {}
-    return Options(input=specs[0] if len(specs) == 1 else specs, **{**given, **paths, **keep, **more})
+    places = given.get("map", ())
+    pairs = {"map": tuple(places.items() if isinstance(places, Mapping) else places)}
+    return Options(input=specs[0] if len(specs) == 1 else specs, **{**given, **paths, **keep, **pairs, **more})
 
 
 def checkpoint_of(options: Options, *, fetch: bool = True) -> Checkpoint:
@@ -317,6 +330,7 @@ class Plan:
             "id": options.id,
             "recursive": options.recursive,
             "limit": options.limit,
+            "map": [list(pair) for pair in options.map],
             "shard": options.shard,
             "model": self.checkpoint.name,
             "commit": self.checkpoint.commit,
@@ -357,7 +371,7 @@ class Plan:
 def _about_predictions(
     settings: Mapping[str, object], limits: Mapping[str, object], versions: Mapping[str, str]
 ) -> dict[str, object]:
-    about_input = ("input", "column", "keep", "recursive", "limit", "shard")
+    about_input = ("input", "column", "keep", "recursive", "limit", "map", "shard")
     return {
         **{name: value for name, value in settings.items() if name not in about_input},
         "limits": [limits.get(name) for name in ("image_bytes", "image_pixels", "root")],

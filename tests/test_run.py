@@ -510,7 +510,10 @@ def test_python_refuses_limits_and_inputs_that_the_command_would(photos: Path, v
 
 def test_what_python_may_give_is_what_the_options_are() -> None:
     """The names and types of the one second list."""
-    fields = {field.name: field.type for field in dataclasses.fields(Options)} | {"keep": "Sequence[str]"}
+    fields = {field.name: field.type for field in dataclasses.fields(Options)} | {
+        "keep": "Sequence[str]",
+        "map": "Mapping[str, str] | Sequence[tuple[str, str]]",
+    }
     paths = {
         "model": "str | os.PathLike[str]",
         "image_processor": "str | os.PathLike[str] | None",
@@ -556,7 +559,7 @@ def test_each_default_of_a_command_is_that_of_its_options() -> None:
         context = main.commands[command].make_context(command, NEEDED[command], resilient_parsing=True)
         for kind in (Options, Limits):
             for field in dataclasses.fields(kind):
-                if field.name in context.params and field.name not in ("input", "keep", "features"):
+                if field.name in context.params and field.name not in ("input", "keep", "map", "features"):
                     assert context.params[field.name] == field.default, (command, field.name)
 
 

@@ -83,11 +83,11 @@ def _references(paths: Sequence[str], options: Options) -> Iterator[Reference]:
             yield Reference(0, path, LocalFile(path))
             continue
         try:
-            rows = open_source(path, column=options.column, keep=options.keep, id=options.id).references
+            source = open_source(path, column=options.column, keep=options.keep, id=options.id, map=options.map)
         except DeitBatchError as error:
             yield _unreadable(path, error)
         else:
-            yield from rows_of(path, rows)
+            yield from rows_of(path, source.references)
 
 
 def rows_of(path: str, rows: Iterator[Reference]) -> Iterator[Reference]:

@@ -10,12 +10,13 @@ import click
 
 from deit_batch.commands._command import option
 from deit_batch.commands._config import read_config
-from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, Root, Threshold, TopK
+from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, PlaceOfPrefix, Root, Threshold, TopK
 from deit_batch.limits import Limits
 
 _KINDS_OF_INPUT = (
     "Images to read: a folder, an image, a quoted glob ('imgs/*.jpg'), a list (.txt), a table (.csv, .tsv, .jsonl, "
-    ".parquet), a request document (.json), a WebDataset (.tar), a data set (hf://NAME?split=…), or - for stdin. Paths "
+    ".parquet), an MLTable, a request document (.json), a WebDataset (.tar), a data set (hf://NAME?split=… or a folder "
+    "of save_to_disk), or - for stdin. Paths "
     "may also be addresses on an object store (s3://…, gs://…, abfs://…), and lists and text tables may end in .gz."
 )
 ONE_INPUT = option("--input", required=True, type=PLACE, metavar="WHAT", help=_KINDS_OF_INPUT)
@@ -51,6 +52,13 @@ TABLE_INPUT = (
     ),
     option("--recursive/--no-recursive", help="Read the subfolders of a folder, too."),
     option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N inputs."),
+    option(
+        "--map",
+        multiple=True,
+        type=PlaceOfPrefix(),
+        help="Where images are whose names begin with PREFIX: PLACE, a folder or an address on an object store, takes "
+        "its place. For azureml:// URLs, and paths of another machine. Repeatable; the longest PREFIX counts.",
+    ),
 )
 ID = option(
     "--id",
@@ -99,8 +107,8 @@ IMAGE_PROCESSOR = option(
     "--image-processor",
     type=PLACE,
     metavar="WHICH",
-    help="Image processor to use: a folder, a name on the Hub, a JSON file, or 'card' for the preprocessing in the "
-    "text of the model card. [default: the checkpoint's own]",
+    help="Image processor to use: a folder, a name on the Hub, a JSON file, 'card' for the preprocessing in the text "
+    "of the model card, or 'paper' for that of the paper's evaluation. [default: the checkpoint's own]",
 )
 DEVICE = option(
     "--device",

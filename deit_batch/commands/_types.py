@@ -8,6 +8,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from deit_batch.errors import UsageError
+from deit_batch.input.elsewhere import parse_map
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.system import object_store
 
@@ -69,6 +71,23 @@ class Place(click.ParamType[str]):
 
 
 PLACE = Place()
+
+
+class PlaceOfPrefix(click.ParamType[tuple[str, str]]):
+    """A variable holds one: a path may have blanks."""
+
+    name = "PREFIX=PLACE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_map(str(value))
+        except UsageError as error:
+            return self.fail(str(error), param, ctx)
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
 
 
 class Root(Place):

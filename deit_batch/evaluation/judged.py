@@ -218,10 +218,14 @@ def _keep(pair: Pair, labels: list[int], numbers: Mapping[str, int], classes: Se
 
 
 def file_name(record: Mapping[str, Any]) -> str:
-    """The last part of the image's name, for images in another folder; its identity, if its name does not tell."""
+    """The last part of the image's name, for images in another folder or service, and of a URL without its query;
+    the image's identity, if its name does not tell."""
     if record.get("image_id") or not record["image"]:
         return str(identity_of(record))
-    return alike(str(record["image"]).rsplit("/", 1)[-1])
+    name = str(record["image"])
+    if name.lstrip()[:8].lower().startswith(("http://", "https://")):
+        name = name.partition("#")[0].partition("?")[0]
+    return alike(name.rsplit("/", 1)[-1])
 
 
 def _digest(told: list[Any]) -> str:

@@ -357,6 +357,7 @@ def _open(spec: str, settings: Settings, *, again: bool = False) -> LabelledSour
         recursive=settings.recursive,
         limit=settings.limit,
         again=again,
+        map=settings.map,
     )
     return renamed(source, read_label_map(settings.label_map)) if settings.label_map else source
 

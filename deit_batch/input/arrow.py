@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from deit_batch.errors import InputError, RowError, UsageError, cut_off
+from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
 
 if TYPE_CHECKING:
@@ -138,6 +140,9 @@ def open_dataset(address: str) -> Table:
     unknown = set(query) - {"split", "config", "revision"}
     if unknown:
         raise UsageError(f"{address}: unknown {', '.join(sorted(unknown))}; known are split, config, revision")
+    if parse_input_name(name).kind is InputKind.SAVED:
+        split = query.get("split")
+        return open_saved(os.path.join(name, split) if split else name)
     datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(name, query.get("config"), revision=query.get("revision"), streaming=True)
@@ -150,13 +155,34 @@ def open_dataset(address: str) -> Table:
         is_answer = type(error) is ValueError or isinstance(error, datasets.exceptions.DatasetsError)  # there is none
         kind = UsageError if is_answer else InputError
         raise kind(f"{address}: the data set can't be loaded: {error}") from error
+    info = (stream.info.splits or {}).get(split)
+    return _of_data_set(address, stream, features, lambda read: info.num_examples if info else None)
+
+
+def open_saved(path: str) -> Table:
+    """A folder that `save_to_disk` of `datasets` has left, mapped into memory."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(path)
+    except Exception as error:  # as above
+        raise cut_off(f"{path}: the saved data set can't be loaded: {error}", error) from error
+    if isinstance(saved, datasets.DatasetDict):
+        splits = ", ".join(f"{path.rstrip('/')}/{split}" for split in saved)
+        raise UsageError(f"{path} holds several data sets; name one of {splits}")
+    return _of_data_set(path, saved, saved.features, lambda read: len(saved))
+
+
+def _of_data_set(name: str, stream: Any, features: Mapping[str, Any], total: Callable[[int], int | None]) -> Table:
+    """Of a data set of `datasets`, streamed or saved. Its images come first among the columns."""
+    import datasets
+
     for column, feature in features.items():
         if isinstance(feature, datasets.Image):
             # The bytes as they are: decoding is ours, with our limits.
             stream = stream.cast_column(column, datasets.Image(decode=False))
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = images + [column for column in features if column not in images]
-    info = (stream.info.splits or {}).get(split)
 
     def rows() -> Iterator[Row]:
         line = 0
@@ -165,9 +191,9 @@ def open_dataset(address: str) -> Table:
                 line += 1
                 yield Row(line, value)
         except Exception as error:  # as above
-            raise InputError(f"{address}: can't be read past row {line}: {error}") from error
+            raise InputError(f"{name}: can't be read past row {line}: {error}") from error
 
-    return Table(rows(), columns, lambda read: info.num_examples if info else None, _class_names(features))
+    return Table(rows(), columns, total, _class_names(features))
 
 
 def _choose_split(splits: list[str], wanted: str | None, address: str) -> str:

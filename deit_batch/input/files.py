@@ -92,6 +92,11 @@ def _until_broken(spec: str, first: Iterable[StoredFile], files: Iterable[Stored
         raise InputError(f"{spec}: can't be listed past {last}: {error}") from error
 
 
+def walk_images(folder: str) -> Iterator[str]:
+    """Those in a folder on a disk, at whatever depth."""
+    return _walk(folder, True, Counter(), set())
+
+
 def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tuple[int, int]]) -> Iterator[str]:
     """The images under a folder, by name, byte for byte (a locale would order them otherwise on another machine).
 

@@ -30,6 +30,10 @@ class InputKind(Enum):
     JSON_LINES = auto()
     DOCUMENT = auto()
     PARQUET = auto()
+    MLTABLE = auto()
+    """A folder that holds one, or its file."""
+    SAVED = auto()
+    """A folder that save_to_disk of `datasets` has left."""
     UNKNOWN = auto()
 
 
@@ -38,6 +42,10 @@ IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif"
 
 HEIF = frozenset(".heic .heif .hif".split())
 HOW_TO_READ_HEIF = "pip install 'deit-batch[heic]'"
+
+MLTABLE = "MLTable"
+SAVED, SAVED_DICT = ("state.json", "dataset_info.json"), "dataset_dict.json"
+"""By which a folder can be told that `datasets` has saved: a data set, or a dict of them."""
 
 TARS = (".tar", ".tar.gz", ".tgz")
 
@@ -81,8 +89,10 @@ def _kind_of(spec: str, stored: bool, exists: bool) -> InputKind:
     if spec == "-":
         return InputKind.STDIN
     by_ending = by_ending_of(spec)
+    if os.path.basename(spec) == MLTABLE and not (exists and os.path.isdir(spec)):
+        return InputKind.MLTABLE
     if exists and os.path.isdir(spec):
-        return InputKind.FOLDER
+        return _kind_of_folder(spec)
     if exists and by_ending is InputKind.IMAGE:
         return InputKind.IMAGE
     if glob.has_magic(spec) and not exists and "://" not in spec and by_ending is not InputKind.TARS:
@@ -90,6 +100,22 @@ def _kind_of(spec: str, stored: bool, exists: bool) -> InputKind:
     if spec.startswith("hf://") and not stored:
         return InputKind.DATA_SET
     return InputKind.FOLDER if stored and by_ending is InputKind.UNKNOWN else by_ending
+
+
+def _kind_of_folder(path: str) -> InputKind:
+    """Of one on the disk: images, unless it holds what says something else of it."""
+
+    def holds(name: str) -> bool:
+        return os.path.isfile(os.path.join(path, name))
+
+    if holds(MLTABLE):
+        return InputKind.MLTABLE
+    return InputKind.SAVED if is_saved_dict(path) or all(map(holds, SAVED)) else InputKind.FOLDER
+
+
+def is_saved_dict(folder: str) -> bool:
+    """Whether `datasets` has saved several data sets there, each in a folder of its name."""
+    return os.path.isfile(os.path.join(folder, SAVED_DICT))
 
 
 def by_ending_of(name: str) -> InputKind:

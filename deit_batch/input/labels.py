@@ -3,6 +3,7 @@
 | the input | the labels of an image |
 | --- | --- |
 | a folder that holds `labels.csv`, or that file | its field `labels`: a list, or split at spaces; several an image |
+| a folder with metadata.csv, metadata.jsonl or metadata.parquet (input/image_folder.py) | its label column |
 | any other folder | the name of the folder in it that the image lies in, at whatever depth; one an image |
 | a glob, or one image | the name of the folder that the image lies in; one an image |
 | a table | its label column: text, a number or a truth value is one; a list, also as the text of one, is several |
@@ -26,8 +27,9 @@ from itertools import chain
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
-from deit_batch.input.open import columns_seen, open_source
+from deit_batch.input.elsewhere import Map, find_here
+from deit_batch.input.kinds import InputKind, InputName, is_image_name, is_saved_dict, parse_input_name
+from deit_batch.input.open import columns_seen, find_metadata, open_source
 from deit_batch.io import Failure, Reference, Source, clean, counted
 from deit_batch.names import alike
 from deit_batch.system import object_store
@@ -90,15 +92,17 @@ def open_labelled(
     stdin: BinaryIO | None = None,
     again: bool = False,
     image_optional: bool = False,
+    map: Map = (),
 ) -> LabelledSource:
     """Opens what `spec` names, as `open.open_source` does, with labels; says in one line where those come from, if
     it is not opened `again`. `image_optional`: as in open.Fields.
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
+    spec = find_here(spec, map)
     given = parse_input_name(spec)
     table = labels_table(spec)
-    by_name = not table and given.names_image_files
+    by_name = not table and given.names_image_files and not _has_label_metadata(spec, label_column)
     if label_column and by_name:
         raise UsageError(f"{spec} has no columns; --label-column is for tables")
     if given.kind is InputKind.LIST:
@@ -113,6 +117,7 @@ def open_labelled(
         image_optional=image_optional,
         label=None if by_name else partial(_label_column, named=label_column),
         folder=_images_folder(table) if table else None,
+        map=map,
     )
     labelled = (
         _by_folder(spec, given, source) if by_name else _by_column(table or spec, source, separated=table is not None)
@@ -157,9 +162,11 @@ class Split:
 
 def find_split(spec: str) -> Split | None:
     """The parts that a folder holds, if all folders in it are called as parts are, one of them is to train on, and
-    each holds folders: a class may be called "train". Raises UsageError if there are images beside them."""
+    each holds folders or says its labels in a table: a class may be called "train". Raises UsageError if there are
+    images beside them."""
     given = parse_input_name(spec)
-    if given.kind is not InputKind.FOLDER or labels_table(spec):
+    is_folder = given.kind is InputKind.FOLDER or (given.kind is InputKind.SAVED and is_saved_dict(spec))
+    if not is_folder or labels_table(spec):
         return None
     try:
         names = sorted(name for name in _folders(spec, given) if not name.startswith("."))
@@ -170,11 +177,18 @@ def find_split(spec: str) -> Split | None:
     validation = [parts[name] for name in VALIDATION_FOLDERS if name in parts]
     if len(training) != 1 or not validation or len(names) > 1 + len(validation):
         return None
-    if not all(_folders(part, given) for part in parts.values()):
+    if not all(_holds_labels(part) for part in parts.values()):
         return None
     if _has_image(spec, given):
         raise UsageError(f"{spec} is split into {', '.join(names)}, and there are images beside them, in no part")
     return Split(training[0], validation[0], names)
+
+
+def _holds_labels(part: str) -> bool:
+    given = parse_input_name(part)
+    if given.kind is not InputKind.FOLDER:
+        return True  # a saved data set, or an MLTable
+    return bool(_folders(part, given) or labels_table(part) or _has_label_metadata(part, None))
 
 
 def _has_image(spec: str, given: InputName) -> bool:
@@ -234,6 +248,13 @@ def labels_table(spec: str) -> str | None:
     )
 
 
+def _has_label_metadata(spec: str, named: str | None) -> bool:
+    metadata = find_metadata(spec)
+    if metadata is None:
+        return False
+    return named in metadata.columns if named else not {*map(str.lower, metadata.columns)}.isdisjoint(LABEL_COLUMNS)
+
+
 def _images_folder(table: str) -> str | None:
     """The folder that the names in a labels.csv start from, if it is not the file's own."""
     folder = os.path.join(os.path.dirname(table), "images")
@@ -286,7 +307,7 @@ def _form(reference: Reference, class_names: Mapping[str, Sequence[str]], separa
 
 def _example(reference: Reference, form: Form, several: bool) -> Example:
     bare = replace(reference, keep={})
-    if isinstance(reference.location, Failure):
+    if isinstance(reference.location, Failure) and isinstance(form, RowError):
         return Example(bare, ())
     if isinstance(form, RowError):
         return _unlabelled(bare, form)

@@ -12,6 +12,7 @@ from typing import Any
 from deit_batch.errors import RowError
 from deit_batch.input import tables
 from deit_batch.input.columns import BASE64_COLUMNS
+from deit_batch.input.elsewhere import Map, find_here
 from deit_batch.io import Base64, LocalFile, Location, StoredFile, Url
 from deit_batch.system import object_store
 
@@ -34,8 +35,9 @@ def digest_of_inline(location: Location) -> str | None:
             return None
 
 
-def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str | None, Location]:
-    """The reference as given, secrets and all (None for inline data), and where its bytes are."""
+def locate_value(value: Any, column: str, folder: str, line: int, known: Map = ()) -> tuple[str | None, Location]:
+    """The reference as given, secrets and all (None for inline data), and where its bytes are; `known`: the places of
+    prefixes that it may have."""
     if isinstance(value, Mapping):  # an image of `datasets`: {"bytes": …, "path": …}
         path = value.get("path")
         if isinstance(value.get("bytes"), bytes):
@@ -48,7 +50,7 @@ def locate_value(value: Any, column: str, folder: str, line: int) -> tuple[str |
         what = "is empty" if is_empty else f"is {json.dumps(value, default=str):.40}, no text"
         return None, tables.row_failure(f"line {line}: the image {what}")
     try:
-        location = locate(value, folder, always_base64=column.lower() in BASE64_COLUMNS)
+        location = locate(find_here(value, known), folder, always_base64=column.lower() in BASE64_COLUMNS)
     except RowError as error:
         name = value if len(value) <= _LONGEST_URL else None
         return name, tables.row_failure(f"line {line}: {error}")
@@ -77,7 +79,7 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
         if object_store.is_stored(text):
             return _stored(text)
         if scheme := _SCHEME.match(text):
-            raise RowError(f"{scheme[1]}: is not opened; give a path, an http(s) or s3 URL, or base64")
+            raise _unopened(scheme[1])
     stripped = text.strip()
     long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
     if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
@@ -86,6 +88,15 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
         return LocalFile(text)
     path = os.path.join(folder, text)
     return _stored(path) if object_store.is_stored(path) else LocalFile(path, folder)
+
+
+def _unopened(scheme: str) -> RowError:
+    if scheme.lower() == "azureml":
+        return RowError(
+            "azureml: is opened inside Azure ML alone; say where its files are by --map, such as "
+            "azureml://datastores/NAME/paths/=FOLDER (of a mount or a download) or …=abfs://CONTAINER/"
+        )
+    return RowError(f"{scheme}: is not opened; give a path, an http(s) or s3 URL, or base64")
 
 
 def _stored(address: str) -> StoredFile:

@@ -9,15 +9,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input import arrow, files, tables, webdataset
 from deit_batch.input.columns import usual_image_column
+from deit_batch.input.elsewhere import Map, find_here
 from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
-from deit_batch.input.kinds import TABLES, InputKind, InputName, parse_input_name
+from deit_batch.input.image_folder import FILE_NAME, counting_unlisted, metadata_files
+from deit_batch.input.kinds import MLTABLE, TABLES, InputKind, InputName, parse_input_name
 from deit_batch.input.locate import digest_of_inline, locate_value
+from deit_batch.input.mltable import read_mltable
 from deit_batch.input.passed_over import pass_over
 from deit_batch.input.tables import Row, Table
 from deit_batch.io import (
@@ -57,13 +61,15 @@ so many files open."""
 class Fields:
     """Which fields of a row are taken: the image (`column`, by its usual names unless it is given), those to `keep`,
     the one that says which input it is (`id`), and one more that is kept by its own name, which `label` picks. With
-    `image_optional`, a table that has an id needs no image: nothing but which input a row is of is asked for."""
+    `image_optional`, a table that has an id needs no image, and no image has to be one that can be opened: nothing but
+    which input a row is of is asked for. `map`: the places of prefixes that images' names may have (elsewhere.py)."""
 
     column: str | None = None
     keep: Sequence[str] = ()
     id: str | None = None
     label: ChooseColumn | None = None
     image_optional: bool = False
+    map: Map = ()
 
     @property
     def options(self) -> list[str]:
@@ -101,13 +107,15 @@ def open_source(
     label: ChooseColumn | None = None,
     folder: str | None = None,
     image_optional: bool = False,
+    map: Map = (),
 ) -> Source:
     """Opens what `specs` name, one input after another: each a folder, image, glob, table, list or tar, `hf://…` data
     set, or `-` for stdin.
 
     Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
     have in the whole. Of several inputs, a relative name in a table is shown with the table's folder: two tables may
-    have the same. `column`, `keep`, `id`, `label` and `image_optional` are the `Fields` of every table among them. A
+    have the same. `column`, `keep`, `id`, `label`, `image_optional` and `map` are the `Fields` of every table among
+    them; `map` is for `specs`, too. A folder of images has fields if there is metadata in it (image_folder.py). A
     relative path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
@@ -115,13 +123,22 @@ def open_source(
     for name in keep:
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
-    fields = Fields(column, keep, id, label, image_optional)
-    specs = [specs] if isinstance(specs, str) else list(specs)
+    fields = Fields(column, keep, id, label, image_optional, map)
+    specs = [find_here(spec, map) for spec in ([specs] if isinstance(specs, str) else specs)]
     if specs.count("-") > 1:
         raise UsageError("stdin is named twice as input; it can be read once")
 
-    def open_one(spec: str) -> Source:
+    def open_one(spec: str, kind: InputKind | None = None) -> Source:
         given = parse_input_name(spec)
+        given = replace(given, kind=kind) if kind else given
+        if given.kind is InputKind.MLTABLE:
+            table = read_mltable(spec, map)
+            open_file = partial(open_one, kind=table.kind)
+            rows = open_file(table.files[0]) if len(table.files) == 1 else _open_several(table.files, open_file)
+            return counting_unlisted(rows, spec, MLTABLE) if os.path.isdir(spec) else rows
+        metadata = find_metadata(spec) if fields.options or fields.label else None
+        if metadata:
+            return counting_unlisted(open_metadata(metadata, fields), spec, metadata.path)
         opened = _open(spec, given, fields, recursive, stdin)
         if isinstance(opened, Source):
             return opened
@@ -131,6 +148,33 @@ def open_source(
     if fields.options and not source.has_columns:
         raise UsageError(f"{_listed(specs)} has no columns; {', '.join(fields.options)} is for tables")
     return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What lies beside the images of a folder: a table whose column `file_name` says which one a row is of."""
+
+    path: str
+    columns: list[str]
+
+
+def find_metadata(spec: str) -> Metadata | None:
+    """Of a folder; None if it has none. Where rows have no common columns, the first one's count."""
+    for path in metadata_files(spec):
+        table = _open_table(path, parse_input_name(path), Fields(column=FILE_NAME))
+        first = next(table.rows, None) if table.columns is None else None
+        columns = list(first.value) if first and isinstance(first.value, Mapping) else table.columns or []
+        if FILE_NAME in columns:
+            return Metadata(path, columns)
+    return None
+
+
+def open_metadata(metadata: Metadata, fields: Fields) -> Source:
+    """Its images, called as they are called in the folder."""
+    given = parse_input_name(metadata.path)
+    fields = replace(fields, column=fields.column or FILE_NAME)
+    table = _open_table(metadata.path, given, fields)
+    return _of_rows(table, metadata.path, given, fields, None, shows_folder=True)
 
 
 def _listed(specs: Sequence[str]) -> str:
@@ -230,8 +274,16 @@ def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: B
             return files.open_glob(spec)
         case InputKind.STDIN:
             return tables.open_list(stdin or sys.stdin.buffer, "stdin", gzipped=False, json_lines=True)
+        case _:
+            return _open_table(spec, given, fields)
+
+
+def _open_table(spec: str, given: InputName, fields: Fields) -> Table:
+    match given.kind:
         case InputKind.DATA_SET:
             return arrow.open_dataset(spec)
+        case InputKind.SAVED:
+            return arrow.open_saved(spec)
         case InputKind.TARS:
             return webdataset.open_tars(spec, given, always_samples=fields.column not in (None, "image"))
         case InputKind.PARQUET:
@@ -308,8 +360,7 @@ def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     if isinstance(value, Failure):
         return Reference(index, None, value)
     if not isinstance(value, Mapping):
-        name, location = locate_value(value, fields.column or "", folder, row.line)
-        return _named(index, name, location)
+        return _located(index, value, fields.column or "", fields, folder, row.line)
     kept = {name: value.get(name) for name in fields.keep}
     try:
         column = fields.image_column(list(value))
@@ -319,8 +370,7 @@ def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
         id = given_identity(value.get(fields.id)) if fields.id else None
     except (UsageError, RowError) as error:
         return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
-    name, location = locate_value(value[column], column, folder, row.line)
-    reference = _named(index, name, location)
+    reference = _located(index, value[column], column, fields, folder, row.line)
     return replace(reference, keep=kept, id=id or reference.id)
 
 
@@ -340,6 +390,13 @@ def _saying_what_is_twice(references: Iterator[Reference], spec: str) -> Iterato
     if doubles:
         rows = counted(doubles, "row has", "rows have")
         logger.warning("--id: %s the id of a row before in %s, that of %s first", rows, redact(spec), clean(first))
+
+
+def _located(index: int, value: object, column: str, fields: Fields, folder: str, line: int) -> Reference:
+    name, location = locate_value(value, column, folder, line, fields.map)
+    if name and fields.image_optional and isinstance(location, Failure):
+        location = LocalFile(name)  # nobody opens it
+    return _named(index, name, location)
 
 
 def _shown_apart(reference: Reference, spec: str) -> Reference:

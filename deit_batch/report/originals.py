@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deit_batch.errors import DeitBatchError, FetchError, ImageError
+from deit_batch.input.elsewhere import Map, find_here
 from deit_batch.input.identity import identity_of
 from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.labels import labels_table, open_labelled
@@ -26,10 +27,11 @@ def find_originals(
     """A reference for each record, its `index` the number that `records` has it under. `run`: the settings of the run,
     if they are known; `folder`: where relative names start from instead. URLs are failures unless they are to be
     fetched."""
+    known = [(str(prefix), str(place)) for prefix, place in (run or {}).get("map") or []]
     missing = dict(records)
     by_index = {record["index"]: number for number, record in records.items()}
     if run and folder is None:
-        for reference in _in_input(run, fetch):
+        for reference in _in_input(run, known, fetch):
             number = by_index.get(reference.index)
             # The input may have changed: what counts is that it is the same image in the same place.
             if number in missing and identity_of(name_fields(reference)) == identity_of(missing[number]):
@@ -38,10 +40,10 @@ def find_originals(
                 if not missing:
                     return
     for number, record in missing.items():
-        yield Reference(number, record["image"], _allowed(_by_name(record, folder or ""), fetch))
+        yield Reference(number, record["image"], _allowed(_by_name(record, folder or "", known), fetch))
 
 
-def _in_input(run: Mapping[str, Any], fetch: bool) -> Iterator[Reference]:
+def _in_input(run: Mapping[str, Any], known: Map, fetch: bool) -> Iterator[Reference]:
     """The references of a run's input, if a table is in it: what is in a folder is found by its name, and sooner."""
     given = run.get("input")
     specs = [str(spec) for spec in given] if isinstance(given, list) else [str(given)]
@@ -49,20 +51,23 @@ def _in_input(run: Mapping[str, Any], fetch: bool) -> Iterator[Reference]:
     column, id, limit = run.get("column"), run.get("id"), run.get("limit")
     try:
         if table:
-            for example in open_labelled(specs[0], column=column, id=id, limit=limit, again=True).examples:
+            for example in open_labelled(specs[0], column=column, id=id, limit=limit, again=True, map=known).examples:
                 yield example.reference
         elif any(_is_table(spec, fetch) for spec in specs):
             recursive = bool(run.get("recursive", True))
-            yield from open_source(specs, column=column, id=id, limit=limit, recursive=recursive).references
+            source = open_source(specs, column=column, id=id, limit=limit, recursive=recursive, map=known)
+            yield from source.references
     except DeitBatchError as error:
         logger.warning("images are looked for by their names alone: %s", error)
 
 
 def _is_table(spec: str, fetch: bool) -> bool:
-    return os.path.isfile(spec) or parse_input_name(spec).kind is InputKind.TARS or (spec.startswith("hf://") and fetch)
+    kind = parse_input_name(spec).kind
+    in_parts = kind in (InputKind.TARS, InputKind.MLTABLE, InputKind.SAVED)
+    return os.path.isfile(spec) or in_parts or (spec.startswith("hf://") and fetch)
 
 
-def _by_name(record: Mapping[str, Any], folder: str) -> Location:
+def _by_name(record: Mapping[str, Any], folder: str, known: Map) -> Location:
     name = record["image"]
     if name is None:
         return Failure.of(FetchError("it is in the run's input, which is not at hand"))
@@ -71,7 +76,7 @@ def _by_name(record: Mapping[str, Any], folder: str) -> Location:
     try:
         if "image_bytes" in record:
             name = os.fsdecode(base64.b64decode(record["image_bytes"]))
-        return locate(name, folder)
+        return locate(find_here(name, known), folder)
     except (ImageError, ValueError) as error:
         return Failure.of(FetchError(str(error)))
 
