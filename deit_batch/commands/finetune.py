@@ -29,10 +29,23 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
-from deit_batch.finetune.settings import METRICS, Settings
+from deit_batch.evaluation.names import CARD_NAMES
+from deit_batch.finetune.inputs import check_inputs
+from deit_batch.finetune.settings import METRICS, REPORTERS, Settings
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.system.extras import needing
+
+_CARD_NAMES = sorted(name for name, ours in CARD_NAMES.items() if ours in METRICS)
+
+
+class BestMetric(click.Choice[str]):
+    """Also by the names that the model card's evaluation has for metrics."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(super().convert(value, param, ctx))
+        return CARD_NAMES.get(name, name)
+
 
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
@@ -106,6 +119,13 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         "--mlflow",
         is_flag=True,
         help="Also write the checkpoint as an MLflow model, to DIR/mlflow. Needs the extra mlflow.",
+    ),
+    option(
+        "--report-to",
+        multiple=True,
+        type=click.Choice(REPORTERS),
+        help="Also send losses and metrics to this experiment tracker while the training runs. Its library must be "
+        "installed, and finds its server as it always does (for mlflow, MLFLOW_TRACKING_URI). Repeatable.",
     ),
     option("--fresh", is_flag=True, help="Start over, and replace the existing DIR when the training is complete."),
 )
@@ -181,7 +201,7 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     ),
     option(
         "--metric-for-best-model",
-        type=click.Choice(METRICS),
+        type=BestMetric([*METRICS, *_CARD_NAMES]),
         help="Validation metric by which the best epoch is chosen and kept. [default: accuracy; average_precision if "
         "images can have several labels]",
     ),
@@ -241,10 +261,12 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
     images could not be read.
     """
     chosen["limits"] = limits_from(chosen)
+    settings = Settings(**chosen)
+    check_inputs(settings)
     with needing("train"):
         from deit_batch.finetune.run import finetune as run
 
-        outcome = run(Settings(**chosen), out, fresh=fresh)
+        outcome = run(settings, out, fresh=fresh)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {counted(outcome.skipped, 'image')} skipped" if outcome.skipped else ""
         finish(f"validation: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)

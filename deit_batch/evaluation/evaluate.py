@@ -67,6 +67,7 @@ class EvaluationRequest:
             limit=options.limit,
             again=again,
             image_optional=self.predictions is not None,
+            map=options.map,
         )
 
 

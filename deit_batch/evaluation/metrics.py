@@ -22,6 +22,7 @@ BINS = 15
 
 _NO_SCORES = "needs every class's score: score with --top-k all"
 _CUT = "of some images labels may be missing whose scores reach the threshold: score with --top-k all, no --threshold"
+_ONE_CLASS = "needs images of two classes"
 _THRESHOLDS = np.linspace(0, 1, 101)
 _MOST_TABLES = 100  # classes
 
@@ -58,13 +59,16 @@ def _single(outcomes: SingleLabel, judged: Judged) -> Metrics:
         "accuracy": sk.accuracy_score(labels, predicted),
         "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
         "weighted_accuracy": sk.accuracy_score(labels, predicted, sample_weight=support[labels]),
-        "matthews_corrcoef": sk.matthews_corrcoef(labels, predicted),
         **_averaged(labels, predicted, [*AVERAGES, *(["binary"] if classes == 2 else [])]),
     }
+    if np.ptp(labels) and np.ptp(predicted):
+        found.values["matthews_corrcoef"] = sk.matthews_corrcoef(labels, predicted)
+    else:
+        found.unavailable["matthews_corrcoef"] = "needs two classes among the labels, and two among the predictions"
     if np.count_nonzero(support) > 1:
         found.values["balanced_accuracy_adjusted"] = sk.balanced_accuracy_score(labels, predicted, adjusted=True)
     else:
-        found.unavailable["balanced_accuracy_adjusted"] = "needs images of two classes"
+        found.unavailable["balanced_accuracy_adjusted"] = _ONE_CLASS
     if outcomes.depth >= 5:
         found.values["top_5_accuracy"] = float(((outcomes.rank > 0) & (outcomes.rank <= 5)).mean())
     else:
@@ -83,6 +87,7 @@ def _multi(outcomes: MultiLabel, judged: Judged) -> Metrics:
     found = Metrics()
     if predicted is None:
         names = [f"{name}_{average}" for name in ("precision", "recall", "f1", "jaccard") for average in AVERAGES]
+        names += ["jaccard_samples", "balanced_accuracy", "balanced_accuracy_adjusted"]
         found.unavailable = dict.fromkeys(["accuracy", "accuracy_of_all_inputs", *names], _CUT)
         counts = truth.sum(0).tolist()
         found.per_class = [{"class": name, "images": n} for name, n in zip(outcomes.classes, counts, strict=True)]
@@ -91,6 +96,15 @@ def _multi(outcomes: MultiLabel, judged: Judged) -> Metrics:
     found.values = {"accuracy": sk.accuracy_score(truth, predicted), **_averaged(truth, predicted, AVERAGES)}
     for average in AVERAGES:
         found.values[f"jaccard_{average}"] = sk.jaccard_score(truth, predicted, average=average, zero_division=0)
+    found.values["jaccard_samples"] = jaccard_of_images(truth, predicted)
+    balanced = balanced_accuracies(truth, predicted)
+    if len(balanced):
+        found.values |= {
+            "balanced_accuracy": balanced.mean(),
+            "balanced_accuracy_adjusted": 2 * balanced.mean() - 1,
+        }
+    else:
+        found.unavailable |= dict.fromkeys(("balanced_accuracy", "balanced_accuracy_adjusted"), _ONE_CLASS)
     precision, recall, f1, support = sk.precision_recall_fscore_support(truth, predicted, zero_division=0)
     counts = sk.multilabel_confusion_matrix(truth, predicted)
     for number, name in enumerate(outcomes.classes):
@@ -100,6 +114,29 @@ def _multi(outcomes: MultiLabel, judged: Judged) -> Metrics:
         found.per_class.append({"class": name, **numbers, **{key: float(value) for key, value in quality.items()}})
     _add_what_needs_scores(found, truth, judged, single=False)
     return found
+
+
+def jaccard_of_images(truth: Bools, predicted: Bools) -> float:
+    """Of each image the labels that are right, of all that it has or is said to have; 1 of an image that has none and
+    is said to have none. The mean over the images."""
+    return float(sk.jaccard_score(truth, predicted, average="samples", zero_division=1))
+
+
+def balanced_accuracies(truth: Bools, predicted: Bools) -> Floats:
+    """Of each class that some images have and others have not, the mean of two shares: of the images with it that are
+    said to have it, and of those without it that are not."""
+    there = truth.sum(0)
+    told = (there > 0) & (there < len(truth))
+    found, kept = (truth & predicted).sum(0), (~truth & ~predicted).sum(0)
+    return np.asarray((found[told] / there[told] + kept[told] / (len(truth) - there[told])) / 2)
+
+
+def log_loss_of_labels(truth: Bools, scores: NDArray[Any]) -> float:
+    """The mean over all images and classes of minus the logarithm of what the score gives to the truth: s where the
+    image has the label, 1 - s where it has not; bounded as scikit-learn bounds it."""
+    smallest = np.finfo(np.float32).eps
+    share = np.clip(np.where(truth, scores, 1 - scores.astype(np.float64)), smallest, 1)
+    return float(-np.log(share).mean())
 
 
 def _averaged(labels: NDArray[Any], predicted: NDArray[Any], averages: Any) -> dict[str, float]:
@@ -143,19 +180,20 @@ def _add_what_needs_scores(found: Metrics, truth: Bools, judged: Judged, *, sing
     scores = judged.scores
     ranking = [f"{name}_{average}" for name in ("roc_auc", "average_precision") for average in AVERAGES]
     if scores is None:
-        names = [*ranking, "log_loss"] if single else [*ranking, "expected_calibration_error"]
+        names = [*ranking, "log_loss"] if single else [*ranking, "log_loss", "expected_calibration_error"]
         found.unavailable |= dict.fromkeys(names, _NO_SCORES)
         return
     if single:
         shares = scores.astype(np.float64) / scores.sum(1, keepdims=True, dtype=np.float64)
         found.values["log_loss"] = float(sk.log_loss(truth.argmax(1), shares, labels=range(truth.shape[1])))
     else:
+        found.values["log_loss"] = log_loss_of_labels(truth, scores)
         found.bins = reliability(scores.ravel().astype(np.float64), truth.ravel())
         found.values["expected_calibration_error"] = calibration_error(found.bins)
     support = truth.sum(0)
     told = np.flatnonzero((support > 0) & (support < len(truth)))
     if not len(told):
-        found.unavailable |= dict.fromkeys(ranking, "needs images of two classes")
+        found.unavailable |= dict.fromkeys(ranking, _ONE_CLASS)
         return
     for name, score in (("roc_auc", sk.roc_auc_score), ("average_precision", sk.average_precision_score)):
         by_class = np.array([score(truth[:, number], scores[:, number]) for number in told])

@@ -1,7 +1,7 @@
 """What metrics, and the files of an evaluation, are called.
 
 Names of metrics are those of scikit-learn's scorers (`sklearn.metrics.get_scorer_names()`), with `_micro`, `_macro`,
-`_weighted` or `_binary` for how classes are averaged, and without the `neg_` of `neg_log_loss`.
+`_weighted`, `_binary` or (over images) `_samples` for how they are averaged, and without the `neg_` of `neg_log_loss`.
 """
 
 AVERAGES = ("micro", "macro", "weighted")
@@ -14,6 +14,7 @@ CARD_NAMES = {
         for name in ("average_precision", "f1", "precision", "recall")
         for average in (*AVERAGES, "binary")
     },
+    "iou": "jaccard_samples",
     **{f"iou_{average}": f"jaccard_{average}" for average in AVERAGES},
 }
 """What the card's evaluation sample calls a metric that has another name here."""

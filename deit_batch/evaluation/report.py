@@ -16,6 +16,7 @@ _HEADLINES = {
     "f1_macro": "F1, macro",
     "f1_micro": "F1, micro",
     "jaccard_macro": "Jaccard (IoU), macro",
+    "jaccard_samples": "Jaccard (IoU), mean of the images",
     "log_loss": "log loss (lower is better)",
     "expected_calibration_error": "expected calibration error (lower is better)",
 }

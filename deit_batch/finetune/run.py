@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from deit_batch.errors import UsageError
 from deit_batch.finetune import folders, mlflow_model
@@ -69,6 +71,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
         with folders.writing(out):
             stack.callback(folders.lock(out).release)
         stop = stack.enter_context(stop_on_signals(SECONDS_TO_FINISH))
+        _require_reporters(settings.report_to)
         settings = _with_split(settings)
         checkpoint = find_checkpoint(
             settings.model,
@@ -100,6 +103,14 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
                     mlflow_model.save(flavour, result, result / "mlflow")
                 folders.publish(result, out)
     return TrainingResult(report["metrics"], len(report["data"]["skipped"]))
+
+
+def _require_reporters(names: Sequence[str]) -> None:
+    """Raises UsageError for one whose library is not installed."""
+    at_hand = get_available_reporting_integrations()
+    for name in names:
+        if name not in at_hand:
+            raise UsageError(f"--report-to {name}: its library is not installed; pip install {name.replace('_', '-')}")
 
 
 def _with_split(settings: Settings) -> Settings:
@@ -137,7 +148,7 @@ def _facts(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> dict[s
         "what_is_in_the_inputs": listing_digest(settings),
     }
     facts["id2label"] = digest_of(checkpoint.labels) if settings.id2label else None
-    del facts["workers"]
+    del facts["workers"], facts["report_to"]
     return dict(json.loads(json.dumps(facts)))
 
 
@@ -223,7 +234,7 @@ def _arguments(settings: Settings, sets: Sets, folder: Path, *, on_cpu: bool) ->
         logging_steps=20,
         logging_nan_inf_filter=False,  # it would hide from StopIfDiverged what it is for
         disable_tqdm=True,  # it would write its logs to stdout
-        report_to="none",
+        report_to=list(settings.report_to) or "none",
         remove_unused_columns=False,
         label_names=["targets"],
         use_cpu=on_cpu,

@@ -14,11 +14,16 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 50
 LARGEST_BATCH = 32
 BATCHES_AN_EPOCH = 8
 """At least, as long as a batch has four images."""
-SINGLE_LABEL_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "loss")
-MULTI_LABEL_METRICS = ("average_precision", "accuracy", "f1_macro", "loss")
+SINGLE_LABEL_METRICS = ("accuracy", "balanced_accuracy", "balanced_accuracy_adjusted", "f1_macro", "log_loss", "loss")
+MULTI_LABEL_METRICS = (
+    "average_precision", "accuracy", "f1_macro", "jaccard_samples", "balanced_accuracy", "balanced_accuracy_adjusted",
+    "log_loss", "loss",
+)  # fmt: skip
 """What a validation measures; the best epoch is chosen by the first, if by no other."""
 METRICS = tuple(dict.fromkeys(SINGLE_LABEL_METRICS + MULTI_LABEL_METRICS))
-LOWER_IS_BETTER = ("loss",)
+LOWER_IS_BETTER = ("log_loss", "loss")
+REPORTERS = ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Of those that the Trainer of `transformers` has, what needs no more than its library."""
 LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "head": 1e-3}
 """For AdamW: what is trained anew bears larger steps than what is only refined."""
 
@@ -34,6 +39,7 @@ class Settings:
     label_map: str | None = None
     recursive: bool = True
     limit: int | None = None
+    map: tuple[tuple[str, str], ...] = ()
     validation: str | None = None
     validation_share: float = 0.2
     model: str = DEFAULT_MODEL
@@ -46,6 +52,7 @@ class Settings:
     lora_rank: int | None = None
     teacher: str | None = None
     mlflow: bool = False
+    report_to: tuple[str, ...] = ()
     device: str = "auto"
     num_train_epochs: float | None = None
     max_steps: int | None = None

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score
+from scipy.special import expit, softmax
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from deit_batch.errors import UsageError
+from deit_batch.evaluation.metrics import balanced_accuracies, jaccard_of_images, log_loss_of_labels
 from deit_batch.finetune.augmentation import Augmentation
 from deit_batch.finetune.settings import LOWER_IS_BETTER, METRICS
 from deit_batch.finetune.students import Student
@@ -94,20 +96,30 @@ def metrics_for(*, multi_label: bool) -> Callable[[EvalPrediction], dict[str, fl
 
 def _single_label_metrics(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
     truth, guess = targets.argmax(-1), logits.argmax(-1)
+    several = bool(np.ptp(truth))  # of one class alone, nothing is better or worse than chance
     return {
         "accuracy": float(accuracy_score(truth, guess)),
         "balanced_accuracy": float(balanced_accuracy_score(truth, guess)),
+        "balanced_accuracy_adjusted": float(several and balanced_accuracy_score(truth, guess, adjusted=True)),
         "f1_macro": float(f1_score(truth, guess, average="macro", zero_division=0)),
+        "log_loss": float(log_loss(truth, softmax(logits, -1), labels=range(logits.shape[-1]))),
     }
 
 
 def _multi_label_metrics(truth: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
-    """At a threshold of 0.5, but for the average precision: the mean of the classes that are there."""
-    there = truth.any(0)
+    """At a threshold of 0.5, but for the average precision and the log loss; over the classes that are there. Balanced
+    accuracy is that of chance where no class tells images apart."""
+    there, has, said = truth.any(0), truth > 0.5, logits > 0
+    by_class = balanced_accuracies(has, said)
+    balanced = float(by_class.mean()) if len(by_class) else 0.5
     return {
-        "f1_macro": float(f1_score(truth, logits > 0, average="macro", zero_division=0)),
-        "accuracy": float(accuracy_score(truth, logits > 0)),
+        "f1_macro": float(f1_score(truth, said, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(truth, said)),
+        "jaccard_samples": jaccard_of_images(has, said),
+        "log_loss": log_loss_of_labels(has, expit(logits.astype(np.float64))),
         "average_precision": float(average_precision_score(truth[:, there], logits[:, there], average="macro")),
+        "balanced_accuracy": balanced,
+        "balanced_accuracy_adjusted": 2 * balanced - 1,
     }
 
 

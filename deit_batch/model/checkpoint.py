@@ -31,7 +31,13 @@ from deit_batch.model.hub import HUB_NAME, snapshot
 from deit_batch.model.labels import labels_from_config, read_id2label
 from deit_batch.model.place import Place, place_in
 from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
-from deit_batch.model.timm import config_from_timm, is_timms, recipe_from_timm, shapes_as_transformers
+from deit_batch.model.timm import (
+    config_from_timm,
+    is_timms,
+    recipe_from_timm,
+    recipe_of_authors,
+    shapes_as_transformers,
+)
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 from deit_batch.system.regular_file import read_settings
 
@@ -142,11 +148,13 @@ def shapes_of(checkpoint: Checkpoint, stored: Mapping[str, Shape]) -> Mapping[st
 
 
 def find_recipe(checkpoint: Checkpoint, image_processor: str | None, *, fetch: bool = True) -> Recipe:
-    """The preprocessing: the checkpoint's own, or what `image_processor` names ("card", a folder, a JSON file, a Hub
-    id, which is fetched as the checkpoint is). Raises CheckpointError if there is none or its images do not fit the
-    checkpoint."""
+    """The preprocessing: the checkpoint's own, or what `image_processor` names ("card", "paper", a folder, a JSON file,
+    a Hub id, which is fetched as the checkpoint is). Raises CheckpointError if there is none or its images do not fit
+    the checkpoint."""
     if image_processor == "card":
         recipe = CARD_RECIPE
+    elif image_processor == "paper":
+        recipe = recipe_of_authors(checkpoint.geometry.image_size[0])
     elif image_processor is None and isinstance(checkpoint.recipe, Mapping):
         recipe = recipe_from_timm(checkpoint.recipe, checkpoint.geometry.image_size[0], checkpoint.name)
     else:

@@ -130,6 +130,12 @@ def recipe_from_timm(config: Mapping[str, Any], image_size: int, name: str) -> R
     )
 
 
+def recipe_of_authors(image_size: int) -> Recipe:
+    """The evaluation of the paper: the short side to 256 for a centre of 224, to 438 for one of 384, ImageNet's mean
+    and deviation. From `build_transform` of datasets.py in github.com/facebookresearch/deit; torchvision crops."""
+    return recipe_from_timm({}, image_size, "the paper")
+
+
 _FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 

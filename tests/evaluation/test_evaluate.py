@@ -118,7 +118,30 @@ def test_metrics_of_several_labels_are_scikit_learns() -> None:
         columns = slice(None) if average == "micro" else there
         value = sk.roc_auc_score(truth[:, columns], scores[:, columns], average=average)
         assert found.values[f"roc_auc_{average}"] == pytest.approx(value)
+    assert found.values["jaccard_samples"] == pytest.approx(
+        sk.jaccard_score(truth, predicted, average="samples", zero_division=1)
+    )
+    shares = scores.astype(np.float64)
+    each = [sk.log_loss(truth[:, number], shares[:, number], labels=[False, True]) for number in range(6)]
+    assert found.values["log_loss"] == pytest.approx(np.mean(each), rel=1e-6)
+    balanced = [sk.balanced_accuracy_score(truth[:, number], predicted[:, number]) for number in there]
+    assert found.values["balanced_accuracy"] == pytest.approx(np.mean(balanced))
+    assert found.values["balanced_accuracy_adjusted"] == pytest.approx(2 * np.mean(balanced) - 1)
     assert [row["images"] for row in found.per_class] == truth.sum(0).tolist()
+
+
+def test_what_has_no_value_is_unavailable_and_not_0() -> None:
+    scores, truth = made(several=False)
+    same = np.repeat(scores[:1], len(scores), axis=0)
+    one = np.repeat(truth[:1], len(truth), axis=0)
+    for predicted, labels in ((same, truth), (scores, one)):
+        found = compute(judged(predicted, labels, several=False), len(truth))
+        assert "matthews_corrcoef" not in found.values
+        assert found.unavailable["matthews_corrcoef"].startswith("needs two classes among the labels, and two")
+    every = compute(judged(scores, np.ones_like(truth), several=True), len(truth))
+    assert {"balanced_accuracy", "balanced_accuracy_adjusted"} <= every.unavailable.keys()
+    nothing = np.zeros_like(truth)
+    assert compute(judged(np.full_like(scores, 0.1), nothing, several=True), len(truth)).values["jaccard_samples"] == 1
 
 
 def test_two_classes_have_binary_metrics_too() -> None:

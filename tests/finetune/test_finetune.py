@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 from click import Context
-from helpers import COMMAND, EXAMPLES, LABELS, MakeCheckpoint, deit_batch
+from click.testing import CliRunner
+from helpers import COMMAND, EXAMPLES, LABELS, MakeCheckpoint, deit_batch, read_json
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -146,6 +149,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def changed(one: Path, other: Path) -> set[str]:
     before, after = weights(one), weights(other)
     return {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+
+
+def test_a_validation_measures_what_an_evaluation_does(canvases: Path, start: Path, tmp_path: Path) -> None:
+    validation = str(canvases)
+    chosen = settings(canvases, start, max_steps=2, validation=validation, metric_for_best_model="jaccard_samples")
+    found = finetune(chosen, tmp_path / "out").metrics
+    command = ["evaluate", "--input", validation, "--model", str(tmp_path / "out"), "--out", str(tmp_path / "e")]
+    done = CliRunner().invoke(main, [*command, "--workers", "0"])
+    assert done.exit_code == 0, done.output
+    values = read_json(tmp_path / "e" / "metrics.json")["metrics"]
+    for name in ("jaccard_samples", "log_loss", "balanced_accuracy", "balanced_accuracy_adjusted", "f1_macro"):
+        assert found[name] == pytest.approx(values[name], abs=1e-4), name
 
 
 def test_a_frozen_backbone_stays_as_it_was(colours: Path, start: Path, tmp_path: Path) -> None:
@@ -361,6 +376,36 @@ def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
     (tmp_path / "out" / "training.json").unlink()
     with pytest.raises(UsageError, match="no result of a fine-tuning"):
         once(2)
+
+
+def test_metrics_go_to_a_tracker_while_it_trains(
+    colours: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "tracked").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    try:
+        finetune(settings(colours, start, report_to=("mlflow",), **NEVER), tmp_path / "out")
+    finally:
+        mlflow.end_run()
+        mlflow.set_tracking_uri("")  # as it was
+    logged = {path.name for path in (tmp_path / "tracked").glob("*/*/metrics/*")}
+    assert {"eval_accuracy", "eval_loss"} <= logged
+    with pytest.raises(UsageError, match="--report-to wandb: its library is not installed; pip install wandb"):
+        finetune(settings(colours, start, report_to=("wandb",)), tmp_path / "out")
+
+
+def test_a_wrong_input_is_said_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "a.png").write_bytes((EXAMPLES / "bag" / "00018.png").read_bytes())
+    program = (
+        "import sys; from deit_batch.cli import main\n"
+        "try: main(['finetune', '--input', sys.argv[1], '--out', 'x'])\n"
+        "finally: print(sorted({'torch', 'transformers', 'datasets', 'pyarrow'} & {*sys.modules}))"
+    )
+    for name, says in (("nothing", "no such file or folder"), ("bare", "has no class folders and no labels.csv")):
+        command = [sys.executable, "-c", program, name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, says in done.stderr) == (2, "[]\n", True), done.stderr
 
 
 def test_too_little_to_learn_from_is_said(colours: Path, start: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from deit_batch.errors import CheckpointError, DecodeError, Interrupted
 from deit_batch.limits import Limits
 from deit_batch.loading import decode as decoding
 from deit_batch.model.recipe import CARD_RECIPE, Recipe, recipe_from_config
+from deit_batch.model.timm import recipe_of_authors
 
 LIMITS = Limits()
 
@@ -97,6 +98,23 @@ def test_the_cards_recipe_is_the_cards_text() -> None:
     expected = Recipe((256, 256), 3, (224, 224), 1 / 255, (0.5,) * 3, (0.5,) * 3)
     assert recipe_from_config({}, "deit") == expected
     assert expected == CARD_RECIPE
+
+
+@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (333, 251), (100, 517), (259, 256)])
+def test_the_papers_recipe_is_the_authors_code(size: int, width: int, height: int) -> None:
+    """Resize(int(size / 0.875), 3) and CenterCrop(size), as torchvision says them."""
+    image = photo(width, height)
+    short = int(size / 0.875)
+    sides = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    resized = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = (round((side - size) / 2.0) for side in sides)
+    expected = np.asarray(resized.crop((left, top, left + size, top + size)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    recipe = recipe_of_authors(size)
+    assert np.array_equal(decode(buffer.getvalue(), recipe), expected)
+    assert (recipe.mean, recipe.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize(
