@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias, TypedDict
 
 from deit_batch.errors import UsageError
+from deit_batch.input.elsewhere import find_here
 from deit_batch.input.open import Shard, open_source
 from deit_batch.io import FeatureName, Reference, Source, pretty
 from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
@@ -64,9 +65,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what the command line would refuse."""
-        if not self.inputs:
+        if not self._given_inputs:
             raise UsageError("no input is given")
-        for spec in self.inputs:
+        for spec in self._given_inputs:
             _require_name(spec)
         for name in ("column", "id", "model", "revision", "image_processor", "id2label", "device", "dtype"):
             self._require(name, str)
@@ -115,7 +116,11 @@ class Options:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """One or several, which are scored one after another."""
+        """One or several, which are scored one after another: where they are here."""
+        return tuple(find_here(spec, self.map) for spec in self._given_inputs)
+
+    @property
+    def _given_inputs(self) -> tuple[str, ...]:
         return (self.input,) if isinstance(self.input, str) else self.input
 
     def open_source(self, stdin: BinaryIO | None = None) -> Source:

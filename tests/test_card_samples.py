@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from deit_batch.model.checkpoint import find_checkpoint
 STORE = (
     "azureml://subscriptions/0000/resourcegroups/rg/workspaces/ws/datastores/workspaceblobstore/paths/LocalUpload/a/"
 )
+SHORT = "azureml://datastores/workspaceblobstore/paths/LocalUpload/a/"
 MLTABLE = """\
 paths:
   - file: ./{name}
@@ -61,8 +63,9 @@ def ran(command: str, *args: object) -> str:
 @pytest.mark.parametrize("several", [False, True], ids=["multi-class", "multi-label"])
 def test_fine_tuning_and_evaluation(several: bool, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     write_sample(tmp_path, several=several)
-    train, validation = (tmp_path / f"{part}-mltable-folder" for part in ("train", "validation"))
-    here = ["--map", f"azureml://datastores/workspaceblobstore/paths/LocalUpload/a/={tmp_path}"]
+    shutil.move(tmp_path / "train-mltable-folder", tmp_path / "fridgeObjects")
+    train, validation = f"{SHORT}fridgeObjects/train-mltable-folder", tmp_path / "validation-mltable-folder"
+    here = ["--map", f"{SHORT}={tmp_path}"]
     model = make_checkpoint("ViTForImageClassification")
     steps = ["--max-steps", "2", "--per-device-train-batch-size", "6"]
     data = ["--input", train, "--validation", validation, *here]

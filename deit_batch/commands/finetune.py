@@ -32,6 +32,7 @@ from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
 from deit_batch.evaluation.names import CARD_NAMES
 from deit_batch.finetune.inputs import check_inputs
 from deit_batch.finetune.settings import METRICS, REPORTERS, Settings
+from deit_batch.input.elsewhere import find_here
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.system.extras import needing
@@ -261,6 +262,8 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
     images could not be read.
     """
     chosen["limits"] = limits_from(chosen)
+    for name in ("input", "validation"):
+        chosen[name] = chosen[name] and find_here(chosen[name], chosen["map"])
     settings = Settings(**chosen)
     check_inputs(settings)
     with needing("train"):

@@ -27,7 +27,7 @@ from itertools import chain
 from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.elsewhere import Map, find_here
+from deit_batch.input.elsewhere import Map
 from deit_batch.input.kinds import InputKind, InputName, is_image_name, is_saved_dict, parse_input_name
 from deit_batch.input.open import columns_seen, find_metadata, open_source
 from deit_batch.io import Failure, Reference, Source, clean, counted
@@ -99,7 +99,6 @@ def open_labelled(
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
-    spec = find_here(spec, map)
     given = parse_input_name(spec)
     table = labels_table(spec)
     by_name = not table and given.names_image_files and not _has_label_metadata(spec, label_column)

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeAlias
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input import arrow, files, tables, webdataset
 from deit_batch.input.columns import usual_image_column
-from deit_batch.input.elsewhere import Map, find_here
+from deit_batch.input.elsewhere import Map
 from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.image_folder import FILE_NAME, counting_unlisted, metadata_files
 from deit_batch.input.kinds import MLTABLE, TABLES, InputKind, InputName, parse_input_name
@@ -115,7 +115,7 @@ def open_source(
     Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
     have in the whole. Of several inputs, a relative name in a table is shown with the table's folder: two tables may
     have the same. `column`, `keep`, `id`, `label`, `image_optional` and `map` are the `Fields` of every table among
-    them; `map` is for `specs`, too. A folder of images has fields if there is metadata in it (image_folder.py). A
+    them. A folder of images has fields if there is metadata in it (image_folder.py). A
     relative path in a table starts from `folder`, or else from the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
@@ -124,7 +124,7 @@ def open_source(
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
     fields = Fields(column, keep, id, label, image_optional, map)
-    specs = [find_here(spec, map) for spec in ([specs] if isinstance(specs, str) else specs)]
+    specs = [specs] if isinstance(specs, str) else list(specs)
     if specs.count("-") > 1:
         raise UsageError("stdin is named twice as input; it can be read once")
 

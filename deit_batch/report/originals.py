@@ -46,7 +46,7 @@ def find_originals(
 def _in_input(run: Mapping[str, Any], known: Map, fetch: bool) -> Iterator[Reference]:
     """The references of a run's input, if a table is in it: what is in a folder is found by its name, and sooner."""
     given = run.get("input")
-    specs = [str(spec) for spec in given] if isinstance(given, list) else [str(given)]
+    specs = [find_here(str(spec), known) for spec in (given if isinstance(given, list) else [given])]
     table = labels_table(specs[0]) if len(specs) == 1 else None
     column, id, limit = run.get("column"), run.get("id"), run.get("limit")
     try:

@@ -24,6 +24,7 @@ from deit_batch.input.labels import find_split, open_labelled
 from deit_batch.input.mltable import MlTable, read_mltable
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile
+from deit_batch.plan import Options
 
 LONG = "azureml://subscriptions/0/resourcegroups/rg/workspaces/ws/datastores/blob/paths/"
 SHORT = "azureml://datastores/blob/paths/"
@@ -58,6 +59,15 @@ BOMB = f"metadata:\n  - &x0 [a]\n{_ALIASES}transformations: [*x39]\n"
 )
 def test_the_longest_prefix_says_where_an_image_is(known: list[str], name: str, here: str) -> None:
     assert find_here(name, [parse_map(one) for one in known]) == here
+
+
+def test_inputs_are_mapped_once(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "a"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(jpeg())
+    (folder / "t.csv").write_text(f"image\n{tmp_path}/a/1.jpg\n")
+    options = Options(input=f"{tmp_path}/a/t.csv", map=((f"{tmp_path}/a/", str(folder)),))
+    assert [reference.location for reference in options.open_source().references] == [LocalFile(f"{folder}/1.jpg")]
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1))), st.text())
