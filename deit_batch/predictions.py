@@ -50,7 +50,9 @@ def score_batch(
 
 def widest_bounds(wanted: Sequence[Wanted | None], options: Options) -> tuple[int | None, float]:
     """`top_k` and `threshold` that leave in what is wanted of any image."""
-    bounds = [_bounds(one, options) for one in wanted] or [_bounds(None, options)]
+    if not any(wanted):
+        return _bounds(None, options)
+    bounds = [_bounds(one, options) for one in wanted]
     most = [top_k for top_k, _ in bounds if top_k is not None]
     return max(most) if len(most) == len(bounds) else None, min(threshold for _, threshold in bounds)
 

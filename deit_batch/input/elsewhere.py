@@ -28,6 +28,8 @@ def parse_map(text: str) -> tuple[str, str]:
 def find_here(name: str, known: Map) -> str:
     """Where that is: the place of the longest prefix that the name has, and the rest of the name; the name itself if it
     has none. A datastore of Azure ML is known by its short form (azureml://datastores/…), too."""
+    if not known:
+        return name
     text = name.strip()
     found = [(prefix, place, form) for prefix, place in known for form in _forms(text) if form.startswith(prefix)]
     if not found:
