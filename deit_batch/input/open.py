@@ -247,7 +247,7 @@ def _of_rows(
     else:
         rows = _check_first_object(rows, fields)
     if folder is None:
-        folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET) else os.path.dirname(spec)
+        folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET, InputKind.SAVED) else os.path.dirname(spec)
     found: Iterator[Reference] = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
     found = _saying_what_is_twice(found, spec) if fields.id else found
     references = (_shown_apart(reference, spec) for reference in found) if shows_folder else found
