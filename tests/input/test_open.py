@@ -226,7 +226,7 @@ def test_a_malformed_csv_row_is_a_failure_and_the_others_are_not(tmp_path: Path)
         "line 11",
         "line 14",
     ]
-    assert failures[0] == "line 3: 1 fields where the header has 2"
+    assert failures[0] == "line 3: 1 field where the header has 2"
     assert failures[4] == "line 11: the image is empty"
 
 
@@ -317,7 +317,7 @@ def test_of_a_row_without_an_image_it_is_said_which_input_it_is_of(tmp_path: Pat
         (tmp_path / name).write_text("image,x\na.png\n")
     references = list(open_source([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]).references)
     assert [failure(reference) for reference in references] == [
-        f"{tmp_path}/{name}: line 2: 1 fields where the header has 2" for name in ("a.csv", "b.csv")
+        f"{tmp_path}/{name}: line 2: 1 field where the header has 2" for name in ("a.csv", "b.csv")
     ]
 
 
