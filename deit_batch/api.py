@@ -51,6 +51,7 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
         allow_pickle: Whether weights that are not safetensors are loaded. Default: False.
         id2label: The names of the model's classes: a file of one name a line, a .json file, or "imagenet". Default: the
             checkpoint's own.
+        runtime: What computes the scores: "native" (of DeiTs and ViTs), "transformers", "onnx". Default: "auto".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps". Default: "auto".
         dtype: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16", "bfloat16", "int8". Default: "auto".
         compile: Whether the model is compiled first, on a GPU. Default: False.
@@ -101,7 +102,8 @@ def load(model: Input = DEFAULT_MODEL, **options: Unpack[ModelOptions]) -> Model
     Args:
         model: As of `score`.
         **options: Those of `score` that say how it is scored, not what: `revision`, `image_processor`, `decode`,
-            `deep_gray`, `allow_pickle`, `id2label`, `device`, `dtype`, `compile`, `batch_size`, `workers`, `limits`.
+            `deep_gray`, `allow_pickle`, `id2label`, `runtime`, `device`, `dtype`, `compile`, `batch_size`, `workers`,
+            `limits`.
 
     Raises:
         UsageError, CheckpointError: As `score`; also if the weights do not fit.
@@ -144,7 +146,7 @@ class Model:
         chosen = options_of(
             "embed", input, options, InputOptions.__optional_keys__, **self._kept, features=_names(features)
         )
-        require_features(chosen.features or (), chosen, self._plan.checkpoint)
+        require_features(chosen.features or (), chosen, self._plan.checkpoint, self._plan.outline)
         return self._records(chosen)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.hub import why_not_the_hub
 from deit_batch.system import machine
 
-LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets")
+LIBRARIES = ("torch", "pillow", "numpy", "pyarrow", "huggingface_hub", "httpcore2", "datasets", "transformers")
 EXTRAS = {
     "heic": ("pi-heif",),
     "turbo": ("simplejpeg",),
@@ -30,7 +30,7 @@ EXTRAS = {
     "azure": ("adlfs",),
     "eval": ("matplotlib", "scikit-learn", "scipy"),
     "report": ("jinja2", "matplotlib"),
-    "train": ("accelerate", "kornia", "peft", "scikit-learn", "transformers"),
+    "train": ("accelerate", "kornia", "peft", "scikit-learn"),
     "mlflow": ("mlflow-skinny",),
     "azureml": ("azureml-inference-server-http",),
     "ray": ("ray",),

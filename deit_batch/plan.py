@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self, TypeAlias, TypedDict, get_args
 
 from deit_batch.errors import UsageError
 from deit_batch.input.elsewhere import find_here
@@ -18,8 +18,9 @@ from deit_batch.input.open import Shard, open_source
 from deit_batch.io import FeatureName, Reference, Source, pretty
 from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
 from deit_batch.loading import turbo
-from deit_batch.model.architecture import FEATURES
+from deit_batch.model.architecture import FEATURES, vit_of_size
 from deit_batch.model.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint, find_recipe
+from deit_batch.model.config import Runtime
 from deit_batch.model.labels import are_placeholders, digest_of
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.extras import is_installed
@@ -53,6 +54,7 @@ class Options:
     deep_gray: Literal["clip", "scale"] = "clip"
     allow_pickle: bool = False
     id2label: str | None = None
+    runtime: Literal["auto", "native", "transformers", "onnx"] = "auto"
     device: str = "auto"
     dtype: str = "auto"
     top_k: int | None = 5
@@ -85,6 +87,8 @@ class Options:
             raise UsageError(f"decode is {self.decode!r}; it must be exact or fast")
         if self.deep_gray not in ("clip", "scale"):
             raise UsageError(f"deep_gray is {self.deep_gray!r}; it must be clip or scale")
+        if self.runtime not in ("auto", *get_args(Runtime)):
+            raise UsageError(f"runtime is {self.runtime!r}; it must be one of auto, {', '.join(get_args(Runtime))}")
         if self.shard is not None:
             self._check_shard(self.shard)
         if self.features is not None:
@@ -172,6 +176,7 @@ class ModelOptions(TypedDict, total=False):
     deep_gray: Literal["clip", "scale"]
     allow_pickle: bool
     id2label: str | os.PathLike[str] | None
+    runtime: Literal["auto", "native", "transformers", "onnx"]
     device: str
     dtype: str
     compile: bool
@@ -229,8 +234,18 @@ def checkpoint_of(options: Options, *, fetch: bool = True) -> Checkpoint:
         revision=options.revision,
         allow_pickle=options.allow_pickle,
         id2label=options.id2label,
+        runtime=_runtime(options),
         fetch=fetch,
     )
+
+
+def _runtime(options: Options) -> str:
+    """The one that is asked for: by its name, or by what it alone computes in."""
+    if options.dtype != "int8":
+        return options.runtime
+    if options.runtime not in ("auto", "onnx"):
+        raise UsageError(f"--dtype int8 is run by ONNX Runtime; leave out --runtime {options.runtime}")
+    return "onnx"
 
 
 def recipe_of(checkpoint: Checkpoint, options: Options, *, fetch: bool = True) -> Recipe:
@@ -240,6 +255,22 @@ def recipe_of(checkpoint: Checkpoint, options: Options, *, fetch: bool = True) -
         fast=options.decode == "fast",
         scale_deep_gray=options.deep_gray == "scale",
     )
+
+
+class Outline(NamedTuple):
+    """What a model gives beside scores: which features, and how many numbers each has."""
+
+    features: tuple[FeatureName, ...]
+    width: int
+
+
+def outline_of(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
+    """Raises CheckpointError if the class, which only `transformers` knows, can't have these weights or such images."""
+    if checkpoint.runtime == "transformers":
+        from deit_batch.model.auto_model import find_features
+
+        return Outline(*find_features(checkpoint, recipe.size))
+    return Outline(tuple(checkpoint.geometry.features), checkpoint.geometry.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +285,7 @@ class Plan:
     pass_size: int
     workers: int
     compile: bool
+    outline: Outline
     float32_fallback: bool = False
     """Whether images whose scores are not finite are scored again in float32."""
     features: tuple[FeatureName, ...] | None = None
@@ -267,23 +299,26 @@ class Plan:
                 checkpoint.name,
                 checkpoint.labels[0],
             )
-        if options.features:
-            require_features(options.features, options, checkpoint)
         recipe = recipe_of(checkpoint, options)
         if why_not := turbo.why_not():  # found out here, once: workers that are forked know it
             logger.debug("JPEGs are decoded by Pillow alone: %s", why_not)
+        outline = outline_of(checkpoint, recipe)
+        if options.features:
+            require_features(options.features, options, checkpoint, outline)
 
         from deit_batch.model.classifier import choose_device, choose_dtype, choose_sizes
 
-        device = choose_device("cpu" if checkpoint.exported_dtype and options.device == "auto" else options.device)
+        runs_on_cpu = checkpoint.runtime == "onnx" and options.device == "auto"
+        device = choose_device("cpu" if runs_on_cpu else options.device)
         dtype = choose_dtype(options.dtype, device, checkpoint)
-        if dtype == "int8" and not checkpoint.exported_dtype:
+        if checkpoint.runtime == "onnx" and not checkpoint.exported_dtype:
             from deit_batch.model.onnx import exported
 
             checkpoint = exported(checkpoint, dtype)
         if options.compile and device.type != "cuda":
             raise UsageError("--compile is for NVIDIA GPUs: on a CPU it gains nothing (docs/decisions.md)")
-        batch_size, pass_size = choose_sizes(device, checkpoint, dtype, options.batch_size)
+        geometry = checkpoint.own_geometry or vit_of_size(recipe.size, len(checkpoint.labels))
+        batch_size, pass_size = choose_sizes(device, geometry, dtype, options.batch_size)
         return cls(
             checkpoint=checkpoint,
             recipe=recipe,
@@ -295,6 +330,7 @@ class Plan:
             compile=options.compile,
             float32_fallback=options.dtype == "auto" and dtype == "float16",
             features=options.features,
+            outline=outline,
         )
 
     @property
@@ -346,6 +382,7 @@ class Plan:
             "dtype": self.dtype,
             "compile": self.compile,
             "float32_fallback": self.float32_fallback,
+            "runtime": self.checkpoint.runtime,
             **_results(options),
             "pass_size": self.pass_size,
             "allow_truncated": options.limits.allow_truncated,
@@ -366,10 +403,11 @@ class Plan:
 
     def versions(self) -> dict[str, str]:
         """Of all that scores depend on."""
-        runtime = "onnxruntime" if self.checkpoint.exported_dtype else "torch"
+        runtimes = {"native": ["torch"], "transformers": ["torch", "transformers"], "onnx": ["onnxruntime"]}
         heif = ["pi-heif"] if is_installed("pi_heif") else []
         reduces = ["simplejpeg"] if self.recipe.fast and not turbo.why_not() else []  # else its pixels are Pillow's
-        libraries = {name: version(name) for name in ("deit-batch", "pillow", *heif, *reduces, runtime)}
+        names = ("deit-batch", "pillow", *heif, *reduces, *runtimes[self.checkpoint.runtime])
+        libraries = {name: version(name) for name in names}
         return {"python": platform.python_version(), **libraries}
 
 
@@ -390,20 +428,21 @@ def _results(options: Options) -> dict[str, object]:
     return {"top_k": options.top_k, "threshold": options.threshold}
 
 
-def require_features(names: Sequence[FeatureName], options: Options, checkpoint: Checkpoint) -> None:
+def require_features(names: Sequence[FeatureName], options: Options, checkpoint: Checkpoint, outline: Outline) -> None:
     """Raises UsageError unless the checkpoint has them."""
     if checkpoint.exported_dtype:
         raise UsageError(f"{checkpoint.name} is exported: it gives scores alone; name the checkpoint it was made from")
-    if options.dtype == "int8":
-        raise UsageError("--dtype int8 is for scores alone: it runs an exported checkpoint, which has no features")
-    geometry = checkpoint.geometry
-    missing = [name for name in names if name not in geometry.features]
+    if checkpoint.runtime == "onnx":
+        why = "--dtype int8" if options.dtype == "int8" else "--runtime onnx"
+        raise UsageError(f"{why} is for scores alone: it runs an exported checkpoint, which has no features")
+    missing = [name for name in names if name not in outline.features]
     if missing:
         raise UsageError(
-            f"--features {missing[0]}: {checkpoint.name} is a {geometry.architecture}, which has only "
-            f"{' and '.join(geometry.features)}"
+            f"--features {missing[0]}: {checkpoint.name} is a {checkpoint.architecture}, which has only "
+            f"{' and '.join(outline.features) or 'scores'}"
         )
-    if "distillation" in names and "distillation_classifier" not in geometry.parts.heads:
+    heads = checkpoint.own_geometry.parts.heads if checkpoint.own_geometry else ()
+    if "distillation" in names and heads == ("classifier",):
         logger.warning(
             "the head of %s does not look at the distillation token: its features are what an earlier training has "
             "left",

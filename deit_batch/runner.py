@@ -108,7 +108,7 @@ def run(
         plan = Plan.of(options)
         stack.enter_context(_long_lived_objects_left_alone())
         settings = {**plan.settings(options), "incremental": incremental}
-        columns = Columns(options.keep, options.features or (), plan.checkpoint.geometry.hidden_size)
+        columns = Columns(options.keep, options.features or (), plan.outline.width)
         output = stack.enter_context(
             closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
@@ -215,7 +215,7 @@ def _report(
         **({"input_sha256": source.whole()} if options.shard else {}),
         "images_per_second": round(progress.images_per_second, 2),
         "seconds": stopwatch.report(),
-        "architecture": plan.checkpoint.geometry.architecture,
+        "architecture": plan.checkpoint.architecture,
         "machine": machine.describe(),
         "workers": plan.workers,
         "jpeg_decoder": turbo.decoder(),

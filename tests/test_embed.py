@@ -62,18 +62,24 @@ def test_all_three_classes_have_the_features_that_transformers_has(checkpoint: P
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     firsts = {"vit": 1, "deit": 2}[encoder.config.model_type]
     names: Any = ["mean", "cls", "distillation"][: firsts + 1]
-    records = list(embed(all_kinds, model=str(checkpoint), features=names, workers=0))
-    assert len(records) > 30
-    for record in records:
+    native, theirs = (
+        list(embed(all_kinds, model=str(checkpoint), features=names, workers=0, runtime=runtime))
+        for runtime in ("native", "transformers")
+    )
+    assert len(native) > 30
+    for record, other in zip(native, theirs, strict=True):
         with torch.inference_mode():
             inputs = processor(load_image(str(record.image)), return_tensors="pt")
             hidden = encoder(**inputs).last_hidden_state[0].numpy()
         expected = {"cls": hidden[0], "distillation": hidden[firsts - 1], "mean": hidden[firsts:].mean(0)}
         assert record.features is not None
         assert list(record.features) == names
-        for name, vector in record.features.items():
-            assert vector.dtype == np.float32
-            np.testing.assert_allclose(vector, expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{record.image} {name}")
+        assert other.features is not None
+        assert list(other.features) == names
+        for name in names:
+            for vector in (record.features[name], other.features[name]):
+                assert vector.dtype == np.float32
+                np.testing.assert_allclose(vector, expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{record} {name}")
 
 
 def test_an_array_has_a_row_for_each_input_in_its_place(some_broken: Path, vit: Path, tmp_path: Path) -> None:

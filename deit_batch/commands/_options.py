@@ -84,8 +84,8 @@ MODEL_NAME = option(
     "--model",
     type=PLACE,
     metavar="CHECKPOINT",
-    help="DeiT checkpoint: a name on the Hub, a folder (of transformers, timm, MLflow or export), a .pth file, or "
-    "'demo' (a small built-in model of ten kinds of clothing).",
+    help="Checkpoint of a DeiT or another image classifier: a name on the Hub, a folder (of transformers, timm, MLflow "
+    "or export), a .pth file, or 'demo' (a small built-in model of ten kinds of clothing).",
 )
 REVISION = option(
     "--revision", metavar="REV", help="Branch, tag or commit of the checkpoint on the Hub. [default: the main branch]"
@@ -134,6 +134,12 @@ MODEL = (
     ),
     ALLOW_PICKLE,
     ID2LABEL,
+    option(
+        "--runtime",
+        type=click.Choice(["auto", "native", "transformers", "onnx"]),
+        help="What computes the scores. With auto, the package's own code for DeiT and ViT, ONNX Runtime for an "
+        "exported checkpoint and for int8, and the library transformers for all other image classifiers.",
+    ),
     DEVICE,
     option(
         "--dtype",

@@ -48,6 +48,6 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool)
     plan.load().close()  # the weights, too: of a pickle, only they say what is in it
     checkpoint = plan.checkpoint
     commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
-    kind = f"{checkpoint.geometry.architecture}, {counted(len(checkpoint.labels), 'label')}"
+    kind = f"{checkpoint.architecture}, {counted(len(checkpoint.labels), 'label')}"
     logger.info("%s%s: %s", checkpoint.name, commit, kind)
     click.echo(save_checkpoint(checkpoint, out) if out else checkpoint.folder)

@@ -277,7 +277,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
 def _describe_model(options: Options) -> Iterator[str]:
     """What is on this machine of it; nothing is fetched. Raises CheckpointError if a run would be refused."""
     from deit_batch.io import counted
-    from deit_batch.plan import checkpoint_of, recipe_of
+    from deit_batch.plan import checkpoint_of, outline_of, recipe_of
 
     try:
         checkpoint = checkpoint_of(options, fetch=False)
@@ -286,12 +286,13 @@ def _describe_model(options: Options) -> Iterator[str]:
         yield f"model: {options.model}: not on this machine, or not all of it; a run fetches it from the Hub"
         return
     commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
-    height, width = checkpoint.geometry.image_size
+    outline_of(checkpoint, recipe)
+    height, width = recipe.size
     yield (
-        f"model: {checkpoint.name}, in the form of {checkpoint.form}{commit}: {checkpoint.geometry.architecture}, "
+        f"model: {checkpoint.name}, in the form of {checkpoint.form}{commit}: {checkpoint.architecture}, "
         f"{counted(len(checkpoint.labels), 'label')}, {height}x{width} pixels, {checkpoint.weights}"
     )
-    yield f"runtime: {'ONNX Runtime' if checkpoint.exported_dtype or options.dtype == 'int8' else 'torch'}"
+    yield f"runtime: {checkpoint.runtime}"
     yield f"recipe: {json.dumps(recipe.as_dict())}"
 
 

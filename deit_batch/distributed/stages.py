@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -56,7 +55,7 @@ class Pixels(NamedTuple):
     """A block and what loader.Decoded says of it."""
 
     block: Block
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     settled: dict[int, Settled]
     stamps: Sequence[bytes]
     seconds: dict[str, float]
@@ -167,7 +166,7 @@ def planned(options: Options) -> Planned:
     return Planned(
         settings=plan.settings(options),
         recipe=plan.recipe,
-        architecture=plan.checkpoint.geometry.architecture,
+        architecture=plan.checkpoint.architecture,
         versions=plan.versions(),
         jpeg_decoder=turbo.decoder(),
     )

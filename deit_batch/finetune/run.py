@@ -128,8 +128,9 @@ def _recipe(checkpoint: Checkpoint, settings: Settings) -> Recipe:
     """Raises UsageError if the model can't be trained, or not at this size."""
     if checkpoint.exported_dtype:
         raise UsageError(f"{checkpoint.name} is exported; fine-tune the checkpoint that it was made from")
+    patch = checkpoint.geometry.patch_size
     recipe = find_recipe(checkpoint, settings.image_processor)
-    size, patch = settings.image_size, checkpoint.geometry.patch_size
+    size = settings.image_size
     if size is None:
         return recipe
     if len(set(recipe.size)) > 1:

@@ -18,14 +18,15 @@ logger = logging.getLogger("deit_batch")
 
 
 class PixelBuffers:
-    """`count` buffers, each for `shape` uint8 values. They are there before the workers are, which inherit them; pages
+    """`count` buffers, each for `shape` values. They are there before the workers are, which inherit them; pages
     that are never written to cost nothing."""
 
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self._buffers: list[Tensor] = []
         if count and multiprocessing.get_start_method() == "fork":  # other workers inherit no memory
             with suppress(OSError):  # no room: the loader has another way
-                memory = torch.frombuffer(mmap.mmap(-1, count * torch.Size(shape).numel()), dtype=torch.uint8)
+                size = count * torch.Size(shape).numel() * dtype.itemsize
+                memory = torch.frombuffer(mmap.mmap(-1, size), dtype=dtype)
                 self._buffers = list(memory.view(count, *shape))
         self._free = list(range(len(self._buffers)))
 
@@ -47,7 +48,7 @@ class PixelBuffers:
         initialised in a process that is then forked."""
         for buffer in self._buffers:
             try:
-                error: object = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+                error: object = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
             except (AttributeError, RuntimeError, TypeError) as raised:  # another binding than the one we know
                 error = raised
             if error:

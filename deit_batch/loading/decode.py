@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from deit_batch.input.kinds import HOW_TO_READ_HEIF
 from deit_batch.limits import Limits
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, is_deep_gray, mend_planes, scaled_to_8_bits
-from deit_batch.model.recipe import Recipe
+from deit_batch.model.recipe import MOST_TIMES_LARGER, Recipe
 from deit_batch.system.extras import is_installed
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer
 
@@ -45,9 +46,9 @@ FAST_GAP = 1.5
 """With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
 
 
-def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | None = None) -> NDArray[np.uint8]:
-    """An encoded image to pixels: uint8 of shape [height, width, 3], of `recipe.size`. In `met`, one of deep grey is
-    counted as DEEP_GRAY.
+def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | None = None) -> NDArray[Any]:
+    """An encoded image to pixels: `recipe.dtype` of shape [height, width, 3], of `recipe.size`. In `met`, one of deep
+    grey is counted as DEEP_GRAY.
 
     With `limits.allow_truncated`, what is missing at the end of a file is grey (but for HEIF, which has no part that
     could be shown). Raises DecodeError if the bytes are no
@@ -72,7 +73,7 @@ def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | N
 
 def _by_turbo(data: bytes, recipe: Recipe, max_pixels: int) -> NDArray[np.uint8] | None:
     """None unless it is a JPEG that lies upright, and has no trouble of any kind: that is for Pillow to judge."""
-    if recipe.resize is None or not data.startswith(JPEG) or turbo.why_not():
+    if recipe.resize is None or recipe.processor or not data.startswith(JPEG) or turbo.why_not():
         return None
     image = _open(data, max_pixels)
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or _may_be_turned(image):
@@ -92,7 +93,7 @@ def _may_be_turned(image: Image.Image) -> bool:
         return True
 
 
-def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | None) -> NDArray[np.uint8]:
+def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | None) -> NDArray[Any]:
     image = _open(data, limits.image_pixels)
     if recipe.fast and recipe.resize:
         # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
@@ -104,7 +105,12 @@ def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | 
         image = scaled_to_8_bits(image) if recipe.scale_deep_gray else image
         if met is not None:
             met[DEEP_GRAY] += 1
-    return np.asarray(_crop_center(_resize(_rgb(image), recipe, limits.image_pixels), recipe))
+    image = _rgb(image)
+    if recipe.processor:
+        return _processed(image, recipe, recipe.processor, limits.image_pixels)
+    if recipe.transparent_is_white and image.info.get("transparency") is not None:
+        image = _on_white(image)
+    return np.asarray(_crop_center(_resize(image, recipe, limits.image_pixels), recipe))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -154,6 +160,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies, even what is RGB already
 
 
+def _on_white(image: Image.Image) -> Image.Image:
+    """As convert_to_rgb of transformers/image_transforms.py; alpha has been dropped before."""
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
 def _least_side(resize: tuple[int, int] | int) -> int:
     """Of an image that is decoded smaller, whichever way up it is: larger than the result, or the resampling filter
     would have too little to go by."""
@@ -183,6 +195,20 @@ def _resize(image: Image.Image, recipe: Recipe, max_pixels: int) -> Image.Image:
     if size[0] * size[1] > max_pixels:  # a line of pixels, as a file of a few hundred bytes can hold it
         raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
     return image.resize(size, Image.Resampling(recipe.resample), reducing_gap=FAST_GAP if recipe.fast else None)
+
+
+def _processed(image: Image.Image, recipe: Recipe, processor: str, max_pixels: int) -> NDArray[np.float32]:
+    """By a class of `transformers`, which is imported in those workers alone that need it."""
+    from deit_batch.model.image_processor import processed
+
+    # It may make the short side as long as the longest of its result, and the long side in proportion.
+    if max(recipe.size) ** 2 * MOST_TIMES_LARGER * max(image.size) // min(image.size) > max_pixels:
+        raise DecodeError(f"{image.width}x{image.height} becomes more than {max_pixels:,} pixels when resized")
+    values = processed(image, processor)
+    if values.shape != (*recipe.size, 3):
+        height, width = values.shape[:2]
+        raise DecodeError(f"the image processor makes {height}x{width} pixels of it, and {recipe.size} of others")
+    return values
 
 
 def _crop_center(image: Image.Image, recipe: Recipe) -> Image.Image:

@@ -59,10 +59,10 @@ SECONDS_TO_NOTICE = 0.5  # that a worker has died
 
 
 class Decoded(NamedTuple):
-    """Of those of a batch's references that were not settled before. `pixels`: uint8 [n, height, width, 3] of the n
-    images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the bytes by place, if
-    asked for; `stamps`: by place, what each file was before it was read (input/stamps.py); `buffer`: which of the
-    loader's buffers holds the pixels, if one does; `deep_gray`: how many were grey of more than 8 bits."""
+    """Of those of a batch's references that were not settled before. `pixels`: [n, height, width, 3], of the recipe's
+    dtype, of the n images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the
+    bytes by place, if asked for; `stamps`: by place, what each file was before it was read (input/stamps.py); `buffer`:
+    which of the loader's buffers holds the pixels, if one does; `deep_gray`: how many were grey of more than 8 bits."""
 
     pixels: Tensor
     settled: dict[int, Settled]
@@ -173,7 +173,7 @@ class Loader:
         self._task_images = 1
         ahead = workers * self._prefetch_factor * TASK_IMAGES
         count = -(-ahead // batch_size) + HELD_BATCHES if batch_size and workers else 0
-        self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3))
+        self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3), getattr(torch, recipe.dtype))
         self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests)
         self._numbers = itertools.count()
         self._let_off: set[int] = set()  # images that were decoded alone without harm, by their numbers
@@ -339,7 +339,7 @@ class Loader:
         return Decoded(self._pixels(batch), settled, digests, stamps, batch.buffer, deep_gray)
 
     def _pixels(self, batch: _Batch) -> Tensor:
-        """uint8 [n, height, width, 3] of its n images that could be decoded."""
+        """[n, height, width, 3] of its n images that could be decoded."""
         if batch.buffer is None:
             parts = [torch.as_tensor(sent.pixels) for sent in batch.sent]
             return parts[0] if len(parts) == 1 else torch.cat(parts)

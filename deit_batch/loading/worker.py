@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import reduction
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -45,7 +44,7 @@ class Sent(NamedTuple):
     """What comes out of a worker of one task, each place counted within it. `pixels`: None if they are in the task's
     buffer, an array where there was no shared memory for a tensor; `seconds`: how long decoding took, of each image."""
 
-    pixels: Tensor | NDArray[np.uint8] | None
+    pixels: Tensor | NDArray[Any] | None
     settled: dict[int, Settled]
     digests: dict[int, str]
     stamps: list[bytes]
@@ -130,12 +129,12 @@ class Decoder(Dataset[Sent]):
             way_out = way_out[: len(batch) - len(settled)]
         return Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1), met[DEEP_GRAY])
 
-    def _room_for(self, task: Task) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8] | None]:
+    def _room_for(self, task: Task) -> tuple[NDArray[Any], Tensor | NDArray[Any] | None]:
         """An array to fill, and what is to be handed on of the same memory."""
         if task.buffer is not None:
             return self._buffers[task.buffer][task.start : task.start + len(task.images)].numpy(), None
         height, width = self._recipe.size
-        return _new_memory((len(task.images), height, width, 3))
+        return _new_memory((len(task.images), height, width, 3), self._recipe.dtype)
 
     @contextmanager
     def _noted(self, number: int) -> Iterator[None]:
@@ -147,7 +146,7 @@ class Decoder(Dataset[Sent]):
         yield
         self.decoding[worker.id] = NOTHING
 
-    def _decode(self, data: bytes, met: Counter[str]) -> NDArray[np.uint8]:
+    def _decode(self, data: bytes, met: Counter[str]) -> NDArray[Any]:
         if not self._alone and get_worker_info() is None:
             return decode(data, self._recipe, self._limits, met=met)  # the main process itself, with --workers 0
         with end_process_after(self._limits.decode_seconds):
@@ -170,12 +169,12 @@ class Decoder(Dataset[Sent]):
         self.__getitems__(Task([Wanted(0, location, None)]))
 
 
-def _new_memory(shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Tensor | NDArray[np.uint8]]:
+def _new_memory(shape: tuple[int, ...], dtype: str) -> tuple[NDArray[Any], Tensor | NDArray[Any]]:
     """An array to fill, and the same memory as what is to be handed on: shared with the main process if there is room.
 
     DataLoader would share it later, in a thread where a failure (a container with a small /dev/shm) is seen by nobody:
     the batch would be lost, and waited for, for ever. An array goes through a pipe instead."""
-    pixels = torch.empty(shape, dtype=torch.uint8)
+    pixels = torch.empty(shape, dtype=getattr(torch, dtype))
     if get_worker_info() is None:
         return pixels.numpy(), pixels
     with suppress(RuntimeError):

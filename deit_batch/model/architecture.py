@@ -101,6 +101,17 @@ class Geometry:
             yield from _affine(head, self.classes, width)
 
 
+def vit_of_size(image_size: tuple[int, int], classes: int) -> Geometry:
+    """A DeiT-B for such images: what a pass of another class is taken to cost."""
+    return Geometry(
+        architecture="ViTForImageClassification",
+        classes=classes,
+        image_size=image_size,
+        layer_norm_eps=1e-12,
+        qkv_bias=True,
+    )
+
+
 def _affine(name: str, out: int, *into: int, bias: bool = True) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.weight", (out, *into)
     if bias:

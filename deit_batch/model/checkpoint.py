@@ -19,12 +19,22 @@ import safetensors
 
 from deit_batch.errors import CheckpointAccessError, CheckpointError, UsageError, in_words
 from deit_batch.io import counted
-from deit_batch.model.architecture import Geometry, Shape, check_tensors, geometry_from_config, without_wrappers
+from deit_batch.model.architecture import (
+    CLASSES,
+    Geometry,
+    Shape,
+    check_tensors,
+    geometry_from_config,
+    without_wrappers,
+)
 from deit_batch.model.config import (
+    Runtime,
     architecture_from_config,
+    choose_runtime,
     dtype_from_config,
     head_size,
     is_multi_label,
+    not_ours,
     require_plain_numbers,
 )
 from deit_batch.model.hub import HUB_NAME, snapshot
@@ -57,6 +67,8 @@ _PICKLE_FILE = ".pth"
 """Of weights alone, as DeiT's authors publish them."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_COUNTERS = "I64"
+"""Of batches, positions and tokens: what some classes keep beside their weights."""
 _FOR_GOOD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 """What the system says of a file that another try will not find readable either."""
 
@@ -67,7 +79,8 @@ class Checkpoint:
     where it was found, `files` hold the weights, in the names and shapes of `form`; `config` is what its `config_file`
     says, in the form of `transformers`; `recipe` is what says its own one, a file or timm's config, or None;
     `commit` is the Hub's, None for a folder; `digest` is the SHA-256 of its config and weights; `exported_dtype` is
-    what an ONNX one computes in, None for others."""
+    what an ONNX one computes in, None for others. `own_geometry` is that of DeiTs and ViTs, None for other classes: of
+    those only `transformers` can say whether the weights fit (auto_model.py)."""
 
     name: str
     folder: Path
@@ -80,9 +93,18 @@ class Checkpoint:
     digest: str
     weights: WeightsFormat
     exported_dtype: Literal["float32", "int8"] | None
-    geometry: Geometry
+    runtime: Runtime
+    architecture: str
+    own_geometry: Geometry | None
     labels: list[str]
     multi_label: bool
+
+    @property
+    def geometry(self) -> Geometry:
+        """For what is done with our own classes alone. Raises UsageError if it is of another."""
+        if self.own_geometry is None:
+            raise UsageError(not_ours(self.architecture, self.name))
+        return self.own_geometry
 
 
 def find_checkpoint(
@@ -91,14 +113,15 @@ def find_checkpoint(
     revision: str | None = None,
     allow_pickle: bool = False,
     id2label: str | None = None,
+    runtime: str = "auto",
     fetch: bool = True,
 ) -> Checkpoint:
     """The checkpoint called `name`: "demo", a folder (place.place_in), a file of pickled weights, or a name on the Hub
     (fetched if not cached, unless `fetch` is False); its classes are called as `id2label` says, if that is given
-    (labels.read_id2label).
+    (labels.read_id2label); `runtime` is one of them, or "auto".
 
     Raises CheckpointAccessError if it can't be had now, CheckpointError, saying what to do, if there is none or it must
-    not be scored with, UsageError if the names are not of its classes.
+    not be scored with, UsageError if the names are not of its classes or the runtime is not for it.
     """
     found, commit = _find_folder(name, revision, allow_pickle, fetch)
     _require_no_adapter(found, name)
@@ -108,13 +131,14 @@ def find_checkpoint(
         files = _weights(place.weights, name, allow_pickle)
         _require_content(files)
         weights = _FORMATS[files[0].suffix]
-        shapes = _shapes(files, weights, name)
         form: Form = "timm" if place.config is None or is_timms(said) else "transformers"
+        other_class = form == "transformers" and architecture_from_config(said, name) not in CLASSES
+        shapes = _shapes(files, weights, name, counters=other_class)
         config = config_from_timm(said, shapes or {}, name) if form == "timm" else said
         architecture = architecture_from_config(config, name)
         require_plain_numbers(said, name)
         labels = _labels(config, head_size(architecture, shapes or {}), id2label, name)
-        geometry = geometry_from_config(config, architecture, classes=len(labels))
+        geometry = None if other_class else geometry_from_config(config, architecture, classes=len(labels))
         checkpoint = Checkpoint(
             name=name,
             folder=found,
@@ -127,7 +151,9 @@ def find_checkpoint(
             digest=_digest([*([place.config] if place.config else []), *files]),
             weights=weights,
             exported_dtype=dtype_from_config(config) if weights == "onnx" else None,
-            geometry=geometry,
+            runtime=choose_runtime(runtime, architecture, name, is_exported=weights == "onnx"),
+            architecture=architecture,
+            own_geometry=geometry,
             labels=labels,
             multi_label=is_multi_label(config, name, classes=len(labels)),
         )
@@ -135,22 +161,23 @@ def find_checkpoint(
         raise CheckpointError(f"the configuration in {found} can't be understood: {error}") from error
     except OSError as error:
         raise _unreadable(error) from error
-    if shapes is not None:
-        check_tensors(shapes_of(checkpoint, shapes), geometry, name)
+    if shapes is not None and geometry is not None:
+        check_tensors(shapes_of(checkpoint, geometry, shapes), geometry, name)
     return checkpoint
 
 
-def shapes_of(checkpoint: Checkpoint, stored: Mapping[str, Shape]) -> Mapping[str, Shape]:
+def shapes_of(checkpoint: Checkpoint, geometry: Geometry, stored: Mapping[str, Shape]) -> Mapping[str, Shape]:
     """Those of the tensors in the form of `transformers`, from those of the tensors as they are stored."""
     if checkpoint.form == "transformers":
         return stored
-    return shapes_as_transformers(stored, checkpoint.geometry.tokens, checkpoint.name)
+    return shapes_as_transformers(stored, geometry.tokens, checkpoint.name)
 
 
 def find_recipe(checkpoint: Checkpoint, image_processor: str | None, *, fetch: bool = True) -> Recipe:
     """The preprocessing: the checkpoint's own, or what `image_processor` names ("card", "paper", a folder, a JSON file,
     a Hub id, which is fetched as the checkpoint is). Raises CheckpointError if there is none or its images do not fit
     the checkpoint."""
+    geometry = checkpoint.own_geometry
     if image_processor == "card":
         recipe = CARD_RECIPE
     elif image_processor == "paper":
@@ -158,10 +185,15 @@ def find_recipe(checkpoint: Checkpoint, image_processor: str | None, *, fetch: b
     elif image_processor is None and isinstance(checkpoint.recipe, Mapping):
         recipe = recipe_from_timm(checkpoint.recipe, checkpoint.geometry.image_size[0], checkpoint.name)
     else:
-        file = _recipe_file(checkpoint, image_processor, fetch)
-        recipe = recipe_from_config(_read_object(file, "no image processor"), checkpoint.geometry.parts.body)
-    if recipe.size != checkpoint.geometry.image_size:
-        height, width = checkpoint.geometry.image_size
+        config = _read_object(_recipe_file(checkpoint, image_processor, fetch), "no image processor")
+        if checkpoint.runtime == "transformers":
+            from deit_batch.model.image_processor import recipe_of
+
+            recipe = recipe_of(config, str(checkpoint.config.get("model_type")))
+        else:
+            recipe = recipe_from_config(config, checkpoint.geometry.parts.body)
+    if geometry and recipe.size != geometry.image_size:
+        height, width = geometry.image_size
         raise CheckpointError(
             f"the image processor gives images of {recipe.size[0]}x{recipe.size[1]} pixels but {checkpoint.name} takes "
             f"{height}x{width}; name another with --image-processor"
@@ -293,26 +325,28 @@ def _require_content(files: list[Path]) -> None:
             raise CheckpointError(f"{path} can't be loaded: {NOT_HERE}")
 
 
-def _shapes(files: list[Path], weights: WeightsFormat, name: str) -> dict[str, Shape] | None:
-    """By the names that the files have for them; None for ONNX, whose weights have others."""
+def _shapes(files: list[Path], weights: WeightsFormat, name: str, *, counters: bool) -> dict[str, Shape] | None:
+    """By the names that the files have for them; None for ONNX, whose weights have others. `counters`: whether there
+    may be some."""
     if weights == "onnx":
         return None
     if weights == "pickle":
         from deit_batch.model.pickled import shapes_in_pickle  # imports torch
 
-        return without_wrappers(_merged(map(shapes_in_pickle, files)), name)
-    return without_wrappers(_merged(map(_shapes_in_header, files)), name)
+        return without_wrappers(_merged(shapes_in_pickle(path, counters=counters) for path in files), name)
+    return without_wrappers(_merged(_shapes_in_header(path, counters=counters) for path in files), name)
 
 
 def _merged(parts: Iterable[Mapping[str, Shape]]) -> dict[str, Shape]:
     return {name: shape for part in parts for name, shape in part.items()}
 
 
-def _shapes_in_header(path: Path) -> dict[str, Shape]:
+def _shapes_in_header(path: Path, *, counters: bool) -> dict[str, Shape]:
+    known = (*_FLOATS, _COUNTERS) if counters else _FLOATS
     try:
         with safetensors.safe_open(path, "numpy") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            other = [name for name, one in slices.items() if one.get_dtype() not in _FLOATS]
+            other = [name for name, one in slices.items() if one.get_dtype() not in known]
             shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
     except OSError as error:
         raise CheckpointAccessError(f"{path} can't be loaded: {error}") from error

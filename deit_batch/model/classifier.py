@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from deit_batch.model.engines import Engine, Result, Scores, Streams, Threads
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.logs import warn_even_if_quiet
 from deit_batch.system.machine import cores
+
+if TYPE_CHECKING:
+    from deit_batch.model.auto_model import AutoModel
+    from deit_batch.model.transformer import Transformer
 
 logger = logging.getLogger("deit_batch")
 
@@ -69,6 +73,10 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> str
         if name not in ("auto", exported):
             raise UsageError(f"{checkpoint.name} is exported to {exported}: it has no --dtype {name}")
         return exported
+    if checkpoint.runtime == "onnx" and device.type != "cpu":
+        raise UsageError(f"--runtime onnx and --dtype int8 are for CPUs only, not for --device {device}")
+    if checkpoint.runtime == "onnx" and name not in ("auto", "float32", "int8"):
+        raise UsageError(f"--runtime onnx computes in float32 or int8, not in {name}")
     if name == "auto":
         return "float32" if device.type == "cpu" else "float16"
     if name == "int8" and device.type != "cpu":
@@ -83,13 +91,13 @@ def passes_at_once(device: torch.device, granted: int | None = None) -> int:
 
 
 def choose_sizes(
-    device: torch.device, checkpoint: Checkpoint, dtype: str, batch_size: int | None = None
+    device: torch.device, geometry: Geometry, dtype: str, batch_size: int | None = None
 ) -> tuple[int, int]:
     """How many images a batch, if that is not given, and how many a forward pass: on a GPU they are the same."""
     if device.type != "cpu":
-        batch_size = batch_size or max_batch_size(checkpoint.geometry, DTYPES[dtype].itemsize, _memory(device))
+        batch_size = batch_size or max_batch_size(geometry, DTYPES[dtype].itemsize, _memory(device))
         return batch_size, batch_size
-    best = 1 if checkpoint.exported_dtype == "int8" else TOKENS_A_PASS // checkpoint.geometry.tokens
+    best = 1 if dtype == "int8" else TOKENS_A_PASS // geometry.tokens
     pass_size = max(1, min(best, MOST_A_PASS, batch_size or MOST_A_PASS))
     return batch_size or max(SMALLEST_BATCH, PASSES_A_BATCH * passes_at_once(device) * pass_size), pass_size
 
@@ -137,13 +145,11 @@ def load_classifier(
 
         forward = Session(checkpoint, threads)
     else:
-        from deit_batch.model.transformer import load_weights
-
         try:
-            transformer = load_weights(checkpoint, device=device, dtype=DTYPES[dtype], pass_size=pass_size)
+            model = _load_model(checkpoint, device, DTYPES[dtype], pass_size)
         except torch.OutOfMemoryError as error:
             raise DeitBatchError("the model's weights do not fit into the memory of the device") from error
-        forward = partial(transformer.features, names=features) if features else transformer
+        forward = partial(model.features, names=features) if features else model
     values_dtype = DTYPES.get(dtype, torch.float32)
     if features:
         scores = make_output_function(forward, recipe, device=device, dtype=values_dtype)
@@ -153,7 +159,8 @@ def load_classifier(
         )
     if compile:
         height, width = recipe.size
-        scores = compiled(scores, torch.zeros(pass_size, height, width, 3, dtype=torch.uint8, device=device))
+        pixels = torch.zeros(pass_size, height, width, 3, dtype=getattr(torch, recipe.dtype), device=device)
+        scores = compiled(scores, pixels)
     load_exact = partial(
         load_classifier,
         checkpoint,
@@ -170,6 +177,18 @@ def load_classifier(
     else:
         engine = Threads(scores, device, passes=passes, threads=threads)
     return Classifier(engine, pass_size, load_exact if float32_fallback else None)
+
+
+def _load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, pass_size: int
+) -> Transformer | AutoModel:
+    if checkpoint.runtime == "transformers":
+        from deit_batch.model.auto_model import AutoModel
+
+        return AutoModel(checkpoint, device=device, dtype=dtype)
+    from deit_batch.model.transformer import load_weights
+
+    return load_weights(checkpoint, device=device, dtype=dtype, pass_size=pass_size)
 
 
 def make_score_function(

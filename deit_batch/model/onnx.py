@@ -72,6 +72,7 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str, *, wait: bool = False)
     Raises UsageError if `out` is there, CheckpointError if the export does not compute what the checkpoint does."""
     if checkpoint.weights == "onnx":
         raise UsageError(f"{checkpoint.name} is exported already")
+    size = checkpoint.geometry.image_size
     runtime, quantization = _library("onnxruntime"), _library("onnxruntime.quantization")
     _library("onnxscript")  # torch's exporter is written in it
     try:
@@ -79,7 +80,7 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str, *, wait: bool = False)
             write_config(checkpoint, folder, dtype=dtype)
             write_recipe(checkpoint, folder)
             path = folder / "model.onnx"
-            _trace(checkpoint, path, runtime)
+            _trace(checkpoint, path, runtime, size)
             if dtype == "int8":
                 path.rename(folder / "float32.onnx")
                 quantization.quantize_dynamic(
@@ -129,9 +130,9 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _trace(checkpoint: Checkpoint, path: Path, runtime: ModuleType) -> None:
+def _trace(checkpoint: Checkpoint, path: Path, runtime: ModuleType, size: tuple[int, int]) -> None:
     module = load_weights(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    sample = torch.randn(3, 3, *checkpoint.geometry.image_size, generator=torch.Generator().manual_seed(0))
+    sample = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     program = torch.onnx.export(
         module,
         (sample[:2],),  # and compared in another number, so that none is fixed in it

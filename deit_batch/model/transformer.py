@@ -11,18 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.io import FeatureName
-from deit_batch.model.architecture import Geometry, check_tensors, without_wrappers
-from deit_batch.model.checkpoint import Checkpoint, shapes_of
-from deit_batch.model.pickled import load_pickle
-from deit_batch.model.timm import tensors_as_transformers
+from deit_batch.model.architecture import Geometry, check_tensors
+from deit_batch.model.checkpoint import Checkpoint
+from deit_batch.model.weights import read_tensors, require_finite
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
@@ -30,25 +26,12 @@ Linear: TypeAlias = Callable[[Tensor], Tensor]
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """All that a model of its class has, by their names on the Hub, on the CPU. Raises CheckpointError unless each
-    comes from the checkpoint, and every tensor of the checkpoint has its place."""
-    weights: dict[str, Tensor] = {}
-    try:
-        for path in checkpoint.files:
-            weights |= load_pickle(path) if checkpoint.weights == "pickle" else safetensors.torch.load_file(path)
-    except OSError as error:
-        raise CheckpointAccessError(f"{checkpoint.name} can't be loaded: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
+    comes from the checkpoint, and every tensor of the checkpoint has its place; UsageError for another class."""
     geometry = checkpoint.geometry
-    weights = without_wrappers(weights, checkpoint.name)
-    stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    check_tensors(shapes_of(checkpoint, stored), geometry, checkpoint.name)
-    if checkpoint.form == "timm":
-        weights = tensors_as_transformers(weights, geometry.tokens)
+    weights = read_tensors(checkpoint)
+    check_tensors({name: tuple(tensor.shape) for name, tensor in weights.items()}, geometry, checkpoint.name)
     weights = {name: weights[name] for name, _ in geometry.tensors()}
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{checkpoint.name} is broken: {name} has numbers that are not finite")
+    require_finite(weights.items(), checkpoint.name)
     return weights
 
 

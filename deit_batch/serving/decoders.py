@@ -13,9 +13,8 @@ import time
 from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from deit_batch.errors import DecodeError, DeitBatchError
@@ -28,8 +27,8 @@ from deit_batch.model.recipe import Recipe
 
 logger = logging.getLogger("deit_batch")
 
-Pixels: TypeAlias = NDArray[np.uint8]
-"""Of one image: [height, width, 3], of the recipe's size."""
+Pixels: TypeAlias = NDArray[Any]
+"""Of one image: [height, width, 3], of the recipe's size and dtype."""
 
 TRIES = 2
 """Of an image whose worker died: the kernel may have chosen that worker for other reasons."""

@@ -58,8 +58,8 @@ class RequestScorer:
     async def run(self) -> None:
         """Warms all up, then works for ever. Raises DeitBatchError if that can't be done."""
         await asyncio.gather(self._classifier, self._decoders.warm_up(_black_png()))
-        height, width = self._plan.recipe.size
-        await self._score([(np.zeros((height, width, 3), np.uint8), None)] * self._plan.round_size)
+        recipe = self._plan.recipe
+        await self._score([(np.zeros((*recipe.size, 3), recipe.dtype), None)] * self._plan.round_size)
         self.is_ready = True
         logger.info("ready")
         await self._batcher.run()

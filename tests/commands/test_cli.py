@@ -252,11 +252,11 @@ def test_dry_run_says_what_the_model_is_and_its_recipe(checkpoint: Path, tmp_pat
     assert model == (
         f"model: {checkpoint}, in the form of transformers: {architecture}, 5 labels, 32x32 pixels, safetensors"
     )
-    assert runtime == "runtime: torch"
+    assert runtime == "runtime: native"
     assert json.loads(recipe.removeprefix("recipe: "))["rounding"] == "down"
     model, runtime, recipe = said(golden, "--decode", "fast", "--dtype", "int8")
     assert "deit3, in the form of timm: ViTForImageClassification, 5 labels" in model
-    assert runtime == "runtime: ONNX Runtime"
+    assert runtime == "runtime: onnx"
     assert {("resize", 32), ("rounding", "half-even"), ("fast", True)} <= {
         (name, value) for name, value in json.loads(recipe.removeprefix("recipe: ")).items() if name in SHOWN
     }

@@ -14,6 +14,7 @@ import pytest
 from helpers import PROCESSORS, jpeg, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_classes import KINDS
 from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
@@ -43,7 +44,23 @@ def reference_pixels(config: dict[str, Any], folder: Path, image: Path | str) ->
     return batch["pixel_values"][0].transpose(1, 2, 0)
 
 
-@pytest.mark.parametrize("config", [*PROCESSORS.values(), CARD], ids=[*PROCESSORS, "card"])
+FAMILIES = {name: kind.processor for name, kind in KINDS.items() if name != "resnet"}  # which no recipe says
+FAMILIES |= {
+    "clip": {"image_processor_type": "CLIPImageProcessor", "size": 40, "crop_size": 32},
+    "convnext, warped": {"image_processor_type": "ConvNextImageProcessor"},
+    "mobilenet": {
+        "image_processor_type": "MobileNetV2ImageProcessor",
+        "size": 40,
+        "crop_size": {"height": 32, "width": 31},
+    },
+    "pvt": {"image_processor_type": "PvtImageProcessor", "size": {"height": 32, "width": 24}},
+    "transparent is white": {"image_processor_type": "ViTImageProcessor", "size": 32, "do_convert_rgb": True},
+}
+
+
+@pytest.mark.parametrize(
+    "config", [*PROCESSORS.values(), CARD, *FAMILIES.values()], ids=[*PROCESSORS, "card", *FAMILIES]
+)
 def test_every_kind_of_image_equals_the_image_processors(
     config: dict[str, Any], all_kinds: Path, tmp_path: Path
 ) -> None:
@@ -83,8 +100,12 @@ def test_any_resize_and_crop_equals_the_image_processors(
     assert np.array_equal(pixels, reference_pixels(config, folder, folder / "image.png"))
 
 
+FAMILY_NAMES = "ViT DeiT Beit Bit CLIP ConvNext MobileNetV1 MobileNetV2 Pvt Siglip".split()
+
+
 def test_normalisation_constants_are_the_image_processors(tmp_path: Path) -> None:
-    for name, config in PROCESSORS.items():
+    bare = {family: {"image_processor_type": f"{family}ImageProcessor"} for family in FAMILY_NAMES}
+    for name, config in {**PROCESSORS, **FAMILIES, **bare}.items():
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
         (tmp_path / "config.json").write_text('{"model_type": "vit"}')
         processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
@@ -92,6 +113,8 @@ def test_normalisation_constants_are_the_image_processors(tmp_path: Path) -> Non
         assert recipe.mean == tuple(processor.image_mean), name
         assert recipe.std == tuple(processor.image_std), name
         assert recipe.rescale_factor == processor.rescale_factor, name
+        assert recipe.resample == processor.resample, name
+        assert recipe.transparent_is_white is bool(processor.do_convert_rgb), name
 
 
 def test_the_cards_recipe_is_the_cards_text() -> None:
@@ -120,7 +143,10 @@ def test_the_papers_recipe_is_the_authors_code(size: int, width: int, height: in
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
+        ({"image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor"),
+        ({"image_processor_type": "ConvNextImageProcessor", "do_center_crop": True}, "do_center_crop"),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 32, "width": 32}}, "a short side"),
+        ({"image_processor_type": "CLIPImageProcessor", "default_to_square": True}, "default_to_square"),
         ({"do_pad": True}, "do_pad"),
         ({"image_mean": [0.5]}, "three channels"),
         ({"size": {"height": 224}}, "can't be read"),
