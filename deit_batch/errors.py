@@ -10,6 +10,7 @@ DeitBatchError            a run that can't go on; each class knows its exit stat
 └── TooManyFailures       1: more inputs failed than --error-threshold allows
 
 Interrupted               130 or 143: stopped by a signal, resumable
+└── TimeIsUp              143: stopped by --time-limit
 
 ImageError                one image that can't be scored; becomes a failed record, never ends a run
 ├── RowError              the row of the table is malformed
@@ -152,6 +153,14 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to continue")
         self.exit_status = 128 + signum
+
+
+class TimeIsUp(Interrupted):
+    """Stopped by --time-limit, as SIGTERM would have stopped it."""
+
+    def __init__(self) -> None:
+        BaseException.__init__(self, "stopped by --time-limit; run the same command again to continue")
+        self.exit_status = 128 + signal.SIGTERM
 
 
 class ImageError(_WithoutSecrets):

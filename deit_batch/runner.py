@@ -87,11 +87,13 @@ def run(
     stdin: BinaryIO | None = None,
     source: Source | None = None,
     begun: Callable[[Tally], None] = lambda tally: None,
+    time_limit: float | None = None,
 ) -> RunResult:
     """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
     leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
     unless its mode is "fresh". `source` is the input, if the caller has opened it already. `begun` is called with the
-    counts, which then grow, so that they are known however the run ends.
+    counts, which then grow, so that they are known however the run ends. After `time_limit` seconds, the run stops with
+    the batch in hand.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -100,7 +102,7 @@ def run(
     chosen = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
     beside = ["known" if incremental else "stamps", *(["rows.jsonl"] if chosen.has_rows else [])]
     with staged(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
+        stop = stack.enter_context(stop_on_signals(time_limit=time_limit))
         inputs = (path for input in options.inputs for path in paths_of(input))
         require_not_read("--out", out, written_for(out), inputs)
         source = source or options.open_source(stdin)

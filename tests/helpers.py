@@ -192,7 +192,9 @@ LOOPBACK = Limits(allow_private_hosts=True)
 
 def scored(photos: Path, vit: Path, tmp_path: Path, out: str = "p.jsonl", **options: Any) -> Path:
     """Runs in this process, in small batches, and returns the output's path."""
-    run_options = {key: options.pop(key) for key in ("format", "mode", "incremental", "stdin") if key in options}
+    run_options = {
+        key: options.pop(key) for key in ("format", "mode", "incremental", "stdin", "time_limit") if key in options
+    }
     chosen = Options(
         **{"input": str(photos), "model": str(vit), "workers": 0, "batch_size": 4, "limits": LOOPBACK, **options}
     )

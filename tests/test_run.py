@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -31,7 +32,16 @@ from hypothesis import strategies as st
 from deit_batch import embed, score
 from deit_batch import io as records_io
 from deit_batch.cli import main
-from deit_batch.errors import CheckpointError, InputError, Interrupted, OutputError, TooManyFailures, UsageError
+from deit_batch.commands._types import Duration
+from deit_batch.errors import (
+    CheckpointError,
+    InputError,
+    Interrupted,
+    OutputError,
+    TimeIsUp,
+    TooManyFailures,
+    UsageError,
+)
 from deit_batch.io import FeatureName, Tally
 from deit_batch.limits import Limits
 from deit_batch.loading.loader import PREFETCH_FACTOR, Loader, batched
@@ -41,6 +51,30 @@ from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, Plan, ScoreOptions
 from deit_batch.predictions import top_predictions
 from deit_batch.runner import run
+
+
+def test_a_run_that_is_out_of_time_ends_with_its_batch_and_is_continued(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    whole = scored(photos, vit, tmp_path, out="whole.jsonl")
+    with pytest.raises(TimeIsUp) as stopped:
+        scored(photos, vit, tmp_path, time_limit=1e-6)
+    assert (stopped.value.exit_status, "--time-limit" in str(stopped.value)) == (143, True)
+    assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 4  # a batch, so that runs without end get to one
+    assert scored(photos, vit, tmp_path).read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("6h", 21_600), ("1h30m", 5_400), ("90s", 90), ("1d", 86_400), ("9" * 400 + "s", 1e6)]
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "6", "h", "6 h", "0s", "-1h", "1m1h", "1.5h", "٣h", "nan", "inf"])
+def test_what_is_no_length_of_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="such as 6h"):
+        Duration().convert(text, None, None)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])

@@ -10,7 +10,17 @@ import click
 
 from deit_batch.commands._command import option
 from deit_batch.commands._config import read_config
-from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SECONDS, SHARE, PlaceOfPrefix, Root, Threshold, TopK
+from deit_batch.commands._types import (
+    AT_LEAST_ONE,
+    PLACE,
+    SECONDS,
+    SHARE,
+    Duration,
+    PlaceOfPrefix,
+    Root,
+    Threshold,
+    TopK,
+)
 from deit_batch.limits import Limits
 
 _KINDS_OF_INPUT = (
@@ -172,6 +182,14 @@ ERROR_THRESHOLD = option(
     help="Failed inputs that are accepted, as a number or a percentage: with no more than these, the exit status is "
     "0. A run stops as soon as there are more, and can be continued. [default: a run never stops early, and the exit "
     "status is 3 if any input failed]",
+)
+
+TIME_LIMIT = option(
+    "--time-limit",
+    type=Duration(),
+    metavar="TIME",
+    help="Stop after this time, such as 6h or 1h30m, when the batch in hand is finished. The exit status is then 143, "
+    "and the same command continues the run.",
 )
 
 WORKERS = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
@@ -27,6 +28,19 @@ class Number(click.FloatRange):
 AT_LEAST_ONE = click.IntRange(min=1)
 SECONDS = Number(min=0, min_open=True, max=86_400)
 SHARE = Number(0, 1)
+
+
+class Duration(click.ParamType[float]):
+    """In seconds."""
+
+    name = "TIME"
+    _UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = self._UNITS.fullmatch(str(value))
+        numbers = [min(float(number or 0), 1e6) for number in match.groups()] if match else []
+        seconds = sum(number * unit for number, unit in zip(numbers, (86_400, 3_600, 60, 1), strict=False))
+        return seconds or self.fail(f"{value!r} is no length of time such as 6h, 90m or 1h30m", param, ctx)
 
 
 class TopK(click.ParamType[int | None]):

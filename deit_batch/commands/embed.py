@@ -22,6 +22,7 @@ from deit_batch.commands._options import (
     SEVERAL_INPUTS,
     SPEED,
     TABLE_INPUT,
+    TIME_LIMIT,
     VERBOSE,
     input_from,
     limits_from,
@@ -66,12 +67,13 @@ from deit_batch.plan import Options
 )
 @section("Speed", *SPEED)
 @section("Limits of one image", *LIMITS)
-@section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
+@section("Run", TIME_LIMIT, CONFIG, QUIET, VERBOSE, LOG_FORMAT)
 def embed(
     *,
     out: str,
     fresh: bool,
     error_threshold: ErrorThreshold | None,
+    time_limit: float | None,
     **chosen: Any,
 ) -> None:
     """Compute features (embeddings) of images with the encoder.
@@ -91,6 +93,7 @@ def embed(
         mode="fresh" if fresh else "continue",
         error_threshold=error_threshold,
         quiet=is_quiet(),
+        time_limit=time_limit,
     )
     failed = describe_failures(str(out)) if outcome.tally.failed else ""
     finish(

@@ -28,6 +28,7 @@ from deit_batch.commands._options import (
     SEVERAL_INPUTS,
     SPEED,
     TABLE_INPUT,
+    TIME_LIMIT,
     VERBOSE,
     input_from,
     limits_from,
@@ -150,6 +151,7 @@ FIRST_SHOWN = 5
         metavar="PROM",
         help="Write metrics of the run to this file, for the textfile collector of Prometheus' node exporter.",
     ),
+    TIME_LIMIT,
     CONFIG,
     QUIET,
     VERBOSE,
@@ -166,6 +168,7 @@ def score(
     engine: str,
     dry_run: bool,
     metrics_file: Path | None,
+    time_limit: float | None,
     **chosen: Any,
 ) -> None:
     """Score images and write one record of predictions for each.
@@ -184,6 +187,8 @@ def score(
         sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
     with write_metrics_file(metrics_file, good=DONE) as ending, exit_on_error():
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
+        if out == "-" and time_limit:
+            raise UsageError("--out -: stdout keeps nothing that a run after --time-limit could go on from")
         where: dict[str, Any] = {
             "out": _given(out),
             "format": format,
@@ -191,6 +196,7 @@ def score(
             "error_threshold": error_threshold,
             "quiet": is_quiet(),
             "begun": ending.begun,
+            "time_limit": time_limit,
         }
         if engine == "ray":
             outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=is_verbose(), **where)

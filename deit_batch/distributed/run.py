@@ -95,6 +95,7 @@ def run(
     quiet: bool = False,
     verbose: bool = False,
     begun: Callable[[Tally], None] = lambda tally: None,
+    time_limit: float | None = None,
 ) -> RunResult:
     """Scores `options.input` into parts in the folder `out`, which all machines of the cluster must see, as they must
     the images and the checkpoint. `begun` is called with the counts, which then grow.
@@ -107,7 +108,7 @@ def run(
     source = options.open_source()  # here first: what is wrong with it is wrong usage
     with ExitStack() as stack:
         stack.enter_context(connected(where.ray_address, verbose=verbose))
-        stop = stack.enter_context(stop_on_signals())
+        stop = stack.enter_context(stop_on_signals(time_limit=time_limit))
         layout = lay_out(options.device, actors=where.actors, cores=where.actor_cores)
         job = _planned(options, layout, format, where.part_size)
         folder = stack.enter_context(closing(Folder(Path(os.path.realpath(out)), job.settings, fresh=fresh)))

@@ -1,24 +1,26 @@
-"""Ctrl-C and SIGTERM: finish the batch in hand, but never take long about it."""
+"""Ctrl-C, SIGTERM and a limit of time: finish the batch in hand, but never take long about it."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from deit_batch.errors import Interrupted
+from deit_batch.errors import Interrupted, TimeIsUp
 
 SECONDS_TO_FINISH = 3.0
 """How long the batch in hand may take; then the run stops where it is. What is written stays whole either way."""
 
 
 class Stop:
-    """Whether a signal has asked to stop."""
+    """Whether a signal, or the time, has asked to stop."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, time_limit: float | None = None) -> None:
         self._seconds = seconds
+        self._end = None if time_limit is None else time.monotonic() + time_limit
         self._signum: int | None = None
 
     @property
@@ -35,14 +37,17 @@ class Stop:
         raise Interrupted(self._signum or signal.SIGTERM)
 
     def check(self) -> None:
-        """Between two batches. Raises Interrupted if a signal has come."""
+        """Between two batches. Raises Interrupted if a signal has come, TimeIsUp if the time limit has passed."""
         if self._signum is not None:
             raise Interrupted(self._signum)
+        if self._end is not None and time.monotonic() >= self._end:
+            raise TimeIsUp
 
 
 @contextmanager
-def stop_on_signals(seconds: float = SECONDS_TO_FINISH) -> Iterator[Stop]:
-    stop = Stop(seconds)
+def stop_on_signals(seconds: float = SECONDS_TO_FINISH, *, time_limit: float | None = None) -> Iterator[Stop]:
+    """`time_limit`: seconds from now on."""
+    stop = Stop(seconds, time_limit)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread, and to the program that runs us in another
         return
