@@ -381,10 +381,10 @@ def test_label_maps_in_json(mapping: dict[str, str]) -> None:
         ("m.json", "[" * 100_000, "nested too deeply"),
         ("m.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("m.txt", "", "give imagenet, or a .json, .csv or .tsv file"),
-        ("m.csv", "a\nb\n", "line 1: 1 fields where there should be two"),
+        ("m.csv", "a\nb\n", "line 1: 1 field where there should be two"),
         ("m.csv", "label;class\na;x\n", "with a comma between them: 'label;class'"),
         ("m.csv", "label,class,more\na,x,y\n", "line 1: 3 fields where there should be two, a label and a class"),
-        ("m.tsv", "label\tclass\na,x\n", "line 2: 1 fields .* with a tab between them"),
+        ("m.tsv", "label\tclass\na,x\n", "line 2: 1 field .* with a tab between them"),
         ("m.csv", "a,t\udcea\n", r"not UTF-8 \(byte 3\)"),
     ],
 )

@@ -14,10 +14,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import jpeg
+from faulty_store import Bucket
+from helpers import EXAMPLES, jpeg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deit_batch import score
 from deit_batch.errors import UsageError
 from deit_batch.input.elsewhere import find_here, parse_map
 from deit_batch.input.labels import find_split, open_labelled
@@ -102,6 +104,19 @@ def test_an_mltable_is_its_rows(tmp_path: Path) -> None:
     (reference,) = open_source(folder, limit=1).references  # nobody has said where they are
     assert isinstance(reference.location, Failure)
     assert "--map" in reference.location.message
+
+
+def test_an_mltable_on_a_store_of_images_on_a_store(bucket: Bucket) -> None:
+    picture = EXAMPLES / "bag" / "00018.png"
+    bucket.put("data/can/1.jpg", picture.read_bytes())
+    bucket.put("t/MLTable", MLTABLE.encode())
+    rows = [{"image_url": f"{LONG}can/1.jpg"}, {"image_url": f"{LONG}can/2.jpg"}]
+    bucket.put("t/annotations.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    table = bucket.address("t/MLTable")
+    there, missing = score(table, model="demo", workers=0, map={SHORT: bucket.address("data/")})
+    assert there.image == f"{LONG}can/1.jpg"
+    assert there.predictions == next(score(picture, model="demo", workers=0)).predictions
+    assert (missing.image, missing.error and missing.error.type) == (f"{LONG}can/2.jpg", "FetchError")
 
 
 def test_an_mltable_of_several_files_and_of_images_beside_it(tmp_path: Path) -> None:
