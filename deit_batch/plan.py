@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("deit_batch")
 
 
+FIRST_IMAGES = 16
+"""Of a run on a GPU, in its first pass."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What to score with what; the command line's options of the same names, and their defaults. With `features`, those
@@ -341,10 +345,12 @@ class Plan:
         return min(self.batch_size, self.pass_size * passes_at_once(self.device))
 
     def batches(self, references: Iterable[Reference]) -> Iterator[list[Reference]]:
-        """Of `batch_size` references, but the first: that is one round, so that its records come soon."""
+        """Of `batch_size` references, but the first: that is one round, so that its records come soon; on a GPU a part
+        of one, which takes less to fill up than large images take to decode."""
         from deit_batch.loading.loader import batched
 
-        return batched(references, self.batch_size, first_size=self.round_size)
+        first = self.round_size if self.device.type == "cpu" else min(self.round_size, FIRST_IMAGES)
+        return batched(references, self.batch_size, first_size=first)
 
     def load(self, most_cores: int | None = None) -> Classifier:
         """Raises CheckpointError if the weights do not fit."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 import multiprocessing
+import weakref
 from contextlib import suppress
 
 import torch
@@ -29,6 +30,10 @@ class PixelBuffers:
                 memory = torch.frombuffer(mmap.mmap(-1, size), dtype=dtype)
                 self._buffers = list(memory.view(count, *shape))
         self._free = list(range(len(self._buffers)))
+        self._is_pinned = False
+
+    def __len__(self) -> int:
+        return len(self._buffers)
 
     def __getitem__(self, number: int) -> Tensor:
         return self._buffers[number]
@@ -43,9 +48,14 @@ class PixelBuffers:
         self._free.append(number)
 
     def pin(self) -> None:
-        """Registers the memory with CUDA, so that copies to the card need not wait
+        """Registers the memory with CUDA, once, so that copies to the card need not wait
         (docs.nvidia.com/cuda/cuda-runtime-api, cudaHostRegister). After the workers have started: CUDA must not be
         initialised in a process that is then forked."""
+        if self._is_pinned:
+            return
+        self._is_pinned = True
+        pinned: list[int] = []
+        weakref.finalize(self, _unregister, pinned)
         for buffer in self._buffers:
             try:
                 error: object = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
@@ -53,4 +63,19 @@ class PixelBuffers:
                 error = raised
             if error:
                 logger.debug("CUDA error %s: pixels are not pinned, and copies to the card wait for each other", error)
+                _forget_last_error()
                 return
+            pinned.append(buffer.data_ptr())
+
+
+def _unregister(addresses: list[int]) -> None:
+    """Of memory that is given back while it is registered, CUDA refuses what is later made at the same address."""
+    for address in addresses:
+        if int(torch.cuda.cudart().cudaHostUnregister(address)):
+            _forget_last_error()
+
+
+def _forget_last_error() -> None:
+    """Else the next operation on the card raises it as its own."""
+    with suppress(RuntimeError, AssertionError):  # the second, of a torch without CUDA
+        torch.zeros(1, device="cuda")

@@ -226,7 +226,7 @@ class Loader:
                 prefetch_factor=self._prefetch_factor if self._worker_count else None,
                 collate_fn=_as_it_is,
                 worker_init_fn=self._decoder.begin,
-                pin_memory=self._pin_memory,
+                pin_memory=self._pin_memory and not len(self._buffers),  # a thread, which takes the main one's time
                 timeout=SECONDS_TO_NOTICE if self._worker_count else 0,
             )
             try:
