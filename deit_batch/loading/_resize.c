@@ -1,8 +1,9 @@
-/* The part of decoding that is compiled: resizes RGBX pixels to RGB with the integers of Pillow, to the bit.
+/* The part of decoding that is compiled: resizes pixels of red, green and blue with the integers of Pillow, to the
+   bit.
 
    Pillow's method (src/libImaging/Resample.c, for 8 bits): each row is resized and rounded, then each column. A value is
    a sum of pixels by weights, which are whole numbers of 22 bits after the point. That sum is the same in any order, so
-   it is taken of 32 values at a time here, in a loop that compilers turn into vector instructions (-O3). What is in
+   it is taken of many values at a time here, in a loop that compilers turn into vector instructions (-O3). What is in
    floating point, the weights, is computed by the same operations in the same order. turbo.py has the result compared
    with Pillow's before it is used. */
 
@@ -29,9 +30,9 @@
 #endif
 
 enum {
-    CHANNELS = 4,           /* of a pixel on its way: red, green, blue, and one that nobody reads */
-    LANES = 32,             /* values that are computed together */
-    PIXELS = LANES / CHANNELS,
+    CHANNELS = 3,           /* red, green, blue */
+    ROWS = 16,              /* that are resized together */
+    LANES = ROWS * CHANNELS, /* values that are computed together */
     PRECISION = 22,         /* bits of a weight after the point */
     LONGEST_SIDE = 65535,   /* a JPEG has no more; and nothing below overflows 32 bits */
 };
@@ -151,40 +152,53 @@ INLINE void blend(const uint8_t *restrict source, size_t step, const int32_t *re
     }
 }
 
-/* `height` rows to rows of `width` pixels; rows lie `from` and `to` bytes apart. PIXELS rows are resized together:
+/* A pixel; and one with the byte behind it, in one step instead of two, where that byte is written anew afterwards. */
+INLINE void copy(uint8_t *to, const uint8_t *from) { memcpy(to, from, CHANNELS); }
+
+INLINE void copy_more(uint8_t *to, const uint8_t *from) { memcpy(to, from, CHANNELS + 1); }
+
+/* `height` rows to rows of `width` pixels; rows lie `from` and `to` bytes apart. ROWS of them are resized together:
    `group` has room for what is needed of them, and holds the leftmost pixel of each, then the next of each. */
 FOR_SEVERAL_PROCESSORS
 static void resize_rows(const uint8_t *source, size_t from, const Taps *taps, uint8_t *group, uint8_t *target, size_t to,
                         int width, int height)
 {
-    for (int y = 0; y < height; y += PIXELS) {
-        const uint8_t *rows[PIXELS];
-        for (int row = 0; row < PIXELS; row++) rows[row] = source + (y + row < height ? y + row : height - 1) * from;
-        for (size_t x = 0; x < (size_t)taps->needed; x++)
-            for (int row = 0; row < PIXELS; row++)
-                memcpy(group + x * LANES + row * CHANNELS, rows[row] + x * CHANNELS, CHANNELS);
+    for (int y = 0; y < height; y += ROWS) {
+        const uint8_t *in[ROWS];
+        uint8_t *out[ROWS];
+        for (int row = 0; row < ROWS; row++) {
+            size_t one = y + row < height ? y + row : height - 1; /* the last one several times, to the same result */
+            in[row] = source + one * from;
+            out[row] = target + one * to;
+        }
+        size_t last = taps->needed - 1;
+        for (size_t x = 0; x < last; x++)
+            for (int row = 0; row < ROWS; row++) copy_more(group + x * LANES + row * CHANNELS, in[row] + x * CHANNELS);
+        for (int row = 0; row < ROWS; row++) copy(group + last * LANES + row * CHANNELS, in[row] + last * CHANNELS);
         for (size_t x = 0; x < (size_t)width; x++) {
-            uint8_t pixels[LANES];
+            uint8_t pixels[LANES + 1] = {0};
             blend(group + (size_t)taps->first[x] * LANES, LANES, taps->weights + x * taps->most, taps->count[x], pixels,
                   LANES);
-            for (int row = 0; row < PIXELS && y + row < height; row++)
-                memcpy(target + (y + row) * to + x * CHANNELS, pixels + row * CHANNELS, CHANNELS);
+            if (x + 1 < (size_t)width)
+                for (int row = 0; row < ROWS; row++) copy_more(out[row] + x * CHANNELS, pixels + row * CHANNELS);
+            else
+                for (int row = 0; row < ROWS; row++) copy(out[row] + x * CHANNELS, pixels + row * CHANNELS);
         }
     }
 }
 
-/* Rows of `width` pixels to `height` rows of them; rows lie `from` and `to` bytes apart. */
+/* Rows of `width` values to `height` rows of them; rows lie `from` and `to` bytes apart. */
 FOR_SEVERAL_PROCESSORS
-static void resize_columns(const uint8_t *source, size_t from, const Taps *taps, uint8_t *target, size_t to, int width,
+static void resize_columns(const uint8_t *source, size_t from, const Taps *taps, uint8_t *target, size_t to, size_t width,
                            int height)
 {
     for (size_t y = 0; y < (size_t)height; y++) {
         const uint8_t *rows = source + taps->first[y] * from;
         const int32_t *weights = taps->weights + y * taps->most;
-        size_t x = 0, whole = (size_t)width * CHANNELS / LANES * LANES;
-        for (; x < whole; x += LANES) blend(rows + x, from, weights, taps->count[y], target + y * to + x, LANES);
-        if (width % PIXELS)
-            blend(rows + x, from, weights, taps->count[y], target + y * to + x, width % PIXELS * CHANNELS);
+        size_t x = 0;
+        for (; x + LANES <= width; x += LANES)
+            blend(rows + x, from, weights, taps->count[y], target + y * to + x, LANES);
+        if (x < width) blend(rows + x, from, weights, taps->count[y], target + y * to + x, width - x);
     }
 }
 
@@ -205,35 +219,34 @@ static int takes_columns_first(Size size, Size resized)
     return lower > 0 && lower > 2 * narrower;
 }
 
+/* What `resize` needs to lay things down in, at the most: some rows side by side, and what is between the two steps. */
+static int64_t scratch_bytes(Size size, Size resized, Window window)
+{
+    int64_t between = takes_columns_first(size, resized) ? (int64_t)size.width * window.height
+                                                         : (int64_t)window.width * size.height;
+    return (int64_t)size.width * LANES + between * CHANNELS;
+}
+
 /* Returns 0 without memory. */
-static int resize(const uint8_t *source, Size size, Size resized, const Filter *filter, Window window, uint8_t *target)
+static int resize(const uint8_t *source, Size size, Size resized, const Filter *filter, Window window, uint8_t *target,
+                  uint8_t *scratch)
 {
     Taps columns = {0}, rows = {0};
-    uint8_t *group = NULL, *middle = NULL, *finished = NULL;
     int has_memory = make_taps(&columns, filter, size.width, resized.width, window.left, window.width)
         && make_taps(&rows, filter, size.height, resized.height, window.top, window.height);
     if (has_memory) {
-        int columns_first = takes_columns_first(size, resized);
         size_t from = (size_t)size.width * CHANNELS, to = (size_t)window.width * CHANNELS;
-        size_t between = columns_first ? (size_t)columns.needed * CHANNELS : to;
+        uint8_t *group = scratch, *middle = group + (size_t)size.width * LANES;
         source += rows.begin * from + (size_t)columns.begin * CHANNELS;
-        group = calloc(columns.needed, LANES);
-        middle = calloc(columns_first ? window.height : rows.needed, between);
-        finished = calloc(window.height, to);
-        has_memory = group && middle && finished;
-        if (has_memory && columns_first) {
-            resize_columns(source, from, &rows, middle, between, columns.needed, window.height);
-            resize_rows(middle, between, &columns, group, finished, to, window.width, window.height);
-        } else if (has_memory) {
-            resize_rows(source, from, &columns, group, middle, between, window.width, rows.needed);
-            resize_columns(middle, between, &rows, finished, to, window.width, window.height);
+        if (takes_columns_first(size, resized)) {
+            size_t between = (size_t)columns.needed * CHANNELS;
+            resize_columns(source, from, &rows, middle, between, between, window.height);
+            resize_rows(middle, between, &columns, group, target, to, window.width, window.height);
+        } else {
+            resize_rows(source, from, &columns, group, middle, to, window.width, rows.needed);
+            resize_columns(middle, to, &rows, target, to, to, window.height);
         }
-        for (size_t i = 0; has_memory && i < (size_t)window.width * window.height; i++)
-            memcpy(target + 3 * i, finished + CHANNELS * i, 3);
     }
-    free(group);
-    free(middle);
-    free(finished);
     free_taps(&columns);
     free_taps(&rows);
     return has_memory;
@@ -242,7 +255,8 @@ static int resize(const uint8_t *source, Size size, Size resized, const Filter *
 static int is_side(int side) { return 1 <= side && side <= LONGEST_SIDE; }
 
 /* Whether all of it lies in memory that the caller has. */
-static int is_possible(Size size, Size resized, int filter, Window window, Py_ssize_t source, Py_ssize_t target)
+static int is_possible(Size size, Size resized, int filter, Window window, Py_ssize_t source, Py_ssize_t target,
+                       Py_ssize_t scratch)
 {
     return is_side(size.width) && is_side(size.height) && is_side(resized.width) && is_side(resized.height)
         && 1 <= filter && filter < (int)(sizeof FILTERS / sizeof *FILTERS)
@@ -250,23 +264,24 @@ static int is_possible(Size size, Size resized, int filter, Window window, Py_ss
         && 1 <= window.width && window.width <= resized.width - window.left
         && 1 <= window.height && window.height <= resized.height - window.top
         && (int64_t)size.width * size.height * CHANNELS == source
-        && (int64_t)window.width * window.height * 3 == target;
+        && (int64_t)window.width * window.height * CHANNELS == target && scratch_bytes(size, resized, window) <= scratch;
 }
 
-PyDoc_STRVAR(resize_doc, "resize(source, size, resized, resample, window, target): see _resize.pyi");
+PyDoc_STRVAR(resize_doc, "resize(source, size, resized, resample, window, target, scratch): see _resize.pyi");
 
 static PyObject *resize_from_python(PyObject *module, PyObject *arguments)
 {
-    Py_buffer source, target;
+    Py_buffer source, target, scratch;
     Size size, resized;
     Window window;
     int filter, has_memory = 0;
-    if (!PyArg_ParseTuple(arguments, "y*(ii)(ii)i(iiii)w*", &source, &size.width, &size.height, &resized.width,
-                          &resized.height, &filter, &window.left, &window.top, &window.width, &window.height, &target))
+    if (!PyArg_ParseTuple(arguments, "y*(ii)(ii)i(iiii)w*w*", &source, &size.width, &size.height, &resized.width,
+                          &resized.height, &filter, &window.left, &window.top, &window.width, &window.height, &target,
+                          &scratch))
         return NULL;
-    if (is_possible(size, resized, filter, window, source.len, target.len)) {
+    if (is_possible(size, resized, filter, window, source.len, target.len, scratch.len)) {
         Py_BEGIN_ALLOW_THREADS
-        has_memory = resize(source.buf, size, resized, &FILTERS[filter], window, target.buf);
+        has_memory = resize(source.buf, size, resized, &FILTERS[filter], window, target.buf, scratch.buf);
         Py_END_ALLOW_THREADS
         if (!has_memory) PyErr_NoMemory();
     } else {
@@ -274,6 +289,7 @@ static PyObject *resize_from_python(PyObject *module, PyObject *arguments)
     }
     PyBuffer_Release(&source);
     PyBuffer_Release(&target);
+    PyBuffer_Release(&scratch);
     return has_memory ? Py_NewRef(Py_None) : NULL;
 }
 

@@ -8,8 +8,9 @@ def resize(
     resample: int,
     window: tuple[int, int, int, int],
     target: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
 ) -> None:
-    """As Pillow's `resize(resized, resample)`, and a cut. `source`: pixels of four bytes (the fourth is passed over),
-    of `size` (width, height); `resample`: one of Pillow's filters, 1 to 5; `window`: left, top, width and height of
-    what is wanted of the image of the size `resized`; `target`: room for it, in pixels of three bytes. Sides are of
-    65,535 at the most. Raises ValueError if these do not fit together, and MemoryError."""
+    """As Pillow's `resize(resized, resample)`, and a cut. `source`: pixels of three bytes, of `size` (width, height);
+    `resample`: one of Pillow's filters, 1 to 5; `window`: left, top, width and height of what is wanted of the image of
+    the size `resized`; `target`: room for it; `scratch`: to work in, as much as `scratch_bytes` of turbo.py says. Sides
+    are of 65,535 at the most. Raises ValueError if these do not fit together, and MemoryError."""

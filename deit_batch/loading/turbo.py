@@ -10,8 +10,9 @@ complaint, there are no pixels from here, and Pillow judges it.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 
 FILTERS = range(1, 6)
 """Of Pillow, by number: Lanczos, bilinear, bicubic, box, Hamming."""
+
+
+MOST_KEPT = 64 * 2**20
+"""Bytes of memory that a process keeps for its next image: enough for one of 20 megapixels."""
 
 
 class Resize(NamedTuple):
@@ -54,17 +59,36 @@ def pixels_of(data: bytes, size: Size, resize: Resize, *, reduce: int = 1) -> ND
 
     from deit_batch.loading import _resize
 
-    reduced = (-(-size[0] // reduce), -(-size[1] // reduce))
+    width, height = reduced = (-(-size[0] // reduce), -(-size[1] // reduce))
     target = np.empty((resize.window[3], resize.window[2], 3), np.uint8)
+    in_file, scratch = 3 * width * height, scratch_bytes(reduced, resize.window)
     try:
         *sides, colours, subsampling = simplejpeg.decode_jpeg_header(data)
         if sides != [size[1], size[0]] or colours not in COLOURS or subsampling not in SUBSAMPLINGS:
             return None
-        source = simplejpeg.decode_jpeg(data, "RGBX", min_width=reduced[0], min_height=reduced[1])
-        _resize.resize(source, reduced, resize.size, resize.resample, resize.window, target)
+        room = _room(in_file + scratch, threading.get_ident())
+        source = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height, buffer=room[:in_file])
+        _resize.resize(source, reduced, resize.size, resize.resample, resize.window, target, room[in_file:])
     except (LookupError, MemoryError, RuntimeError, ValueError):
         return None
     return target
+
+
+def scratch_bytes(size: Size, window: tuple[int, int, int, int]) -> int:
+    """What `_resize` needs to work in: sixteen rows, and what is between its two steps."""
+    (width, height), (_, _, window_width, window_height) = size, window
+    return 3 * (16 * width + max(window_width * height, width * window_height))
+
+
+def _room(wanted: int, thread: int) -> NDArray[np.uint8]:
+    return _kept_room(thread)[:wanted] if wanted <= MOST_KEPT else np.empty(wanted, np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _kept_room(thread: int) -> NDArray[np.uint8]:
+    """For one image after the other that this thread decodes: new memory would be cleared by the system, page by page,
+    each time, which takes as long as the decoding. What is not written to takes none."""
+    return np.empty(MOST_KEPT, np.uint8)
 
 
 @cache
