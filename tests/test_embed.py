@@ -217,6 +217,7 @@ def test_a_killed_command_is_continued_to_the_same_bytes(tmp_path: Path) -> None
     done = CliRunner().invoke(main, [*command, out, "--error-threshold", "40%"])
     assert (done.exit_code, done.stdout, "going on after" in done.stderr) == (0, "", True)
     assert "400 of 600 images embedded, 200 failed (200 FetchError), " in done.stderr
+    assert done.stderr.endswith(f"; all of them: grep '\"error\":' {out}.rows.jsonl\n")
     for name in ("f.npy", "f.npy.rows.jsonl"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("f.", "whole.")).read_bytes()
 
@@ -312,3 +313,12 @@ def test_predictions_have_no_features(photos: Path, vit: Path) -> None:
     (record,) = score(photos, model=str(vit), workers=0, limit=1)
     assert record.features is None
     assert "features" not in record.as_dict()
+
+
+def test_the_last_line_names_what_failed_in_parquet_too(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"none.png\n{EXAMPLES}/bag/00018.png\n")
+    command = ["embed", "--input", str(tmp_path / "t.txt"), "--model", "demo", "--workers", "0"]
+    done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "f.parquet")])
+    assert done.exit_code == 3
+    assert "; first none.png (FetchError: No such file: " in done.stderr
+    assert done.stderr.endswith("); all of them: the rows that have an error\n")

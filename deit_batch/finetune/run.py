@@ -176,6 +176,7 @@ def _train(settings: Settings, checkpoint: Checkpoint, recipe: Recipe, partial: 
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=last)
+    trainer.remove_callback(TrainingProgress)  # what follows is of no further epoch
     metrics = trainer.evaluate()  # of the best epoch, whose weights have been loaded
     finished(student).save_pretrained(partial / "result")
     config = json.dumps(recipe.as_config(), indent=1) + "\n"

@@ -74,10 +74,21 @@ def _rows_at_a_time(group: pyarrow.RowGroupMetaData, columns: Collection[str]) -
 def _values(batch: pyarrow.RecordBatch, line: int) -> Iterator[Value]:
     """Its rows, the first of which comes after row number `line`: all at once, if they are small and nothing is wrong
     with them."""
+    batch = _with_whole_times(batch)
     if batch.nbytes * batch.num_rows <= _BATCH_BYTES:  # each row may hold the same large value of a dictionary
         with suppress(*_odd_values()):
             return iter(batch.to_pylist())
     return (_value(batch.slice(number, 1), line + 1 + number) for number in range(batch.num_rows))
+
+
+def _with_whole_times(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Times of day in nanoseconds as text: Arrow makes times of Python of them, without the last three digits."""
+    import pyarrow
+
+    for number, field in enumerate(batch.schema):
+        if field.type == pyarrow.time64("ns"):
+            batch = batch.set_column(number, field.name, batch.column(number).cast(pyarrow.string()))
+    return batch
 
 
 def _value(row: pyarrow.RecordBatch, line: int) -> Value:

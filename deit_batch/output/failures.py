@@ -3,16 +3,15 @@ read."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import DeitBatchError
+from deit_batch.errors import MALFORMED
 from deit_batch.output.formats import FORMATS, format_by_suffix
-from deit_batch.output.read import read_records
-from deit_batch.output.resume import parse_record
 
 SHOWN = 2
 _MESSAGE = 100
@@ -27,12 +26,12 @@ def describe_failures(out: str) -> str:
         return ""
     try:
         first = list(islice(_failed(path), SHOWN))
-    except (DeitBatchError, OSError):  # the result is there, whoever has changed it since: no reason to fail now
+    except (*MALFORMED, OSError):  # the result is there, whoever has changed it since: no reason to fail now
         return ""
     if not first:
         return ""
     shown = ", ".join(f"{_name(record)} ({_reason(record['error'])})" for record in first)
-    return f"; first {shown}; all of them: {_how_to_list(path)}"
+    return f"; first {shown}; all of them: {_how_to_list(path, first[0])}"
 
 
 def _failed(path: Path) -> Iterator[dict[str, Any]]:
@@ -41,12 +40,24 @@ def _failed(path: Path) -> Iterator[dict[str, Any]]:
         for part in lines:
             with open(part, "rb") as file:
                 # Most lines need no parsing.
-                records = (parse_record(line) for line in file if b'"error": {' in line)
-                yield from (record for record in records if record and "error" in record)
+                records = (json.loads(line) for line in file if b'"error": {' in line)
+                yield from (record for record in records if "error" in record)
     else:
         format = format_by_suffix(path, "predictions")
-        if format and format.read:
-            yield from (record for record in read_records(path) if "error" in record)
+        if format is FORMATS["parquet"]:
+            yield from _failed_in_parquet(path)
+        elif format and format.read:
+            yield from (record for record in format.read(path) if record.get("error"))
+
+
+def _failed_in_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Without the vectors: a file of features is large."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        has: dict[str, Any] = {"predictions": []} if "predictions" in file.schema_arrow.names else {}
+        for batch in file.iter_batches(columns=["index", "image", "error"]):
+            yield from (record | has for record in batch.to_pylist() if record["error"])
 
 
 def _json_lines(path: Path) -> list[Path]:
@@ -69,10 +80,12 @@ def _reason(error: dict[str, str]) -> str:
     return f"{error['type']}: {message if len(message) <= _MESSAGE else message[: _MESSAGE - 1] + '…'}"
 
 
-def _how_to_list(path: Path) -> str:
+def _how_to_list(path: Path, record: dict[str, Any]) -> str:
     lines = _json_lines(path)
     if path.is_dir():
         return f"grep -r '\"error\":' {shlex.quote(str(path))}"
     if lines:
         return f"grep '\"error\":' {shlex.quote(str(lines[0]))}"
+    if "predictions" not in record:
+        return "the rows that have an error"
     return f"deit-batch report {shlex.quote(str(path))} --out failures.html"

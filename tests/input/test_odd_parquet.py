@@ -77,6 +77,11 @@ def test_a_date_out_of_range_costs_no_other_row(type: pyarrow.DataType, odd: int
     assert isinstance(second, str) or "row 2: t holds a " in second.message
 
 
+def test_a_time_of_day_keeps_its_nanoseconds(tmp_path: Path) -> None:
+    values = pyarrow.array([1, None, 3_600_000_000_000], pyarrow.time64("ns"))
+    assert _kept(values, tmp_path / "t.parquet") == ["00:00:00.000000001", None, "01:00:00.000000000"]
+
+
 def test_text_that_is_not_utf8_finds_its_file_as_in_other_tables(tmp_path: Path) -> None:
     names = [b"a.png", b"\xff\xfe.png", b"c.png"]
     offsets = struct.pack("<4i", 0, *(len(b"".join(names[: n + 1])) for n in range(3)))
