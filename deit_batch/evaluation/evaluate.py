@@ -25,6 +25,7 @@ from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import counted
 from deit_batch.model.matching import Matching, class_numbers, read_label_map
+from deit_batch.names import alike
 from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, checkpoint_of
@@ -150,7 +151,7 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
 
 def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Material:
     """Scores the images, as `score` does, into predictions.jsonl, which keeps the labels."""
-    options, path = request.options, request.out / PREDICTIONS
+    options, path, mapped = request.options, request.out / PREDICTIONS, len(label_map)
     checkpoint = checkpoint_of(options)
     classes = list(dict.fromkeys(checkpoint.labels))
     if options.input != "-":  # which can be read but once
@@ -187,7 +188,7 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
     run_report = json.loads(path.with_name(path.name + ".run.json").read_bytes())
     about = {
         "input": options.input,
-        "labels": source.layout,
+        "labels": f"{source.layout}, numbers of the model's classes" if len(label_map) > mapped else source.layout,
         "multi_label": multi_label,
         "predictions": path.name,
         "model": run_report["settings"],
@@ -208,7 +209,8 @@ def _checked_label_map(labels: Iterable[str], names: Sequence[str], label_map: M
     for label in labels:
         if matching(label) is not None:
             return label_map
-    numbers = class_numbers(matching.unknown, names)
+    is_mapped = any(alike(label) in label_map for label in matching.unknown)  # then it means what the map says
+    numbers = {} if is_mapped else class_numbers(matching.unknown, names)
     if numbers:
         shown = ", ".join(f"{number} is {name}" for number, name in islice(numbers.items(), _SHOWN))
         more = ", …" if len(numbers) > _SHOWN else ""

@@ -587,6 +587,9 @@ def test_class_numbers_are_labels_where_they_can_only_be_that(vit: Path, tmp_pat
     assert "taken for the numbers of the model's classes, from 0: 4 is jar, 0 is can\n" in done.stderr
     images = {row["class"]: row["images"] for row in document(tmp_path / "e")["per_class"]}
     assert images == {"can": 1, "carton": 0, "jar": 1, "milk bottle": 0, "water bottle": 0}
+    assert document(tmp_path / "e")["labels"].endswith(", one an image, numbers of the model's classes")
+    (tmp_path / "map.csv").write_text("4,lid\n0,tin\n")  # what is mapped is no number
+    assert "none of the labels (4, 0, …)" in evaluated(*command, "--label-map", tmp_path / "map.csv").stderr
     rows = [json.dumps({"image": str(tmp_path / f"{number}.jpg"), "label": number}) for number in (1, 2)]
     piped = ("evaluate", "--workers", "0", "--input", "-", "--model", vit, "--out", "piped")
     from_stdin = deit_batch(*piped, cwd=tmp_path, input="\n".join(rows))
