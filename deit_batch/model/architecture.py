@@ -176,6 +176,11 @@ def without_wrappers(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tens
     return {plain: tensors[tensor] for plain, tensor in own.items()}
 
 
+def is_left_over(tensor: str) -> bool:
+    """Whether it is a pooler's, of pre-training: what a classifier uses has its place."""
+    return ".pooler." in f".{tensor}"
+
+
 def check_tensors(found: Mapping[str, Shape], geometry: Geometry, name: str) -> None:
     """Raises CheckpointError unless every tensor that would be scored with is there, in its shape, and every one that
     is there has its place."""
@@ -192,8 +197,7 @@ def check_tensors(found: Mapping[str, Shape], geometry: Geometry, name: str) -> 
             f"{refused}: it is no {geometry.architecture} as its config describes it, for {len(lost)} of its weights "
             f"were not in the checkpoint and would be random, {lost[0]} first"
         )
-    # A pooler is left over from pre-training: no classifier uses it.
-    unused = sorted(tensor for tensor in found if tensor not in expected and ".pooler." not in tensor)
+    unused = sorted(tensor for tensor in found if tensor not in expected and not is_left_over(tensor))
     if unused:
         raise CheckpointError(f"{refused}: its config has no place for {len(unused)} of its weights, {unused[0]} first")
     for tensor, shape in expected.items():

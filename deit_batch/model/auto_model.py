@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deit_batch.errors import CheckpointError
 from deit_batch.io import FeatureName
-from deit_batch.model.architecture import FEATURES
+from deit_batch.model.architecture import FEATURES, is_left_over
 from deit_batch.model.checkpoint import Checkpoint
 from deit_batch.model.quiet import quiet_transformers
 from deit_batch.model.weights import read_tensors, require_finite
@@ -71,25 +71,37 @@ class AutoModel:
         return torch.stack([tokens[:, places[name]].mean(1) for name in names], 1)
 
 
-def _load(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, device: str) -> Model:
-    """In float32. Raises CheckpointError unless each of its weights comes from the `tensors`, and each of these has its
-    place."""
+def class_for(config: Mapping[str, Any], name: str) -> str:
+    """The class of image classifiers that its config names, or that there is for the type of its model. Raises
+    CheckpointError if there is none."""
     with quiet_transformers():
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-        config = _trusted(checkpoint.config)
-        kind = config.get("model_type")
-        classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind, ()) if isinstance(kind, str) else ()
-        if checkpoint.architecture not in ([classes] if isinstance(classes, str) else classes):
-            raise CheckpointError(
-                f"{checkpoint.name} is a {checkpoint.architecture} of model_type {kind!s:.60}, which is no image "
-                f"classifier of transformers {transformers.__version__}; code that comes with a checkpoint is not run"
-            )
+    kind, (named, *_) = config.get("model_type"), config.get("architectures") or [None]
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind, ()) if isinstance(kind, str) else ()
+    known = [classes] if isinstance(classes, str) else list(classes)
+    if not known or ("ForImageClassification" in str(named) and named not in known):
+        raise CheckpointError(
+            f"{name} is a {named!s:.60} of model_type {kind!s:.60}, which is no image classifier of transformers "
+            f"{transformers.__version__}; code that comes with a checkpoint is not run"
+        )
+    return str(named) if named in known else known[0]
+
+
+def load_into(
+    architecture: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, *, device: str
+) -> tuple[Model, dict[str, Any]]:
+    """A model of this class in float32, with these of its weights and all others random, and what `transformers` says
+    of the loading. Raises CheckpointError in the words for the checkpoint called `name`."""
+    with quiet_transformers():
+        import transformers
+
+        trusted = _trusted(config)
         try:
-            model, loaded = getattr(transformers, checkpoint.architecture).from_pretrained(
+            model, loaded = getattr(transformers, architecture).from_pretrained(
                 None,
-                config=transformers.CONFIG_MAPPING[str(kind)].from_dict(config),
+                config=transformers.CONFIG_MAPPING[str(config["model_type"])].from_dict(trusted),
                 state_dict=dict(tensors),
                 dtype=torch.float32,
                 device_map=device,
@@ -99,7 +111,14 @@ def _load(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, device: str)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of a config that says what no model of its class can be, of a missing library
-            raise CheckpointError(f"{checkpoint.name} can't be loaded: {_one_line(error)}") from error
+            raise CheckpointError(f"{name} can't be loaded: {_one_line(error)}") from error
+    return model, loaded
+
+
+def _load(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, device: str) -> Model:
+    """Raises CheckpointError unless each of its weights comes from the `tensors`, and each of these has its place."""
+    architecture = class_for(checkpoint.config, checkpoint.name)
+    model, loaded = load_into(architecture, checkpoint.config, tensors, checkpoint.name, device=device)
     _require_whole(checkpoint, loaded)
     return model
 
@@ -112,7 +131,7 @@ def _require_whole(checkpoint: Checkpoint, loaded: Mapping[str, Any]) -> None:
             f"{refused}: it is no {checkpoint.architecture} as its config describes it, for {len(missing)} of its "
             f"weights were not in the checkpoint and would be random, {missing[0]} first"
         )
-    loaded = {**loaded, "unexpected_keys": [name for name in loaded["unexpected_keys"] if ".pooler." not in name]}
+    loaded = {**loaded, "unexpected_keys": [name for name in loaded["unexpected_keys"] if not is_left_over(name)]}
     if unused := sorted(loaded["unexpected_keys"]):
         raise CheckpointError(f"{refused}: its config has no place for {len(unused)} of its weights, {unused[0]} first")
     if mismatched := sorted(loaded["mismatched_keys"]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from deit_batch.model.config import (
 )
 from deit_batch.model.hub import HUB_NAME, snapshot
 from deit_batch.model.labels import labels_from_config, read_id2label
-from deit_batch.model.place import Place, place_in
+from deit_batch.model.place import ADAPTER, CONFIG, RECIPE, Place, kept_folder, place_in
 from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
 from deit_batch.model.timm import (
     config_from_timm,
@@ -51,6 +52,8 @@ from deit_batch.model.timm import (
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 from deit_batch.system.regular_file import read_settings
 
+logger = logging.getLogger("deit_batch")
+
 DEFAULT_MODEL = "facebook/deit-base-patch16-224"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 
@@ -61,7 +64,8 @@ _FORMATS: dict[str, WeightsFormat] = {
     ".pth": "pickle",
     ".onnx": "onnx",
 }
-Form: TypeAlias = Literal["transformers", "timm"]
+Form: TypeAlias = Literal["transformers", "timm", "adapter"]
+"""An adapter's files are those of what it was merged to, which has the form of `transformers`."""
 
 _PICKLE_FILE = ".pth"
 """Of weights alone, as DeiT's authors publish them."""
@@ -124,15 +128,16 @@ def find_checkpoint(
     not be scored with, UsageError if the names are not of its classes or the runtime is not for it.
     """
     found, commit = _find_folder(name, revision, allow_pickle, fetch)
-    _require_no_adapter(found, name)
+    is_adapter = _is_adapter(found)
+    found = _merged_folder(found, name, allow_pickle, fetch) if is_adapter else found
     place = place_in(found) if found.is_dir() else Place(found, None, None)
     said = _read_object(place.config, f"{name} is no checkpoint") if place.config else {}
     try:
         files = _weights(place.weights, name, allow_pickle)
         _require_content(files)
         weights = _FORMATS[files[0].suffix]
-        form: Form = "timm" if place.config is None or is_timms(said) else "transformers"
-        other_class = form == "transformers" and architecture_from_config(said, name) not in CLASSES
+        form: Form = "timm" if place.config is None or is_timms(said) else "adapter" if is_adapter else "transformers"
+        other_class = form != "timm" and architecture_from_config(said, name) not in CLASSES
         shapes = _shapes(files, weights, name, counters=other_class)
         config = config_from_timm(said, shapes or {}, name) if form == "timm" else said
         architecture = architecture_from_config(config, name)
@@ -168,7 +173,7 @@ def find_checkpoint(
 
 def shapes_of(checkpoint: Checkpoint, geometry: Geometry, stored: Mapping[str, Shape]) -> Mapping[str, Shape]:
     """Those of the tensors in the form of `transformers`, from those of the tensors as they are stored."""
-    if checkpoint.form == "transformers":
+    if checkpoint.form != "timm":
         return stored
     return shapes_as_transformers(stored, geometry.tokens, checkpoint.name)
 
@@ -217,10 +222,10 @@ def _find_folder(name: str, revision: str | None, allow_pickle: bool, fetch: boo
         return (DEMO_FOLDER if name == "demo" else Path(name)), None
     if not HUB_NAME.fullmatch(name):
         raise CheckpointError(f"no folder {name}, and no model on the Hub can have that name")
-    patterns = ["config.json", "adapter_config.json", "preprocessor_config.json"]
-    patterns += ["model*.safetensors", "model.safetensors.index.json"]
+    patterns = [CONFIG, ADAPTER, RECIPE]
+    patterns += ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]
     if allow_pickle:
-        patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+        patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
     folder = snapshot(name, revision, patterns, fetch)
     if not fetch and not any(path.suffix in _FORMATS for path in folder.iterdir()):
         raise CheckpointAccessError(f"the weights of {name} are not on this machine")
@@ -265,16 +270,50 @@ def _unreadable(error: OSError) -> CheckpointError:
     return kind(f"{error.filename} can't be read: {error.strerror}")
 
 
-def _require_no_adapter(folder: Path, name: str) -> None:
-    """Raises CheckpointError for what was trained beside a model and saved without it."""
-    path = folder / "adapter_config.json"
-    if (folder / "config.json").exists() or not path.is_file():
-        return
-    base = _read_object(path, name).get("base_model_name_or_path")
-    raise CheckpointError(
-        f"{name} is an adapter and no model: the weights of {json.dumps(base) if base else 'its base'} are not in it; "
-        "merge it into them (merge_and_unload of peft), save that, and name its folder"
-    )
+def _is_adapter(folder: Path) -> bool:
+    """Whether it holds what was trained beside a model and saved without it."""
+    return (folder / ADAPTER).is_file() and not (folder / CONFIG).exists()
+
+
+def _merged_folder(folder: Path, name: str, allow_pickle: bool, fetch: bool) -> Path:
+    """The folder of an adapter's checkpoint, which is merged when it is first asked for. Raises CheckpointError if its
+    base can't be had, or it can't be merged into that."""
+    said = _read_object(folder / ADAPTER, name)
+    base = said.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{name} is an adapter, and its {ADAPTER} does not say of which base")
+    here = next((path for path in (Path(base), folder / base) if path.is_dir()), None)
+    revision = None if here else said.get("revision")
+    try:
+        found = here or _find_folder(base, revision, allow_pickle, fetch)[0]
+        place = place_in(found)
+        config = _read_object(place.config or found / CONFIG, "it is no checkpoint")
+        base_files = _weights(place.weights, base, allow_pickle)
+        files = _adapter_files(folder, allow_pickle)
+        _require_content([*files, *base_files])
+    except CheckpointError as error:
+        raise type(error)(f"{name} is an adapter of {base}, and can't be merged into it: {error}") from error
+    recipes = (folder / RECIPE, place.recipe)
+    recipe = next((path for path in recipes if path and path.is_file()), None)
+    made_of = [folder / ADAPTER, *files, found / CONFIG if place.config is None else place.config, *base_files]
+    out = kept_folder(f"{_digest([*made_of, *([recipe] if recipe else [])])[:20]}-merged")
+    if not out.exists():
+        from deit_batch.model.adapter import Adapter, merge  # imports torch and transformers
+
+        logger.info("merging %s into its base, %s, once: it is kept in %s", name, base, out)
+        try:
+            merge(Adapter(name, said, files, config, base_files, recipe), out)
+        except UsageError:
+            if not out.exists():  # made by another run meanwhile
+                raise
+    return out
+
+
+def _adapter_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    for suffix in (".safetensors", *([".bin"] if allow_pickle else [])):
+        if (path := folder / f"adapter_model{suffix}").is_file():
+            return [path]
+    raise CheckpointError(f"there is no adapter_model.safetensors in {folder}")
 
 
 def _weights(folder: Path, name: str, allow_pickle: bool) -> list[Path]:

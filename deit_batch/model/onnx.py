@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor
 from deit_batch.errors import CheckpointError, OutputError, UsageError
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint
 from deit_batch.model.labels import placeholders
+from deit_batch.model.place import kept_folder
 from deit_batch.model.save import write_config, write_recipe
 from deit_batch.model.transformer import load_weights
 from deit_batch.system.extras import needing
@@ -97,8 +97,7 @@ def export(checkpoint: Checkpoint, out: Path, dtype: str, *, wait: bool = False)
 
 def exported(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The same checkpoint as ONNX, from the user's cache: exported when it is first asked for."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deit-batch"
-    folder = cache / f"{checkpoint.digest[:20]}-{dtype}"
+    folder = kept_folder(f"{checkpoint.digest[:20]}-{dtype}")
     if not folder.exists():
         logger.info("exporting %s to %s, once: it is kept in %s", checkpoint.name, dtype, folder)
         try:

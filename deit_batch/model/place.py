@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -10,6 +11,12 @@ from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.system.regular_file import read_settings
 
 CONFIG, RECIPE, MLMODEL = "config.json", "preprocessor_config.json", "MLmodel"
+ADAPTER = "adapter_config.json"
+
+
+def kept_folder(name: str) -> Path:
+    """In the user's cache: of a checkpoint that was made of another, to be taken from there by the next run."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deit-batch" / name
 
 
 class Place(NamedTuple):

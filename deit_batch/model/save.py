@@ -19,7 +19,7 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
     the weights can't be loaded."""
     try:
         with new_folder(out) as growing:
-            if checkpoint.form == "transformers" and checkpoint.config_file:
+            if checkpoint.form != "timm" and checkpoint.config_file:
                 shutil.copyfile(checkpoint.config_file, growing / CONFIG)
             else:
                 write_config(checkpoint, growing)
@@ -46,7 +46,7 @@ def write_recipe(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _write_weights(checkpoint: Checkpoint, folder: Path) -> None:
-    if checkpoint.form == "transformers" and checkpoint.weights != "pickle":
+    if checkpoint.form != "timm" and checkpoint.weights != "pickle":
         indices = checkpoint.files[0].parent.glob("*.safetensors.index.json")
         for path in [*checkpoint.files, *indices]:
             shutil.copyfile(path, folder / path.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -20,21 +20,29 @@ from deit_batch.model.timm import tensors_as_transformers
 def read_tensors(checkpoint: Checkpoint, *, only_shapes: bool = False) -> dict[str, Tensor]:
     """On the CPU; with `only_shapes` on the device "meta", and no value is read. Raises CheckpointError if they can't
     be had."""
-    stored: dict[str, Tensor] = {}
-    try:
-        for path in checkpoint.files:
-            if checkpoint.weights == "pickle":
-                stored |= load_pickle(path, only_shapes=only_shapes, counters=checkpoint.own_geometry is None)
-            else:
-                stored |= _shapes_of(path) if only_shapes else safetensors.torch.load_file(path)
-    except OSError as error:
-        raise CheckpointAccessError(f"{checkpoint.name} can't be loaded: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{checkpoint.name} can't be loaded: {' '.join(str(error).split())}") from error
-    stored = without_wrappers(stored, checkpoint.name)
+    counters = checkpoint.own_geometry is None
+    stored = read_files(checkpoint.files, checkpoint.name, only_shapes=only_shapes, counters=counters)
     if checkpoint.form == "timm":
         return tensors_as_transformers(stored, checkpoint.geometry.tokens)
     return stored
+
+
+def read_files(
+    files: Sequence[Path], name: str, *, only_shapes: bool = False, counters: bool = False
+) -> dict[str, Tensor]:
+    """The tensors in the files of the checkpoint called `name`, by their own names; `counters` as of `load_pickle`."""
+    stored: dict[str, Tensor] = {}
+    try:
+        for path in files:
+            if path.suffix == ".safetensors":
+                stored |= _shapes_of(path) if only_shapes else safetensors.torch.load_file(path)
+            else:
+                stored |= load_pickle(path, only_shapes=only_shapes, counters=counters)
+    except OSError as error:
+        raise CheckpointAccessError(f"{name} can't be loaded: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{name} can't be loaded: {' '.join(str(error).split())}") from error
+    return without_wrappers(stored, name)
 
 
 def _shapes_of(path: Path) -> dict[str, Tensor]:
