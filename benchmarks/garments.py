@@ -44,6 +44,19 @@ def class_folders(folder: Path, split: str, each: int | None = None) -> None:
             Image.fromarray(images[place]).save(folder / name / f"{place:05}.png", compress_level=1)
 
 
+def digits(folder: Path, which: slice) -> None:
+    """Handwritten digits of 8x8 pixels (Alpaydin and Kaynak, 1998; in scikit-learn), enlarged to 64: those at
+    these places of each class."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    for number in range(10):
+        (folder / f"digit {number}").mkdir(parents=True)
+        for place in np.flatnonzero(found.target == number)[which]:
+            image = Image.fromarray((found.images[place] * (255 / 16)).astype(np.uint8))
+            image.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"digit {number}" / f"{place:04}.png")
+
+
 def canvases(folder: Path, split: str, many: int) -> None:
     """Two or three garments of different classes on each of `many` canvases, in different quarters of it: images/
     beside labels.csv, whose labels are separated by spaces, so that an ankle boot is an ankle-boot."""
@@ -116,9 +129,9 @@ def enlarge(small: Path, large: Path) -> None:
     _save_recipe(large, 8 * SIDE)
 
 
-def cnn(folder: Path, each: int, epochs: int) -> None:
-    """A ResNet of three stages, taught with the first `each` pictures of every class; its accuracy on the 10,000 test
-    pictures is in accuracy.json. Three minutes on 2 cores."""
+def cnn(folder: Path, each: int | None, epochs: int, *, device: str = "cpu") -> None:
+    """A ResNet of three stages, taught with the first `each` pictures of every class, or with all; its accuracy on the
+    10,000 test pictures is in accuracy.json. With 500 pictures and 30 epochs, three minutes on 2 cores."""
     torch.manual_seed(0)
     config = transformers.ResNetConfig(
         embedding_size=32,
@@ -129,24 +142,25 @@ def cnn(folder: Path, each: int, epochs: int) -> None:
         label2id={name: number for number, name in enumerate(CLASSES)},
     )
     model: Any = transformers.ResNetForImageClassification(config)
-    images, labels = (torch.tensor(part) for part in pictures(TRAIN))
+    model.to(device)
+    images, labels = (torch.tensor(part, device=device) for part in pictures(TRAIN))
     few = torch.cat([(labels == number).nonzero()[:each, 0] for number in range(len(CLASSES))])
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (len(few) // BATCH))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * -(-len(few) // BATCH))
     for _ in range(epochs):
-        for batch in few[torch.randperm(len(few))].split(BATCH):
+        for batch in few[torch.randperm(len(few)).to(device)].split(BATCH):
             values = _values(images[batch])
-            values = torch.where(torch.rand(len(values), 1, 1, 1) < 0.5, values.flip(-1), values)
+            values = torch.where(torch.rand(len(values), 1, 1, 1, device=device) < 0.5, values.flip(-1), values)
             loss = model(pixel_values=values, labels=labels[batch].long()).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    images, labels = (torch.tensor(part) for part in pictures(TEST))
+    images, labels = (torch.tensor(part, device=device) for part in pictures(TEST))
     model.eval()
     with torch.inference_mode():
         guesses = torch.cat([model(pixel_values=_values(part)).logits.argmax(-1) for part in images.split(500)])
-    model.save_pretrained(folder)
+    model.cpu().save_pretrained(folder)
     _save_recipe(folder, SIDE)
     (folder / "accuracy.json").write_text(json.dumps((guesses == labels).float().mean().item()))
 

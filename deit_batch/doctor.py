@@ -30,7 +30,7 @@ EXTRAS = {
     "azure": ("adlfs",),
     "eval": ("matplotlib", "scikit-learn", "scipy"),
     "report": ("jinja2", "matplotlib"),
-    "train": ("accelerate", "kornia", "peft", "scikit-learn"),
+    "train": ("accelerate", "peft", "scikit-learn"),
     "mlflow": ("mlflow-skinny",),
     "azureml": ("azureml-inference-server-http",),
     "ray": ("ray",),

@@ -29,6 +29,7 @@ NAVIGATION = {
         "docs/records",
         "docs/scores",
         "docs/evaluation",
+        "docs/training",
         "docs/reports",
         "docs/troubleshooting",
     ],

@@ -1,9 +1,11 @@
-"""The file of options, --config."""
+"""Options from a file, --config, and from a recipe of training, --recipe."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,36 +15,67 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     that has a command's name is for that command alone."""
     if value is None:
         return
-    try:
-        config = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{value}: {error}") from error
+    config = _read(value)
     command = str(ctx.command.name)
     own = config.pop(command, {})
     if not isinstance(own, dict):
         raise click.BadParameter(f"{value}: {command} must be a table, [{command}]")
     others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
     config = {name: setting for name, setting in config.items() if name not in others} | own
-    values = {name.replace("-", "_"): setting for name, setting in config.items()}
-    twice = sorted(name for name in config if "_" in name and name.replace("_", "-") in config)
-    if twice:
-        raise click.BadParameter(f"{value}: {', '.join(twice)} is there twice, with - and with _")
-    options = {
+    ctx.default_map = {**(ctx.default_map or {}), **_values(value, config, _options(ctx))}
+
+
+def read_recipe(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The values of a recipe of training, one of ours or a TOML file, become the defaults of the options; --config,
+    variables and the command line outrank them. A file is known from then on by what it says: its name may stay when
+    that changes."""
+    from deit_batch.finetune.recipes import IN_A_RECIPE, RECIPES
+
+    if value in RECIPES:
+        values = dict(RECIPES[value])
+    else:
+        path = Path(value)
+        if not path.exists():
+            raise click.BadParameter(f"there is no file {value}, and the recipes are {', '.join(RECIPES)}")
+        options = {name: option for name, option in _options(ctx).items() if name in IN_A_RECIPE}
+        values = _values(path, _read(path), options)
+    ctx.default_map = {**values, **(ctx.default_map or {})}
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path}: {error}") from error
+
+
+def _options(ctx: click.Context) -> dict[str, click.Option]:
+    return {
         str(option.name): option
         for option in ctx.command.params
         if option.expose_value and isinstance(option, click.Option)
     }
+
+
+def _values(path: Path, config: dict[str, Any], options: Mapping[str, click.Option]) -> dict[str, Any]:
+    """Of the file, as Click takes them for defaults. Raises click.BadParameter for what is none of `options`, or can't
+    be the value of one."""
+    values = {name.replace("-", "_"): setting for name, setting in config.items()}
+    twice = sorted(name for name in config if "_" in name and name.replace("_", "-") in config)
+    if twice:
+        raise click.BadParameter(f"{path}: {', '.join(twice)} is there twice, with - and with _")
     unknown = sorted(set(values) - set(options))
     if unknown:
-        raise click.BadParameter(f"{value}: there is no option {', '.join(unknown)}")
+        raise click.BadParameter(f"{path}: there is no option {', '.join(unknown)}")
     for name, setting in values.items():
         if not _fits(options[name], setting):
-            raise click.BadParameter(f"{value}: {name} can't be {setting!r}")
+            raise click.BadParameter(f"{path}: {name} can't be {setting!r}")
         if options[name].multiple and isinstance(setting, str):
             values[name] = [setting]  # Click would take its letters
         elif isinstance(setting, float) or isinstance(options[name].type, click.Path):
             values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return values
 
 
 def _fits(option: click.Parameter, setting: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
+from deit_batch.commands._config import read_recipe
 from deit_batch.commands._exit import finish
 from deit_batch.commands._options import (
     ALLOW_PICKLE,
@@ -100,11 +101,36 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         help="Train LoRA adapters of this rank and the classification head, and no other weights.",
     ),
     option(
+        "--from-scratch",
+        is_flag=True,
+        help="Start from random weights: of the checkpoint, only the shape and the image processor are used.",
+    ),
+)
+@section(
+    "Distillation",
+    option(
         "--teacher",
         type=PLACE,
         metavar="CLASSIFIER",
         help="Train a distillation token on the predictions of this classifier: a folder or a name on the Hub, of any "
         "image classifier that transformers can load.",
+    ),
+    option(
+        "--distillation-type",
+        type=click.Choice(("hard", "soft")),
+        help="Learn the teacher's label (hard), or its probabilities of all classes (soft).",
+    ),
+    option(
+        "--distillation-alpha",
+        type=SHARE,
+        metavar="X",
+        help="Share of the teacher in the loss. [default: 0.5 for hard distillation, 0.1 for soft]",
+    ),
+    option(
+        "--distillation-tau",
+        type=POSITIVE,
+        metavar="X",
+        help="Temperature of soft distillation.",
     ),
 )
 @section(
@@ -133,10 +159,19 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
 @section(
     "Training",
     option(
+        "--recipe",
+        is_eager=True,
+        callback=read_recipe,
+        metavar="NAME",
+        help="Values for the options of training and augmentation: finetune, what suits a few hundred images; deit, "
+        "table 9 of DeiT's paper, for training from scratch; or a TOML file. Each option that is given takes "
+        "precedence over it.",
+    ),
+    option(
         "--num-train-epochs",
         type=POSITIVE,
         metavar="X",
-        help="Number of training epochs. [default: enough for 2,000 steps, but at least 3 and at most 50]",
+        help="Number of training epochs. [default: enough for 2,000 steps, but at least 3]",
     ),
     option(
         "--max-steps",
@@ -150,12 +185,29 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         metavar="N",
         help="Images in a training batch. [default: 32, fewer if there are few images]",
     ),
+    option(
+        "--train-batch-size",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Images in a training step, of all processes and accumulated batches together; "
+        "--per-device-train-batch-size takes precedence over it.",
+    ),
     option("--auto-find-batch-size", is_flag=True, help="Reduce the batch size until a batch fits into memory."),
     option(
         "--learning-rate",
         type=POSITIVE,
         metavar="X",
         help="Peak learning rate. [default: 5e-5; 5e-4 for LoRA; 1e-3 for the head alone]",
+    ),
+    option(
+        "--scale-learning-rate/--no-scale-learning-rate",
+        help="The learning rate is meant for 512 images a step, and is scaled in proportion to how many there are.",
+    ),
+    option(
+        "--min-learning-rate",
+        type=NOT_NEGATIVE,
+        metavar="X",
+        help="Learning rate at the end of a cosine schedule.",
     ),
     option(
         "--lr-scheduler-type",
@@ -181,6 +233,26 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         help="Label smoothing. It has no effect if images can have several labels.",
     ),
     option(
+        "--dropout",
+        type=SHARE,
+        metavar="X",
+        help="Dropout, of the attention's weights, too. [default: as the checkpoint's config has it]",
+    ),
+    option(
+        "--drop-path",
+        type=Number(0, 1, max_open=True),
+        metavar="X",
+        help="Stochastic depth: share of the images for which a branch of the last layer is left out. It grows "
+        "linearly from 0 at the first layer.",
+    ),
+    option(
+        "--ema-decay",
+        type=Number(0, 1, min_open=True, max_open=True),
+        metavar="X",
+        help="Validate and keep an exponential moving average of the weights, of which this share stays at every step. "
+        "[default: no average]",
+    ),
+    option(
         "--gradient-accumulation-steps",
         type=AT_LEAST_ONE,
         metavar="N",
@@ -193,7 +265,11 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         help="Clip gradients to this norm. With 0, gradients are not clipped.",
     ),
     option("--fp16", is_flag=True, help="Train in mixed precision with float16, on a GPU."),
-    option("--bf16", is_flag=True, help="Train in mixed precision with bfloat16."),
+    option(
+        "--bf16/--no-bf16",
+        default=None,
+        help="Train in mixed precision with bfloat16. [default: on a GPU that supports it]",
+    ),
     option(
         "--early-stopping-patience",
         type=AT_LEAST_ONE,
@@ -212,6 +288,12 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         metavar="N",
         help="Seed of all random numbers.",
     ),
+    option(
+        "--pixel-cache",
+        type=click.Choice(("off", "memory", "disk")),
+        help="Where the images are kept between epochs: as pixels, or, if --crop cuts parts out of the originals, as "
+        "the bytes of their files. With off, they are read again in every epoch. [default: disk, if there is room]",
+    ),
     WORKERS,
 )
 @section(
@@ -220,34 +302,53 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
         "--crop",
         type=SHARE,
         metavar="X",
-        help="Smallest share of the image area that a random crop keeps. With 1, images are not cropped.",
+        help="Smallest share of the original image's area that a random crop keeps. With 1, images are cropped as for "
+        "scoring.",
     ),
     option("--flip/--no-flip", help="Mirror a random half of the images, left to right."),
     option(
-        "--randaugment",
-        type=click.IntRange(0, 29),
+        "--repeated-augmentation",
+        type=AT_LEAST_ONE,
         metavar="N",
-        help="Magnitude of kornia's RandAugment; 0 turns it off. A larger magnitude is not a stronger augmentation: "
-        "brightness, contrast, colour and sharpness are unchanged at 15, and change most at 1 and at 29.",
+        help="Show an image this many times in a row, each time augmented anew, and as many fewer images in an epoch.",
+    ),
+    option(
+        "--randaugment",
+        type=Number(0, 10),
+        metavar="X",
+        help="Magnitude of RandAugment, from 0 (off) to 10, on timm's scale: the larger, the stronger.",
+    ),
+    option(
+        "--color-jitter",
+        type=SHARE,
+        metavar="X",
+        help="Change brightness, contrast and colour, each by a random factor of up to 1 ± this.",
     ),
     option(
         "--random-erasing",
         type=SHARE,
         metavar="X",
-        help="Share of the images in which a random rectangle is erased.",
+        help="Share of the images in which a random rectangle, of up to a third of the area, is filled with noise.",
     ),
     option(
         "--mixup",
-        type=SHARE,
+        type=NOT_NEGATIVE,
         metavar="X",
-        help="Mixup: blend images with others, whose weight is at most this. 0 turns it off.",
+        help="Mixup: blend each image with another one, in shares from the beta distribution with this parameter. 0 "
+        "turns it off.",
     ),
     option(
         "--cutmix",
         type=NOT_NEGATIVE,
         metavar="X",
-        help="CutMix: replace a rectangle of an image by that of another. This is the parameter of the beta "
-        "distribution from which its size is drawn; 0 turns it off.",
+        help="CutMix: replace a rectangle of each image by that of another one, whose area comes from the beta "
+        "distribution with this parameter. 0 turns it off.",
+    ),
+    option(
+        "--mixup-switch-prob",
+        type=SHARE,
+        metavar="X",
+        help="Share of the batches that get CutMix, if both it and Mixup are on.",
     ),
 )
 @section("Limits of one image", *LIMITS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from deit_batch.limits import DEFAULT_LIMITS, Limits
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 
 STEPS_WANTED = 2000
-FEWEST_EPOCHS, MOST_EPOCHS = 3, 50
+FEWEST_EPOCHS = 3
 LARGEST_BATCH = 32
 BATCHES_AN_EPOCH = 8
 """At least, as long as a batch has four images."""
@@ -26,14 +27,20 @@ REPORTERS = ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "swanlab"
 """Of those that the Trainer of `transformers` has, what needs no more than its library."""
 LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "head": 1e-3}
 """For AdamW: what is trained anew bears larger steps than what is only refined."""
+BATCH_OF_THE_RATE = 512
+"""With `scale_learning_rate`, the rate for a step of so many images is what was set (arXiv 2012.12877, section 6)."""
+DISTILLATION_ALPHAS = {"hard": 0.5, "soft": 0.1}
+"""The teacher's share of the loss: arXiv 2012.12877, equation 3, and the λ of section 6.1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """`validation_share` is of the inputs, where no `validation` is given; `warmup_steps` below 1 are a share of all
-    steps; None is a default that depends on the data."""
+    """`recipe` is where the values come from that were not given; `validation_share` is of the inputs, where no
+    `validation` is given; `warmup_steps` below 1 are a share of all steps; None is a default that depends on the data,
+    the checkpoint or the device."""
 
     input: str
+    recipe: str = "finetune"
     column: str | None = None
     label_column: str | None = None
     label_map: str | None = None
@@ -48,34 +55,48 @@ class Settings:
     allow_pickle: bool = False
     id2label: str | None = None
     image_size: int | None = None
+    from_scratch: bool = False
     freeze_backbone: bool = False
     lora_rank: int | None = None
     teacher: str | None = None
+    distillation_type: str = "hard"
+    distillation_alpha: float | None = None
+    distillation_tau: float = 3.0
     mlflow: bool = False
     report_to: tuple[str, ...] = ()
     device: str = "auto"
     num_train_epochs: float | None = None
     max_steps: int | None = None
     per_device_train_batch_size: int | None = None
+    train_batch_size: int | None = None
     auto_find_batch_size: bool = False
     learning_rate: float | None = None
+    scale_learning_rate: bool = False
+    min_learning_rate: float = 0.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     weight_decay: float = 0.05
     label_smoothing_factor: float = 0.1
+    dropout: float | None = None
+    drop_path: float = 0.0
+    ema_decay: float | None = None
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     fp16: bool = False
-    bf16: bool = False
+    bf16: bool | None = None
     early_stopping_patience: int | None = None
     metric_for_best_model: str | None = None
     seed: int = 0
     crop: float = 0.6
     flip: bool = True
-    randaugment: int = 0
-    random_erasing: float = 0.25
+    repeated_augmentation: int = 1
+    randaugment: float = 0.0
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixup_switch_prob: float = 0.5
+    pixel_cache: str | None = None
     workers: int | None = None
     limits: Limits = DEFAULT_LIMITS
 
@@ -87,6 +108,10 @@ class Settings:
             raise UsageError("--teacher trains a distillation token, so all weights: leave out the other of the two")
         if self.fp16 and self.bf16:
             raise UsageError("--fp16 and --bf16 exclude each other")
+        if self.from_scratch and self.way != "full":
+            raise UsageError("--from-scratch trains all weights: leave out --freeze-backbone and --lora-rank")
+        if self.min_learning_rate and self.lr_scheduler_type != "cosine":
+            raise UsageError("--min-learning-rate is for --lr-scheduler-type cosine")
 
     @property
     def way(self) -> str:
@@ -103,34 +128,52 @@ class Settings:
             )
         return chosen
 
-    def batch_size(self, images: int) -> int:
+    @property
+    def teachers_share(self) -> float:
+        """Of the loss."""
+        alpha = self.distillation_alpha
+        return DISTILLATION_ALPHAS[self.distillation_type] if alpha is None else alpha
+
+    def batch_size(self, images: int, processes: int = 1) -> int:
+        """Of each of the processes, in one pass."""
         if self.per_device_train_batch_size:
             return self.per_device_train_batch_size
-        return min(LARGEST_BATCH, max(4, images // BATCHES_AN_EPOCH))
+        if self.train_batch_size:
+            return max(1, self.train_batch_size // (processes * self.gradient_accumulation_steps))
+        return min(LARGEST_BATCH, max(4, images // (BATCHES_AN_EPOCH * processes)))
 
-    def epochs(self, images: int) -> float:
+    def step_size(self, images: int, processes: int = 1) -> int:
+        """Images in a step, of all processes together."""
+        return self.batch_size(images, processes) * processes * self.gradient_accumulation_steps
+
+    def epochs(self, images: int, processes: int = 1) -> float:
         """Enough for a certain number of steps, whether there are a hundred images or a hundred thousand."""
         if self.num_train_epochs:
             return self.num_train_epochs
-        steps = max(1, images // (self.batch_size(images) * self.gradient_accumulation_steps))
-        return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS_WANTED / steps)))
+        steps = max(1, math.ceil(images / self.step_size(images, processes)))
+        return max(FEWEST_EPOCHS, math.ceil(STEPS_WANTED / steps))
 
-    def arguments(self, images: int) -> dict[str, Any]:
+    def peak_learning_rate(self, images: int, processes: int = 1) -> float:
+        rate = self.learning_rate or LEARNING_RATES[self.way]
+        return rate * self.step_size(images, processes) / BATCH_OF_THE_RATE if self.scale_learning_rate else rate
+
+    def arguments(self, images: int, processes: int = 1) -> dict[str, Any]:
         """For TrainingArguments, with `images` to train on."""
-        size = self.batch_size(images)
+        size = self.batch_size(images, processes)
+        least = self.min_learning_rate
         return {
-            "num_train_epochs": self.epochs(images),
+            "num_train_epochs": self.epochs(images, processes),
             "max_steps": self.max_steps or -1,
             "per_device_train_batch_size": size,
             "per_device_eval_batch_size": size,
             "auto_find_batch_size": self.auto_find_batch_size,
-            "learning_rate": self.learning_rate or LEARNING_RATES[self.way],
-            "lr_scheduler_type": self.lr_scheduler_type,
+            "learning_rate": self.peak_learning_rate(images, processes),
+            "lr_scheduler_type": "cosine_with_min_lr" if least else self.lr_scheduler_type,
+            "lr_scheduler_kwargs": {"min_lr": least} if least else {},
             "warmup_steps": self.warmup_steps,
             "weight_decay": self.weight_decay,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "max_grad_norm": self.max_grad_norm,
             "fp16": self.fp16,
-            "bf16": self.bf16,
             "seed": self.seed,
         }

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from deit_batch.finetune.settings import Settings
+from deit_batch.finetune.stochastic_depth import add_stochastic_depth
 from deit_batch.io import counted
 from deit_batch.model.architecture import CLASSES
 from deit_batch.model.checkpoint import Checkpoint
@@ -62,13 +63,31 @@ def make_student(
         label2id={name: number for number, name in enumerate(class_names)},
         problem_type="multi_label_classification" if multi_label else "single_label_classification",
     )
-    tensors = _with_heads(load_tensors(checkpoint), checkpoint, kind, class_names, config.initializer_range)
-    model: Student = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    if settings.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
+    if settings.from_scratch:
+        logger.info("training starts from random weights: of the checkpoint, only the shape is used")
+        model: Student = _blank(kind, config)
+    else:
+        tensors = _with_heads(load_tensors(checkpoint), checkpoint, kind, class_names, config.initializer_range)
+        model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
     if is_vit and settings.teacher:
         model = _with_distillation_token(model)
     if image_size != checkpoint.geometry.image_size:
         model = _resized(model, checkpoint.geometry.image_size, image_size)
+    if settings.drop_path:
+        add_stochastic_depth(model, settings.drop_path)
     return _trained_in_part(model, settings, CLASSES[type(model).__name__].heads)
+
+
+def _blank(kind: Any, config: Any) -> Student:
+    """As the authors' code starts (models.py): tokens and positions, which `transformers` leaves at zero, from the same
+    truncated normal distribution as the rest."""
+    model = kind(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(("cls_token", "distillation_token", "position_embeddings")):
+            nn.init.trunc_normal_(weight, std=config.initializer_range)
+    return model
 
 
 def _with_heads(

@@ -1,5 +1,5 @@
-"""The teacher of a distillation: any image classifier of transformers, asked for its label of what the student sees
-(hard-label distillation, arXiv 2012.12877, section 4)."""
+"""The teacher of a distillation (arXiv 2012.12877, section 4): any image classifier of transformers, asked what it says
+of what the student sees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deit_batch.names import alike
 
 
 class Teacher:
-    """Values in 0..1, float32 [n, 3, height, width], to a class number of the student's for each, int64 [n]."""
+    """Values in 0..1, float32 [n, 3, height, width], to its logits of the student's classes, [n, classes]."""
 
     def __init__(self, name: str, class_names: Sequence[str], device: torch.device) -> None:
         """Raises CheckpointError if it can't be loaded, does not know every class by the name that it has here, or has
@@ -45,7 +45,7 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
         logits: Tensor = self._model(pixel_values=self._view(values)).logits
-        return logits[:, self._numbers].argmax(-1)
+        return logits[:, self._numbers]
 
 
 class _View:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,19 @@ from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from deit_batch.errors import UsageError
+from deit_batch.errors import DeitBatchError, InputError, Interrupted, UsageError
 from deit_batch.evaluation.metrics import balanced_accuracies, jaccard_of_images, log_loss_of_labels
-from deit_batch.finetune.augmentation import Augmentation
-from deit_batch.finetune.settings import LOWER_IS_BETTER, METRICS
+from deit_batch.finetune.mixing import erase, mix
+from deit_batch.finetune.processes import Processes
+from deit_batch.finetune.sampling import EpochSampler
+from deit_batch.finetune.settings import LOWER_IS_BETTER, METRICS, Settings
 from deit_batch.finetune.students import Student
 from deit_batch.finetune.teacher import Teacher
+from deit_batch.loading.worker import start_worker
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.signals import Stop
 
@@ -36,7 +43,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 class Learner(nn.Module):
     """The student with all that training does around it: `pixels`, uint8 [n, height, width, 3], and `targets`, float32
-    [n, classes], to the loss and the logits. Augmentation and teacher are there in training only.
+    [n, classes], to the loss and the logits. The teacher is there in training only.
 
     A plain module on purpose. Of a PreTrainedModel, the Trainer of transformers 5 writes checkpoints under the Hub's
     names for the tensors, reads them back under the model's own, and takes no notice of those that it does not find: a
@@ -46,30 +53,136 @@ class Learner(nn.Module):
     _std: Tensor
 
     def __init__(
-        self, student: Student, recipe: Recipe, loss: Loss, augmentation: Augmentation, teacher: Teacher | None
+        self, student: Student, recipe: Recipe, loss: Loss, settings: Settings, teacher: Teacher | None = None
     ) -> None:
         super().__init__()
         self.student = student
-        self._loss, self._augmentation, self._teacher = loss, augmentation, teacher
-        self._scale = 255 * recipe.rescale_factor  # augmentation takes values in 0..1
+        decay = settings.ema_decay
+        self.average = averaged(student, decay) if decay else None
+        self._loss, self._settings, self._teacher = loss, settings, teacher
+        self._scale = 255 * recipe.rescale_factor  # erasing, mixing and the teacher take values in 0..1
         shape = (1, 3, 1, 1)
         self.register_buffer("_mean", torch.tensor(recipe.mean).view(shape), persistent=False)
         self.register_buffer("_std", torch.tensor(recipe.std).view(shape), persistent=False)
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    @property
+    def result(self) -> Student:
+        """What is validated and kept: the student, or the average of its weights."""
+        return self.average.module if self.average else self.student
+
+    def forward(
+        self, pixels: Tensor, targets: Tensor, erased: Tensor | None = None, mixing: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`erased` and `mixing`: as the batches have them (data.py)."""
         values = pixels.permute(0, 3, 1, 2).float().div_(255)  # in place: fresh memory costs more than the arithmetic
-        if self.training:
-            values, targets = self._augmentation(values, targets)
+        if erased is not None:
+            values = erase(values, erased, self._mean / self._scale, self._std / self._scale)
+        if mixing is not None:
+            values, targets = mix(values, targets, mixing)
         taught = self._teacher(values) if self.training and self._teacher else None
-        outputs = self.student(pixel_values=values.mul_(self._scale).sub_(self._mean).div_(self._std))
+        model = self.student if self.training else self.result
+        outputs = model(pixel_values=values.mul_(self._scale).sub_(self._mean).div_(self._std))
         loss = self._loss(outputs.logits, targets) if taught is None else self._distilled(outputs, targets, taught)
         return {"loss": loss, "logits": outputs.logits}
 
     def _distilled(self, outputs: Any, targets: Tensor, taught: Tensor) -> Tensor:
-        """Half by the truth, at the [CLS] token; half by the teacher's label, at the distillation token (arXiv
-        2012.12877, equation 3)."""
+        """By the truth, at the [CLS] token, and by the teacher, at the distillation token."""
         truth = self._loss(outputs.cls_logits, targets)
-        return (truth + functional.cross_entropy(outputs.distillation_logits, taught)) / 2
+        soft = self._settings.distillation_type == "soft"
+        tau = self._settings.distillation_tau if soft else None
+        return torch.lerp(
+            truth, distillation_loss(outputs.distillation_logits, taught, tau), self._settings.teachers_share
+        )
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, tau: float | None) -> Tensor:
+    """Of the student's logits and the teacher's, both [n, classes]: the cross-entropy with the teacher's label (hard
+    distillation, arXiv 2012.12877, equation 3); with a temperature `tau`, τ² times the Kullback-Leibler divergence of
+    the two at that temperature (soft distillation, equation 2), as a mean of the images."""
+    if tau is None:
+        return functional.cross_entropy(logits, taught.argmax(-1))
+    ours, theirs = (functional.log_softmax(one.float() / tau, -1) for one in (logits, taught))
+    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True) * tau**2
+
+
+def averaged(student: Student, decay: float) -> AveragedModel:
+    """A copy of the student whose weights become the exponential moving average of its own."""
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return average.requires_grad_(False)
+
+
+class AverageWeights(TrainerCallback):
+    """Takes the student's weights into the average, after every step."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._learner.average:
+            self._learner.average.update_parameters(self._learner.student)
+
+
+class TellEpoch(TrainerCallback):
+    """Says to the sampler which epoch begins. accelerate does so, too, but not through what it wraps around the sampler
+    where several processes go on in the middle of an epoch."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._sampler.set_epoch(math.floor((state.epoch or 0) + 1e-6))  # in the middle of one, it is a fraction
+
+
+class EpochTrainer(Trainer):
+    """A Trainer whose epochs are those of EpochSampler, whose workers leave signals to the main process, and whose
+    weight decay spares the tokens and the positions, as DeiT's own does (models.py, no_weight_decay)."""
+
+    repeats = 1
+
+    def get_train_dataloader(self) -> Any:
+        sampler = EpochSampler(len(self.train_dataset), self.args.seed, self.repeats)  # type: ignore[arg-type]
+        self.add_callback(TellEpoch(sampler))
+        return self._loader(self.train_dataset, self._train_batch_size, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return self._loader(self.eval_dataset, self.args.eval_batch_size, None)
+
+    def _loader(self, images: Any, batch_size: int, sampler: EpochSampler | None) -> Any:
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            images,
+            batch_size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # it would draw from torch's own, more or less often with more or less workers
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        names: list[str] = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith(("_token", "position_embeddings"))]
+
+
+@contextmanager
+def errors_of_workers_in_a_line() -> Iterator[None]:
+    """What DataLoader says of an error in a worker is a traceback in the error's own message."""
+    try:
+        yield
+    except DeitBatchError as error:
+        text = str(error)
+        if "Original Traceback" not in text:
+            raise
+        raise InputError(text.strip().rpartition("\n")[2].partition(": ")[2]) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DeitBatchError(
+            f"{error}; if the machine is short of memory, run the same command again with fewer --workers"
+        ) from error
 
 
 def loss_for(*, multi_label: bool, label_smoothing: float) -> Loss:
@@ -160,20 +273,31 @@ class StopIfDiverged(TrainerCallback):
 
 
 class StopAndSave(TrainerCallback):
-    """When a signal has come, saves after the step in hand and ends there."""
+    """When a signal has come, to whichever process, all of them save after the step in hand and end there."""
 
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
+    def __init__(self, stop: Stop, processes: Processes) -> None:
+        self._stop, self._processes = stop, processes
+        self._asked = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         ends_epoch = math.isclose(state.epoch or 0, round(state.epoch or 0))
-        control.should_save |= self._stop.asked and not ends_epoch  # there, it is judged and saved anyhow
+        self._asked = self._processes.any(self._stop.asked)
+        control.should_save |= self._asked and not ends_epoch  # there, it is judged and saved anyhow
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._stop.check()
+        if self._asked:
+            self._processes.wait_for_all()  # the first one writes it
+            self._stop.check()
+            raise Interrupted(signal.SIGTERM)  # which another process has got
+
+
+def metrics_of_best(state: TrainerState) -> dict[str, float] | None:
+    """What the validation after the best epoch has measured."""
+    found = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == state.best_global_step]
+    return found[-1] if found else None
 
 
 class EarlyStopping(TrainerCallback):

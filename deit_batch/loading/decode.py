@@ -9,10 +9,12 @@ values in half the time.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -42,6 +44,9 @@ BLOCKS_KEPT = 8
 """Of 16 MiB, that Pillow keeps for the next image instead of asking the system for empty pages again: two images of 12
 megapixels, as one and its turned copy are."""
 
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations whose rows are the image's columns."""
+
 FAST_GAP = 1.5
 """With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
 
@@ -54,6 +59,34 @@ def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | N
     could be shown). Raises DecodeError if the bytes are no
     whole image of an accepted format, or one that has more than `limits.image_pixels` or comes to have them.
     """
+    with _as_decode_errors(limits):
+        pixels = _by_turbo(data, recipe, limits.image_pixels)
+        return _by_pillow(data, recipe, limits, met) if pixels is None else pixels
+
+
+def decode_part(
+    data: bytes, recipe: Recipe, limits: Limits, choose: Callable[[int, int], tuple[int, int, int, int]]
+) -> Image.Image:
+    """The part of an encoded image that `choose` picks, given the width and height of the upright image: its left, top,
+    width and height in pixels. It is resized to `recipe.size` by the recipe's filter: an RGB image, for training, with
+    the short cuts of `Recipe.fast` where a JPEG is much larger than its part needs to be. Raises as `decode`."""
+    with _as_decode_errors(limits):
+        image = _open(data, limits.image_pixels)
+        width, height = image.size[::-1] if _orientation(image) in _TURNED else image.size
+        left, top, wide, high = choose(width, height)
+        shrunk = max(FAST_GAP * recipe.size[1] / wide, FAST_GAP * recipe.size[0] / high)
+        if shrunk < 1:
+            image.draft(None, (math.ceil(image.width * shrunk), math.ceil(image.height * shrunk)))
+        image = _opaque(_finished(image, recipe, limits, None), recipe)
+        across, down = image.width / width, image.height / height
+        box = left * across, top * down, (left + wide) * across, (top + high) * down
+        cut = image.crop((round(box[0]), round(box[1]), max(round(box[2]), 1), max(round(box[3]), 1)))
+        return cut.resize(recipe.size[::-1], Image.Resampling(recipe.resample))
+
+
+@contextmanager
+def _as_decode_errors(limits: Limits) -> Iterator[None]:
+    """Sets Pillow's own limits, and raises DecodeError for whatever its decoders raise meanwhile."""
     # Pillow keeps these three in its modules; there is no other way to tell it.
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, limits.allow_truncated
     Image.core.set_blocks_max(BLOCKS_KEPT)  # type: ignore[attr-defined]
@@ -61,8 +94,7 @@ def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | N
         # Pillow warns about every oddity in a file; a million odd files would bury what matters.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pixels = _by_turbo(data, recipe, limits.image_pixels)
-            return _by_pillow(data, recipe, limits, met) if pixels is None else pixels
+            yield
     except DecodeError:
         raise
     except MemoryError as error:
@@ -87,10 +119,15 @@ def _by_turbo(data: bytes, recipe: Recipe, max_pixels: int) -> NDArray[np.uint8]
 
 
 def _may_be_turned(image: Image.Image) -> bool:
+    return _orientation(image) != 1
+
+
+def _orientation(image: Image.Image) -> object:
+    """None if that can't be told."""
     try:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # EXIF is as strange as people make it
-        return True
+        return None
 
 
 def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | None) -> NDArray[Any]:
@@ -99,18 +136,29 @@ def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | 
         # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
         side = _least_side(recipe.resize)
         image.draft(None, (side, side))
+    image = _finished(image, recipe, limits, met)
+    if recipe.processor:
+        return _processed(image, recipe, recipe.processor, limits.image_pixels)
+    image = _opaque(image, recipe)
+    return np.asarray(_crop_center(_resize(image, recipe, limits.image_pixels), recipe))
+
+
+def _finished(image: Image.Image, recipe: Recipe, limits: Limits, met: Counter[str] | None) -> Image.Image:
+    """The pixels of an image that was opened: upright, RGB, with few enough pixels."""
     image = _upright(image)
     _require_few_pixels(image, limits.image_pixels)  # HEIF's size is known for sure when it is decoded
     if is_deep_gray(image):
         image = scaled_to_8_bits(image) if recipe.scale_deep_gray else image
         if met is not None:
             met[DEEP_GRAY] += 1
-    image = _rgb(image)
-    if recipe.processor:
-        return _processed(image, recipe, recipe.processor, limits.image_pixels)
+    return _rgb(image)
+
+
+def _opaque(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """White where an image in RGB says which of its colours is transparent, if the recipe wants that."""
     if recipe.transparent_is_white and image.info.get("transparency") is not None:
-        image = _on_white(image)
-    return np.asarray(_crop_center(_resize(image, recipe, limits.image_pixels), recipe))
+        return _on_white(image)
+    return image
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -19,11 +19,12 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, util
 from multiprocessing.process import BaseProcess
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,8 @@ class Decoded(NamedTuple):
     """Of those of a batch's references that were not settled before. `pixels`: [n, height, width, 3], of the recipe's
     dtype, of the n images to be scored, in order; `settled`: the others, by their place; `digests`: SHA-256 of the
     bytes by place, if asked for; `stamps`: by place, what each file was before it was read (input/stamps.py); `buffer`:
-    which of the loader's buffers holds the pixels, if one does; `deep_gray`: how many were grey of more than 8 bits."""
+    which of the loader's buffers holds the pixels, if one does; `deep_gray`: how many were grey of more than 8 bits;
+    `encoded`: the bytes of those that could be decoded, by place, if asked for."""
 
     pixels: Tensor
     settled: dict[int, Settled]
@@ -70,6 +72,7 @@ class Decoded(NamedTuple):
     stamps: Sequence[bytes] = ()
     buffer: int | None = None
     deep_gray: int = 0
+    encoded: Mapping[int, bytes] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -163,6 +166,7 @@ class Loader:
         workers: int,
         pin_memory: bool,
         digests: bool = False,
+        encoded: bool = False,
         batch_size: int | None = None,
     ) -> None:
         """`batch_size`: of the largest batch, if the caller gives back each one when it has read its pixels
@@ -174,7 +178,7 @@ class Loader:
         ahead = workers * self._prefetch_factor * TASK_IMAGES
         count = -(-ahead // batch_size) + HELD_BATCHES if batch_size and workers else 0
         self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3), getattr(torch, recipe.dtype))
-        self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests)
+        self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests, encoded=encoded)
         self._numbers = itertools.count()
         self._let_off: set[int] = set()  # images that were decoded alone without harm, by their numbers
         self._deaths = 0
@@ -330,13 +334,15 @@ class Loader:
         settled: dict[int, Settled] = {}
         digests: dict[int, str] = {}
         stamps: list[bytes] = []
+        encoded: dict[int, bytes] = {}
         for sent in batch.sent:
             first = len(stamps)
             settled |= {first + place: why for place, why in sent.settled.items()}
             digests |= {first + place: digest for place, digest in sent.digests.items()}
+            encoded |= {first + place: data for place, data in sent.encoded.items()}
             stamps += sent.stamps
         deep_gray = sum(sent.deep_gray for sent in batch.sent)
-        return Decoded(self._pixels(batch), settled, digests, stamps, batch.buffer, deep_gray)
+        return Decoded(self._pixels(batch), settled, digests, stamps, batch.buffer, deep_gray, encoded)
 
     def _pixels(self, batch: _Batch) -> Tensor:
         """[n, height, width, 3] of its n images that could be decoded."""

@@ -42,7 +42,8 @@ Settled: TypeAlias = Failure | Literal["same"]
 
 class Sent(NamedTuple):
     """What comes out of a worker of one task, each place counted within it. `pixels`: None if they are in the task's
-    buffer, an array where there was no shared memory for a tensor; `seconds`: how long decoding took, of each image."""
+    buffer, an array where there was no shared memory for a tensor; `seconds`: how long decoding took, of each image;
+    `encoded`: the bytes of those that could be decoded, if asked for."""
 
     pixels: Tensor | NDArray[Any] | None
     settled: dict[int, Settled]
@@ -50,6 +51,7 @@ class Sent(NamedTuple):
     stamps: list[bytes]
     seconds: float
     deep_gray: int
+    encoded: dict[int, bytes]
 
 
 class Deadly(NamedTuple):
@@ -82,12 +84,19 @@ class Decoder(Dataset[Sent]):
     """The data set: its "indices" are locations, fetched and decoded where the worker runs."""
 
     def __init__(
-        self, recipe: Recipe, limits: Limits, buffers: PixelBuffers, *, workers: int, digests: bool = False
+        self,
+        recipe: Recipe,
+        limits: Limits,
+        buffers: PixelBuffers,
+        *,
+        workers: int,
+        digests: bool = False,
+        encoded: bool = False,
     ) -> None:
         self._buffers = buffers
         self.decoding = multiprocessing.RawArray("q", [NOT_BEGUN] * workers)
         """The index of the image that each worker is decoding: if it dies, that one may be why."""
-        self._digests = digests
+        self._digests, self._encoded = digests, encoded
         self._recipe = recipe
         self._limits = limits
         self._fetcher = Fetcher(limits)
@@ -105,6 +114,7 @@ class Decoder(Dataset[Sent]):
         met: Counter[str] = Counter()
         settled: dict[int, Settled] = {}
         digests: dict[int, str] = {}
+        encoded: dict[int, bytes] = {}
         rows = list(pixels)
         # Before the bytes: what comes after is a change.
         stamps = [wanted.deadly.stamp if wanted.deadly else stamp_of(wanted.location) for wanted in batch]
@@ -122,12 +132,14 @@ class Decoder(Dataset[Sent]):
             try:
                 with self._noted(batch[place].number):
                     rows[place - len(settled)][:] = self._decode(data, met)
+                if self._encoded:
+                    encoded[place] = data
             except DecodeError as error:
                 settled[place] = Failure.of(error)
             seconds += time.perf_counter() - start
         if way_out is not None:
             way_out = way_out[: len(batch) - len(settled)]
-        return Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1), met[DEEP_GRAY])
+        return Sent(way_out, settled, digests, stamps, seconds / max(len(batch), 1), met[DEEP_GRAY], encoded)
 
     def _room_for(self, task: Task) -> tuple[NDArray[Any], Tensor | NDArray[Any] | None]:
         """An array to fill, and what is to be handed on of the same memory."""

@@ -26,6 +26,16 @@ def describe() -> str:
     return f"{name}, {cores()} cores"
 
 
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping; None where that is not told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):  # not Linux
+        return None
+    return int(kilobytes) * 1024
+
+
 def cpu_quota(cgroups: Path) -> float:
     """CPU seconds that may be used in a second, as Docker's --cpus and Kubernetes' limits set it; infinite without.
     https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), .../scheduler/sched-bwc.html for version 1."""
