@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
+from deit_batch.input.open import names_of_inputs
 from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
 from deit_batch.input.webdataset import paths_of
 from deit_batch.io import (
@@ -145,7 +146,7 @@ def run(
             output.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
         if not output.tally.inputs:
-            logger.warning("%s has no rows: the output is empty", ", ".join(options.inputs))
+            logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
         final = report()
         output.finish(final)
         if cache:

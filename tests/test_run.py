@@ -425,7 +425,7 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(
 ) -> None:
     if problem == "no folder":
         with pytest.raises(UsageError, match="there is no folder"):
-            scored(photos, vit, tmp_path, "none/p.jsonl")
+            scored(photos, vit, tmp_path, "none/deeper/p.jsonl")
         return
     if problem == "a folder of that name":
         (tmp_path / "p.jsonl.partial").mkdir()

@@ -127,9 +127,9 @@ class ExampleCommand(click.Command):
             if isinstance(param, Option) and not param.has_own_default and not nothing_to_show:
                 param.default, param.show_default = value, True
 
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write(f"Example:\n\n{textwrap.indent(self._example, '  ')}\n\n")
-        super().format_usage(ctx, formatter)
+        super().format_help(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

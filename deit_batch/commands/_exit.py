@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,6 +21,9 @@ logger = logging.getLogger("deit_batch")
 
 DONE, FAILED, SOME_FAILED, BELOW = 0, 1, 3, 4
 """Beside those that the errors know (errors.py): 2 for wrong usage, 130 and 143 for a signal."""
+
+_LONGEST = 400
+"""Characters of wrong usage that Click finds: a shell may have made thousands of names of one glob."""
 
 
 @contextmanager
@@ -68,6 +72,8 @@ def show_wrong_usage(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        if len(error.message) > _LONGEST:
+            error.message = textwrap.shorten(error.message, _LONGEST)  # type: ignore[misc]
         log_format = _log_format(arguments, getattr(error, "ctx", None))
         from deit_batch.system.logs import goes_to_journal, set_up_logging
 

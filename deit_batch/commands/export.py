@@ -13,6 +13,7 @@ from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint
 from deit_batch.plan import Options
+from deit_batch.system.atomic import make_missing_folder
 
 logger = logging.getLogger("deit_batch")
 
@@ -51,5 +52,6 @@ def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle
     checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle, id2label=id2label)
     from deit_batch.model.onnx import export as write
 
+    make_missing_folder(out)
     write(checkpoint, out, dtype)
     logger.info("%s, %s: %s", checkpoint.name, dtype, out)

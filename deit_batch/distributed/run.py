@@ -22,6 +22,7 @@ import ray.data
 from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, task
 from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
+from deit_batch.input.open import names_of_inputs
 from deit_batch.input.passed_over import warn_of_photos
 from deit_batch.io import Tally, counted
 from deit_batch.loading.deep_gray import warn_of_deep_gray
@@ -144,7 +145,7 @@ def run(
             folder.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
         if not parts:
-            logger.warning("%s has no rows: the output is empty", ", ".join(options.inputs))
+            logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
         result = _converted(folder.partial, parts, format, options.keep, layout)
         final = report()
         folder.finish(parts, final, result, format)

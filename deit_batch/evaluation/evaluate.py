@@ -30,7 +30,7 @@ from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, checkpoint_of
 from deit_batch.runner import run
-from deit_batch.system.atomic import write_atomically
+from deit_batch.system.atomic import make_missing_folder, write_atomically
 from deit_batch.system.junit import Case
 from deit_batch.system.lock import Lock
 
@@ -107,8 +107,9 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
     """
     label_map = read_label_map(request.label_map) if request.label_map else {}
     baseline = read_baseline(request.baseline) if request.baseline else None
+    make_missing_folder(request.out)
     try:
-        request.out.mkdir(parents=True, exist_ok=True)
+        request.out.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{request.out}: no folder can be made: {error.strerror}") from error
     material = _joined(request, request.predictions, label_map) if request.predictions else _scored(request, label_map)

@@ -13,7 +13,7 @@ from typing import Any
 
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
-from deit_batch.system.atomic import mend_folder, publish_folder, standing, write_atomically
+from deit_batch.system.atomic import make_missing_folder, mend_folder, publish_folder, standing, write_atomically
 from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
@@ -39,7 +39,7 @@ def writing(out: Path) -> Iterator[None]:
 
 def lock(out: Path) -> Lock:
     """Raises OutputError if another process is at it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_missing_folder(out)
     return Lock(beside(out, ".lock"), str(out))
 
 

@@ -146,7 +146,7 @@ def open_source(
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
     if fields.options and not source.has_columns:
-        raise UsageError(f"{_listed(specs)} has no columns; {', '.join(fields.options)} is for tables")
+        raise UsageError(f"{names_of_inputs(specs)} has no columns; {', '.join(fields.options)} is for tables")
     return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
 
 
@@ -177,7 +177,7 @@ def open_metadata(metadata: Metadata, fields: Fields) -> Source:
     return _of_rows(table, metadata.path, given, fields, None, shows_folder=True)
 
 
-def _listed(specs: Sequence[str]) -> str:
+def names_of_inputs(specs: Sequence[str]) -> str:
     """A shell may have made thousands of one glob."""
     return specs[0] if len(specs) == 1 else f"{specs[0]} and {len(specs) - 1:,} others"
 

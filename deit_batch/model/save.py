@@ -10,6 +10,7 @@ from deit_batch.errors import OutputError
 from deit_batch.model.checkpoint import Checkpoint, find_recipe
 from deit_batch.model.labels import id2label_of
 from deit_batch.model.place import CONFIG, RECIPE
+from deit_batch.system.atomic import make_missing_folder
 from deit_batch.system.new_folder import new_folder
 
 
@@ -17,6 +18,7 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
     """As a new folder that appears whole; returns it. Files that have that form already are copied as they are, others
     become safetensors. Raises UsageError if it is there already, OutputError if it can't be written, CheckpointError if
     the weights can't be loaded."""
+    make_missing_folder(out)
     try:
         with new_folder(out) as growing:
             if checkpoint.form != "timm" and checkpoint.config_file:

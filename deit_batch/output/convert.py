@@ -14,7 +14,14 @@ from deit_batch.io import RECORD_FIELDS, Tally, clean, counted, json_line, json_
 from deit_batch.output.formats import Columns, Format, add_best, choose_format
 from deit_batch.output.layout import Layout, columns_of, rows_of, write_layout
 from deit_batch.output.read import read_records
-from deit_batch.system.atomic import behind_links, rename_durably, require_room, sweep_files, temporary_file
+from deit_batch.system.atomic import (
+    behind_links,
+    make_missing_folder,
+    rename_durably,
+    require_room,
+    sweep_files,
+    temporary_file,
+)
 
 logger = logging.getLogger("deit_batch")
 
@@ -50,6 +57,7 @@ class _Found:
 def convert(request: Conversion) -> Tally:
     """Writes the records anew; what was there under that name before is replaced. Raises UsageError for what is no file
     of predictions or can't take the form that is asked for, OutputError if it can't be written."""
+    make_missing_folder(request.out)
     require_room(request.out, "--out")
     target = behind_links(request.out)
     if not request.predictions.is_file():

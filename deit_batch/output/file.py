@@ -53,6 +53,7 @@ from deit_batch.system import object_store
 from deit_batch.system.atomic import (
     behind_links,
     digest_of,
+    make_missing_folder,
     rename_durably,
     standing,
     sweep_files,
@@ -112,8 +113,7 @@ def open_output(
             f"--retry-failed can't read {format.name} files back, only jsonl; --incremental works with all"
         )
     files = Files(behind_links(out), has_rows=format.has_rows)
-    if not files.result.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {Path(out).parent}")
+    make_missing_folder(files.result)
     for path in files.results:
         if path.is_dir():
             raise UsageError(f"--out {name}: {path} is a folder; give the name of a file")

@@ -38,6 +38,7 @@ from deit_batch.output.run_report import read_report
 from deit_batch.system.atomic import (
     behind_links,
     digest_of,
+    make_missing_folder,
     mend_folder,
     publish_folder,
     standing,
@@ -139,8 +140,7 @@ class Folder:
         self._out = out = behind_links(out)
         self.partial = out.with_name(f"{out.name}.partial")
         self._settings = settings
-        if not out.parent.is_dir():
-            raise UsageError(f"--out {out}: there is no folder {out.parent}")
+        make_missing_folder(out)
         with writing(out):
             self._lock = Lock(out.with_name(f"{out.name}.lock"), str(out))
         try:

@@ -28,7 +28,14 @@ from deit_batch.names import path_on_disk
 from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.folder_names import file_names, folder_name, is_plain
 from deit_batch.report.originals import find_originals
-from deit_batch.system.atomic import behind_links, digest_of, rename_durably, require_room, write_atomically
+from deit_batch.system.atomic import (
+    behind_links,
+    digest_of,
+    make_missing_folder,
+    rename_durably,
+    require_room,
+    write_atomically,
+)
 from deit_batch.system.lock import Lock
 from deit_batch.system.regular_file import read_regular_file
 
@@ -112,6 +119,7 @@ def sort_images(request: Sorting, check: Callable[[], None]) -> Sorted:
     Raises UsageError if the folder holds anything but an earlier, unfinished or finished, run of this; OutputError if
     it can't be written."""
     _require_names(request)
+    make_missing_folder(request.out)
     require_room(request.out, "--out")
     out = behind_links(request.out)
     _require_own(out, request.out)

@@ -39,6 +39,22 @@ def require_room(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: the folder {path.parent} can't be written to")
 
 
+def make_missing_folder(path: Path) -> None:
+    """Makes the folder that the --out `path` is to lie in, if it alone is missing, and says so. Where more is missing,
+    a disk may not be mounted, and another would be filled: raises UsageError. Raises OutputError if it can't be made.
+    """
+    folder = path.parent
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {folder.parent}, nor {folder.name} in it; make the first")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"{folder}: no folder can be made: {error.strerror}") from error
+    logger.info("made the folder %s", folder)
+
+
 def behind_links(path: Path | str) -> Path:
     """The file or folder that is meant: a link as an output stays a link, and what it leads to is replaced."""
     return Path(os.path.realpath(path))

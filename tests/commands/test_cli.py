@@ -319,13 +319,42 @@ def test_an_output_that_is_a_folder_is_found_out_before_anything_is_scored(tmp_p
         assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_one_missing_folder_is_made_and_said(tmp_path: Path) -> None:
+    assert deit_batch("score", EXAMPLES / "bag", "--model", "demo", "--out", "n/p.jsonl", cwd=tmp_path).returncode == 0
+    for out, *command in (
+        ("a/p.csv", "convert"),
+        ("b/r.html", "report"),
+        ("c/sorted", "sort", "--by", "copy"),
+        ("d/e", "evaluate", "--input", str(EXAMPLES), "--predictions"),
+    ):
+        done = deit_batch(*command, "n/p.jsonl", "--out", out, cwd=tmp_path)
+        assert (done.returncode, f"made the folder {out[0]}" in done.stderr) in ((0, True), (3, True)), done.stderr
+        assert (tmp_path / out).exists()
+        done = deit_batch(*command, "n/p.jsonl", "--out", f"x/{out}", cwd=tmp_path)
+        assert (done.returncode, f"there is no folder x, nor {out[0]} in it" in done.stderr) == (2, True), done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+def test_wrong_usage_is_short_and_the_error_comes_last(tmp_path: Path) -> None:
+    many = [f"{number:05}.jpg" for number in range(5_000)]
+    for command in (["score"], ["report", *many, "--out", "r.html"], ["compare", *many], ["score", "--bogus"]):
+        done = deit_batch(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Example" not in done.stderr
+        assert len(done.stderr) < 700
+        assert done.stderr.splitlines()[-1].startswith("Error: ")
+    (tmp_path / "a.txt").write_text("")
+    done = deit_batch("score", *["a.txt"] * 5_000, "--model", "demo", "--out", "p.jsonl", cwd=tmp_path)
+    assert "a.txt and 4,999 others has no rows" in done.stderr
+
+
 def test_an_output_that_would_be_the_input_or_has_no_folder_is_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(f'"{EXAMPLES}/bag/00018.png"\n')
     (tmp_path / "link.jsonl").symlink_to("t.jsonl")
-    for out in ("t.jsonl", "link.jsonl", "none/p.jsonl"):
+    for out in ("t.jsonl", "link.jsonl", "none/deeper/p.jsonl"):
         done = deit_batch("score", "--input", "t.jsonl", "--model", "demo", "--out", out, "--fresh", cwd=tmp_path)
         assert done.returncode == 2, done.stderr
-        assert ("would take the place of the input" in done.stderr) or ("there is no folder none" in done.stderr)
+        assert ("would take the place of the input" in done.stderr) or ("none, nor deeper in it" in done.stderr)
     assert (tmp_path / "t.jsonl").read_text() == f'"{EXAMPLES}/bag/00018.png"\n'
     (tmp_path / "current.jsonl").symlink_to("real.jsonl")
     command = ["score", "--input", "t.jsonl", "--model", "demo", "--out", "current.jsonl"]

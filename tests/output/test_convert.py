@@ -159,7 +159,7 @@ def test_text_made_harmless_is_read_back(text: str) -> None:
         (["p.jsonl", "--out", "o.csv", "--flat"], "--flat is for records in jsonl and parquet"),
         (["p.jsonl", "--out", "p.csv"], "--out p.csv is the result of a run, with its report"),
         (["p.jsonl", "--out", "p.jsonl"], "--out p.jsonl would take the place of the input"),
-        (["p.jsonl", "--out", "nowhere/o.csv"], "there is no folder nowhere"),
+        (["p.jsonl", "--out", "nowhere/deeper/o.csv"], "there is no folder nowhere"),
         (["p.json", "--out", "o.csv"], "says of no prediction which image it is of"),
         (["t.csv", "--out", "o.jsonl"], "there is no 'index' in it"),
         (["/dev/null", "--out", "o.jsonl"], "is no file: it is read twice"),

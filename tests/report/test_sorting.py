@@ -201,7 +201,7 @@ def test_what_can_not_be_sorted_is_counted_and_said(pile: Path) -> None:
     [
         (["--out", "in"], 2, "is not empty, and no sort has made it"),
         (["--out", "p.csv"], 2, "is a file"),
-        (["--out", "no/where"], 2, "there is no folder no"),
+        (["--out", "no/such/place"], 2, "there is no folder no"),
         (["--out", "new", "--failed", "../x"], 2, "--failed ../x: can't be the name of one folder"),
         (["--out", "new", "--below", "0.5=a/b"], 2, "--below a/b: can't be the name of one folder"),
         (["--out", "new", "--below", "0.5"], 2, "is not X=NAME"),
