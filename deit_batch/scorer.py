@@ -135,6 +135,7 @@ class Scorer:
                     cache.remember(references, decoded.digests, records)
                 return records
 
+            ahead = 0  # of the first: its records are not to wait until the second, of many more images, is decoded
             try:
                 while True:
                     with stopwatch("wait for images"):
@@ -145,8 +146,9 @@ class Scorer:
                     if met is not None:
                         met[DEEP_GRAY] += decoded.deep_gray
                     under_way.append((references, decoded, classifier.submit(decoded.pixels)))
-                    if len(under_way) > SCORED_AHEAD:
+                    if len(under_way) > ahead:
                         yield finished()
+                    ahead = SCORED_AHEAD
                 while under_way:
                     yield finished()
             finally:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
 import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from helpers import jpeg
 
+from deit_batch import Limits, score
 from deit_batch.errors import UsageError
 from deit_batch.io import LocalFile, Record, Reference
 from deit_batch.plan import Options, Plan
@@ -109,3 +113,30 @@ def test_a_closed_scorer_says_so(photos: Path, kept: Kept) -> None:
     for rest in (stream, kept.scored(references(photos))):
         with pytest.raises(UsageError, match="the model is closed: load it again"):
             list(rest)
+
+
+def test_the_first_records_do_not_wait_for_the_second_batch(photos: Path, vit: Path, tmp_path: Path) -> None:
+    """The server answers when the first record is there."""
+    is_there, came_first = threading.Event(), []
+
+    class Waits(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            came_first.append(is_there.wait(10))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(jpeg())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Waits) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        images = [f"{photos}/{number:02}.jpg" for number in range(16)] + [f"http://127.0.0.1:{httpd.server_port}"] * 8
+        (tmp_path / "t.txt").write_text("\n".join(images))
+        limits = Limits(allow_private_hosts=True)
+        records = score(tmp_path / "t.txt", model=str(vit), workers=2, batch_size=64, limits=limits)
+        next(records)
+        is_there.set()
+        assert sum(1 for record in records if record.predictions) == 23
+        httpd.shutdown()
+    assert came_first == [True] * 8
