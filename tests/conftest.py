@@ -6,11 +6,12 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import other_classes
 import pytest
 import release
 import torch
@@ -54,6 +55,20 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A checkpoint of a kind of other_classes.py, with settings of its config."""
+    done: dict[str, Path] = {}
+
+    def checkpoint(kind: str, **settings: Any) -> Path:
+        name = f"{kind}{settings}"
+        if name not in done:
+            done[name] = other_classes.make(kind, tmp_path_factory.mktemp(kind), **settings)
+        return done[name]
+
+    return checkpoint
 
 
 @pytest.fixture(scope="session", params=list(PROCESSORS))

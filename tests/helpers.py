@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -185,6 +185,28 @@ NOT_ASKED = [
     ('"params": [3]', '"params" is a JSON list where an object should be'),
 ]
 """What a request may not hold beside its images, and what is said of it: in a file, by the server, in a deployment."""
+
+
+def by_label(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    return {prediction["label"]: prediction["score"] for prediction in predictions}
+
+
+def by_the_pipeline(folder: Path, images: Path) -> list[dict[str, float]]:
+    """The scores of all labels, by the pipeline of transformers, of the images in a folder in the order of their
+    names."""
+    import torch
+    from transformers import AutoImageProcessor, pipeline
+
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    classify = pipeline("image-classification", model=str(folder), image_processor=processor, dtype=torch.float32)
+    return [by_label(classify(str(image), top_k=len(LABELS))) for image in sorted(images.iterdir())]
+
+
+def agree(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]) -> bool:
+    """Whether they are the same scores, image by image, to 1e-5."""
+    return len(ours) == len(theirs) and all(
+        one == pytest.approx(other, abs=1e-5) for one, other in zip(ours, theirs, strict=True)
+    )
 
 
 LOOPBACK = Limits(allow_private_hosts=True)

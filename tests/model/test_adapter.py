@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
+from adapters import adapted
 from helpers import LABELS, MakeCheckpoint, read_jsonl, scored
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from deit_batch.errors import CheckpointError
@@ -23,23 +22,6 @@ from deit_batch.model.save import save_checkpoint
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "deit-batch"
-
-
-def adapted(base: Path, folder: Path, *, head: int | None = None, **settings: Any) -> tuple[Path, Path]:
-    """An adapter of the base as peft writes it, with `head` classes of its own, and the same merged by peft."""
-    torch.manual_seed(1)
-    options: dict[str, Any] = {"num_labels": head, "ignore_mismatched_sizes": True} if head else {}
-    model = transformers.AutoModelForImageClassification.from_pretrained(base, **options)
-    modules = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"] if head else None}
-    student: Any = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, **{**modules, **settings}))
-    with torch.no_grad():
-        for name, weight in student.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
-                weight.normal_(0, 0.3)
-    student.save_pretrained(folder / "adapter")
-    student.merge_and_unload().save_pretrained(folder / "merged")
-    shutil.copy(base / "preprocessor_config.json", folder / "merged")
-    return folder / "adapter", folder / "merged"
 
 
 def rename(adapter: Path, names: dict[str, str]) -> None:

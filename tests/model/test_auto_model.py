@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import other_classes
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import LABELS, read_json, scored
+from helpers import agree, by_label, by_the_pipeline, read_json, scored
 from other_classes import KINDS
 from safetensors.torch import load_file, save_file
 from server_process import b64, running
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from deit_batch import embed, score
@@ -32,20 +31,6 @@ from deit_batch.plan import Options, Plan
 SOME_KINDS = ["rgb.jpg", "palette-transparent.png", "3000x2.png", "grey16.png", "orientation6.jpg"]
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Of a kind of other_classes.py, with settings of its config."""
-    done: dict[str, Path] = {}
-
-    def checkpoint(kind: str, **settings: Any) -> Path:
-        name = f"{kind}{settings}"
-        if name not in done:
-            done[name] = other_classes.make(kind, tmp_path_factory.mktemp(kind), **settings)
-        return done[name]
-
-    return checkpoint
-
-
 @pytest.fixture
 def pictures(all_kinds: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
@@ -55,26 +40,10 @@ def pictures(all_kinds: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def by_label(predictions: Any) -> dict[str, float]:
-    return {prediction["label"]: prediction["score"] for prediction in predictions}
-
-
-def by_the_pipeline(folder: Path, images: Path) -> list[dict[str, float]]:
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    classify = pipeline("image-classification", model=str(folder), image_processor=processor, dtype=torch.float32)
-    return [by_label(classify(str(image), top_k=len(LABELS))) for image in sorted(images.iterdir())]
-
-
 def by_score(folder: Path, images: Path, **options: Any) -> list[dict[str, float]]:
     records = list(score(images, model=folder, **{"workers": 0, "top_k": None, **options}))
     assert [record.error for record in records] == [None] * len(records)
     return [by_label(record.predictions) for record in records]
-
-
-def agree(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> bool:
-    return len(ours) == len(theirs) and all(
-        one == pytest.approx(other, abs=1e-5) for one, other in zip(ours, theirs, strict=True)
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
