@@ -4,6 +4,7 @@ machine."""
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +14,18 @@ from pathlib import Path
 from deit_batch.errors import InputError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, image_endings, is_image_name
 from deit_batch.input.passed_over import ending_of, pass_over, photos_in, remedy
-from deit_batch.io import LocalFile, Reference, Source, StoredFile, counts
+from deit_batch.io import LocalFile, Reference, Source, StoredFile, counted, counts
 from deit_batch.system import object_store
+
+logger = logging.getLogger("deit_batch")
 
 
 def open_image(path: str) -> Source:
+    others = sum(other != path for other in _glob(path, Counter())) if glob.has_magic(path) else 0
+    if others:
+        logger.warning(
+            "%s is the name of a file, read alone; as a pattern it has %s more", path, counted(others, "image")
+        )
     return _files(lambda passed_over: iter([path]), "")
 
 

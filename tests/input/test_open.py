@@ -640,3 +640,12 @@ def test_rows_of_one_id_are_counted_and_said_once(tmp_path: Path, caplog: pytest
         read(tmp_path / "t.csv", id="image")
     (message,) = caplog.messages
     assert message == f"--id: 3 rows have the id of a row before in {tmp_path}/t.csv, that of 4.png first"
+
+
+def test_a_file_that_is_called_as_a_pattern_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a copy to `*.png` leaves it where nothing matched."""
+    touch(tmp_path, "*.png", "a.png", "b.png", "[x].png")
+    with caplog.at_level("WARNING", "deit_batch"):
+        assert images(tmp_path / "*.png") == [f"{tmp_path}/*.png"]
+        assert images(tmp_path / "[x].png") == [f"{tmp_path}/[x].png"]
+    assert caplog.messages == [f"{tmp_path}/*.png is the name of a file, read alone; as a pattern it has 3 images more"]
