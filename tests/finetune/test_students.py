@@ -48,3 +48,18 @@ def test_classes_without_names_are_a_base(make_checkpoint: MakeCheckpoint) -> No
     weight = load_weights(named, device=torch.device("cpu"), dtype=torch.float32)._heads[0][0]
     assert torch.equal(same.get_submodule("classifier").weight, weight)
     assert not torch.equal(student.get_submodule("classifier").weight, weight)
+
+
+@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "DeiTForImageClassification"])
+def test_a_larger_image_size_keeps_the_head(make_checkpoint: MakeCheckpoint, architecture: str) -> None:
+    """As the paper's fine-tuning at 384 pixels: the same classes, more patches."""
+    folder = make_checkpoint(architecture)
+    checkpoint = find_checkpoint(str(folder))
+    settings = Settings(input="", model=str(folder), image_size=48)
+    small = make_student(checkpoint, settings, LABELS, multi_label=False, image_size=(32, 32))
+    large = make_student(checkpoint, settings, LABELS, multi_label=False, image_size=(48, 48))
+    for name in ("weight", "bias"):
+        ours, theirs = (one.get_submodule("classifier").get_parameter(name) for one in (large, small))
+        assert torch.equal(ours, theirs)
+    weights = load_weights(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(large.get_submodule("classifier").weight, weights._heads[0][0])
