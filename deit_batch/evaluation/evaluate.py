@@ -24,6 +24,7 @@ from deit_batch.evaluation.plots import draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import counted
+from deit_batch.model.labels import read_id2label
 from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.names import alike
 from deit_batch.output.read import read_records
@@ -226,6 +227,8 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
     source = request.open_input()
     told = summarise_predictions(read_records(path), multi_label=source.multi_label)
     labels = Labels(given_in(source), read_records(path))
+    if request.options.id2label:  # predictions do not tell which class has which number
+        label_map = _checked_label_map(sorted(labels.names), read_id2label(request.options.id2label), label_map)
     classes = known_classes(told, labels.names, label_map)
     judged = judge(
         labels.join(read_records(path)),

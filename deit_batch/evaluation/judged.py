@@ -126,7 +126,8 @@ def known_classes(told: PredictionsSummary, labels: Iterable[str], label_map: Ma
         return told.classes
     is_class = Matching(told.classes, label_map)
     labels = list(labels)
-    if are_numbers(labels) and told.classes and all(is_class(name) is None for name in labels):
+    unmapped = [name for name in labels if name not in label_map]
+    if are_numbers(unmapped) and unmapped == labels and told.classes and all(is_class(name) is None for name in labels):
         raise unknown_labels(is_class, told.classes)
     return sorted({*told.classes, *(label_map.get(name, name) for name in labels if is_class(name) is None)})
 

@@ -600,8 +600,12 @@ def test_class_numbers_are_labels_where_they_can_only_be_that(vit: Path, tmp_pat
     (tmp_path / "p.jsonl").write_text(
         json.dumps({"index": 0, "image": "1.jpg", "predictions": [{"label": "jar", "score": 0.5}]}) + "\n"
     )
-    done = evaluated("--input", tmp_path / "t.csv", "--predictions", tmp_path / "p.jsonl", "--out", tmp_path / "joined")
+    joined = ["--input", tmp_path / "t.csv", "--predictions", tmp_path / "p.jsonl", "--out", tmp_path / "joined"]
+    done = evaluated(*joined)
     assert (done.exit_code, "none of the labels (5" in done.stderr) == (2, True)
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\njar\n")
+    done = evaluated(*joined, "--id2label", tmp_path / "names.txt")
+    assert (done.exit_code, document(tmp_path / "joined")["metrics"]["accuracy"]) == (0, 1), done.output
 
 
 def test_what_may_come_back_is_worth_another_try_and_what_may_not_is_none(vit: Path, tmp_path: Path) -> None:
