@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import garments
 import material
@@ -197,28 +196,11 @@ def start_up(bench: Bench, model: str, checkpoint: Path, exports: dict[str, Path
 
 
 def decoding(bench: Bench, checkpoint: Path, paths: list[str]) -> None:
-    large = bench.folder / "large"
-    table = bench.table("large", material.jpegs(large, 24, material.LARGE))
-    contender = Contender(f"decode:{large}", checkpoint, bench.table("decode", paths))
+    """By Pillow, as one would write it: for the ceiling. (decoding.py compares ways to decode.)"""
+    contender = Contender("decode", checkpoint, bench.table("decode", paths))
     for _ in range(bench.turns):
-        for name, milliseconds in contender.run().items():
-            bench.note(f"decode: {name}", milliseconds)
+        bench.note("decode: small_bare", contender.run()["milliseconds"])
     contender.close()
-    exact, fast = (
-        records("--input", table, "--model", checkpoint, "--decode", how, "--top-k", "all") for how in ("exact", "fast")
-    )
-    same = sum(one[0]["label"] == other[0]["label"] for one, other in zip(exact, fast, strict=True))
-    bench.note("--decode fast: top-1 agreement with exact, %", 100 * same / len(exact))
-    for one, other in zip(exact, fast, strict=True):
-        scores = {prediction["label"]: prediction["score"] for prediction in other}
-        largest = max(abs(prediction["score"] - scores[prediction["label"]]) for prediction in one)
-        bench.note("--decode fast: largest change of a score", largest)
-
-
-def records(*options: object) -> list[list[dict[str, Any]]]:
-    """The predictions of each image."""
-    done = subprocess.run(command(*options), check=True, capture_output=True)
-    return [json.loads(line)["predictions"] for line in done.stdout.splitlines()]
 
 
 def growth(bench: Bench, rows: int) -> None:

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,44 +107,20 @@ def bare_forward(checkpoint: str) -> Run:
     return run
 
 
-def decoders(checkpoint: str, small: list[str], large: list[str]) -> Run:
-    """Milliseconds an image in one process: Pillow doing what the recipe says, our own, and our --decode fast."""
+def bare_decoder(paths: list[str]) -> Run:
+    """Milliseconds an image, by Pillow alone."""
+    import io
+
     import numpy as np
     from PIL import Image
 
-    from deit_batch.limits import Limits
-    from deit_batch.loading.decode import decode
-    from deit_batch.model.checkpoint import find_checkpoint, find_recipe
-
-    recipe = find_recipe(find_checkpoint(checkpoint), None)
-    fast = replace(recipe, fast=True)
-    limits = Limits()
-
-    def bare(data: bytes) -> object:
-        import io
-
-        image = Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
-        return np.asarray(image)
-
-    ways: dict[str, Callable[[bytes], object]] = {
-        "bare": bare,
-        "exact": lambda data: decode(data, recipe, limits),
-        "fast": lambda data: decode(data, fast, limits),
-    }
-    sizes = {
-        "small": [Path(path).read_bytes() for path in small[:64]],
-        "large": [Path(path).read_bytes() for path in large],
-    }
+    files = [Path(path).read_bytes() for path in paths[:64]]
 
     def run() -> dict[str, float]:
-        seconds: dict[str, float] = {}
-        for size, files in sizes.items():
-            for data in files:  # interleaved, image by image
-                for way, do in ways.items():
-                    start = time.perf_counter()
-                    do(data)
-                    seconds[f"{size}_{way}"] = seconds.get(f"{size}_{way}", 0) + time.perf_counter() - start
-        return {name: 1000 * value / len(sizes[name.partition("_")[0]]) for name, value in seconds.items()}
+        start = time.perf_counter()
+        for data in files:
+            np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))
+        return {"milliseconds": 1000 * (time.perf_counter() - start) / len(files)}
 
     return run
 
@@ -163,7 +138,7 @@ def contender(what: str, checkpoint: str, paths: list[str]) -> Run:
         case "forward":
             return bare_forward(checkpoint)
         case "decode":
-            return decoders(checkpoint, paths, sorted(map(str, Path(setting).iterdir()))[:8])
+            return bare_decoder(paths)
         case _:
             sys.exit(f"no contender {what}")
 

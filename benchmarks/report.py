@@ -89,10 +89,6 @@ def rows(results: Results) -> Iterator[Row]:
         yield Row("int8, top-1 agreement with float32, Fashion-MNIST", 99, results[agrees], unit=" %")
         one, other = (results[f"Fashion-MNIST: accuracy {dtype}, %"][0] for dtype in ("int8", "float32"))
         yield Row("the same, difference in accuracy", 0.3, [abs(one - other)], at_most=True, unit=" points")
-    bare = ratios(results, "decode: small_exact", "decode: small_bare")
-    yield Row("decode, resize and crop, against bare Pillow", 1.1, bare, at_most=True)
-    fast = ratios(results, "decode: large_exact", "decode: large_fast")
-    yield Row("`--decode fast` on 12 megapixels, against exact", 5, fast)
     first = ratios(results, "DeiT-B: first record: pipeline", "DeiT-B: first record: ours")
     yield Row("first record, DeiT-B: the pipeline's seconds over ours", 1.33, first)
     for dtype in ("float32", "int8"):
