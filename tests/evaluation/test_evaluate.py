@@ -558,7 +558,7 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     assert found["classes_without_images"] == ["carton", "water bottle"]
     assert found["listed_without_images"] == ["eel", "spoon"]
     assert found["metrics"]["accuracy_of_all_inputs"] == pytest.approx(found["metrics"]["accuracy"] * 4 / 6)
-    assert "2 are not" in (tmp_path / "e" / "report.md").read_text()
+    assert "Not judged: 2" in (tmp_path / "e" / "report.md").read_text()
     (tmp_path / "map.csv").write_text("label,class\nspoon,jar\n")
     again = evaluated(*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1")
     assert again.exit_code == 0, again.output  # nothing is scored again for it

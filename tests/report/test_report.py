@@ -171,7 +171,7 @@ def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
     predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
     for wrong in (["--label-column", "kind"], ["--label-map", "imagenet"], ["--labels", "none"], ["--images", "none"]):
         assert invoke("report", predictions, "--out", tmp_path / "r.html", *wrong).exit_code == 2, wrong
-    assert invoke("report", predictions, "--out", tmp_path / "no" / "r.html").exit_code == 1
+    assert invoke("report", predictions, "--out", tmp_path / "no" / "no" / "r.html").exit_code == 2
     assert os.listdir(tmp_path) == ["p.jsonl"]
 
 
