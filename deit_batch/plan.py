@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self, TypeAlias, TypedDict, get_args
 
@@ -29,7 +30,7 @@ from deit_batch.system.machine import cores
 if TYPE_CHECKING:
     import torch
 
-    from deit_batch.model.classifier import Classifier
+    from deit_batch.model.cards import Cards
 
 logger = logging.getLogger("deit_batch")
 
@@ -283,7 +284,8 @@ class Plan:
 
     checkpoint: Checkpoint
     recipe: Recipe
-    device: torch.device
+    devices: tuple[torch.device, ...]
+    """Of one type; several are cards, which take batches in turn."""
     dtype: str
     batch_size: int
     pass_size: int
@@ -310,10 +312,12 @@ class Plan:
         if options.features:
             require_features(options.features, options, checkpoint, outline)
 
-        from deit_batch.model.classifier import choose_device, choose_dtype, choose_sizes
+        from deit_batch.model.cards import choose_devices
+        from deit_batch.model.classifier import choose_dtype, choose_sizes
 
         runs_on_cpu = checkpoint.runtime == "onnx" and options.device == "auto"
-        device = choose_device("cpu" if runs_on_cpu else options.device)
+        devices = choose_devices("cpu" if runs_on_cpu else options.device)
+        device = devices[0]
         dtype = choose_dtype(options.dtype, device, checkpoint)
         if checkpoint.runtime == "onnx" and not checkpoint.exported_dtype:
             from deit_batch.model.onnx import exported
@@ -322,11 +326,11 @@ class Plan:
         if options.compile and device.type != "cuda":
             raise UsageError("--compile is for NVIDIA GPUs: on a CPU it gains nothing (docs/decisions.md)")
         geometry = checkpoint.own_geometry or vit_of_size(recipe.size, len(checkpoint.labels))
-        batch_size, pass_size = choose_sizes(device, geometry, dtype, options.batch_size)
+        batch_size, pass_size = min(choose_sizes(each, geometry, dtype, options.batch_size) for each in devices)
         return cls(
             checkpoint=checkpoint,
             recipe=recipe,
-            device=device,
+            devices=devices,
             dtype=dtype,
             batch_size=batch_size,
             pass_size=pass_size,
@@ -336,6 +340,16 @@ class Plan:
             features=options.features,
             outline=outline,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """The first: they are of one type."""
+        return self.devices[0]
+
+    def describe_devices(self) -> list[str]:
+        from deit_batch.model.cards import describe
+
+        return [describe(device) for device in self.devices]
 
     @property
     def round_size(self) -> int:
@@ -351,14 +365,15 @@ class Plan:
 
         return batched(references, self.batch_size, first_size=min(self.round_size, FIRST_IMAGES))
 
-    def load(self, most_cores: int | None = None) -> Classifier:
+    def load(self, most_cores: int | None = None) -> Cards:
         """Raises CheckpointError if the weights do not fit."""
+        from deit_batch.model.cards import Cards
         from deit_batch.model.classifier import load_classifier
 
-        return load_classifier(
+        load = partial(
+            load_classifier,
             self.checkpoint,
             self.recipe,
-            device=self.device,
             dtype=self.dtype,
             pass_size=self.pass_size,
             compile=self.compile,
@@ -366,6 +381,7 @@ class Plan:
             most_cores=most_cores,
             float32_fallback=self.float32_fallback,
         )
+        return Cards(self.devices, [load(device=device) for device in self.devices])
 
     def settings(self, options: Options) -> dict[str, object]:
         """What the results depend on: a run is continued only by one with the same settings."""

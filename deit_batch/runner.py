@@ -220,6 +220,7 @@ def _report(
         "seconds": stopwatch.report(),
         "architecture": plan.checkpoint.architecture,
         "machine": machine.describe(),
+        "devices": plan.describe_devices(),
         "workers": plan.workers,
         "jpeg_decoder": turbo.decoder(),
         "batch_size": plan.batch_size,

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deit_batch.loading.loader import Decoded
-    from deit_batch.model.classifier import Classifier
+    from deit_batch.model.cards import Cards
 
     Pass: TypeAlias = tuple[list[Reference], Decoded, Callable[[], Tensor]]
 
-SCORED_AHEAD = 1  # batches
+BATCHES_A_CARD = 2
+"""Under way: one that it computes, and the next."""
 
 
 class Scorer:
@@ -44,8 +45,9 @@ class Scorer:
             pin_memory=plan.device.type == "cuda",
             digests=digests,
             batch_size=plan.batch_size,
+            batches_at_once=BATCHES_A_CARD * len(plan.devices),
         )
-        self._classifiers: dict[tuple[FeatureName, ...] | None, Classifier] = {}
+        self._classifiers: dict[tuple[FeatureName, ...] | None, Cards] = {}
         self._left: deque[Pass] = deque()  # begun for streams that were not read to their end
         self._lock = threading.RLock()
         self._is_working = self._is_closed = False
@@ -105,7 +107,7 @@ class Scorer:
             finally:
                 self._is_working = False
 
-    def _load(self, features: tuple[FeatureName, ...] | None) -> Classifier:
+    def _load(self, features: tuple[FeatureName, ...] | None) -> Cards:
         if features not in self._classifiers:
             self._classifiers[features] = replace(self._plan, features=features).load(self._most_cores)
         return self._classifiers[features]
@@ -135,7 +137,9 @@ class Scorer:
                     cache.remember(references, decoded.digests, records)
                 return records
 
-            ahead = 0  # of the first: its records are not to wait until the second, of many more images, is decoded
+            # One more with each that is through: the first records are not to wait until more batches, of many more
+            # images, are decoded, one for each card.
+            allowed = 1
             try:
                 while True:
                     with stopwatch("wait for images"):
@@ -146,9 +150,9 @@ class Scorer:
                     if met is not None:
                         met[DEEP_GRAY] += decoded.deep_gray
                     under_way.append((references, decoded, classifier.submit(decoded.pixels)))
-                    if len(under_way) > ahead:
+                    if len(under_way) == allowed:
                         yield finished()
-                    ahead = SCORED_AHEAD
+                        allowed = min(allowed + 1, BATCHES_A_CARD * len(self._plan.devices))
                 while under_way:
                     yield finished()
             finally:

@@ -122,8 +122,9 @@ IMAGE_PROCESSOR = option(
 )
 DEVICE = option(
     "--device",
-    metavar="auto|cpu|cuda|cuda:N|mps",
-    help="Device that the model runs on. With auto, a GPU is used if there is one.",
+    metavar="auto|cpu|cuda|cuda:N,…|mps",
+    help="Device that the model runs on. With auto or cuda, all visible NVIDIA GPUs share the batches; cuda:0 and "
+    "cuda:0,2 are fewer. Where there is none, auto is the CPU.",
 )
 MODEL = (
     MODEL_NAME,

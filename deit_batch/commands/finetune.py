@@ -13,7 +13,6 @@ from deit_batch.commands._exit import finish
 from deit_batch.commands._options import (
     ALLOW_PICKLE,
     CONFIG,
-    DEVICE,
     ID2LABEL,
     IMAGE_PROCESSOR,
     LABEL_COLUMN,
@@ -86,7 +85,11 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     IMAGE_PROCESSOR,
     ALLOW_PICKLE,
     ID2LABEL,
-    DEVICE,
+    option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Device that the model is trained on. With auto, a GPU is used if there is one.",
+    ),
     option(
         "--image-size",
         type=AT_LEAST_ONE,

@@ -49,8 +49,8 @@ TASK_FETCHES = 32
 """Of images that are far away: a worker waits for them all at the same time."""
 PREFETCH_FACTOR = 4
 """Tasks of each worker at a time, at least: some take longer than others, and results come in order."""
-HELD_BATCHES = 5
-"""At a time outside of the workers: one that is being put together, two that are scored, one that is written."""
+HELD_BATCHES = 3
+"""At a time outside of the workers, beside those that are scored: one is put together, one is written, one to spare."""
 MAX_INLINE_CHARS = 32 * 2**20
 MOST_SETTLED = 4096
 MOST_DEATHS = 10
@@ -168,15 +168,18 @@ class Loader:
         digests: bool = False,
         encoded: bool = False,
         batch_size: int | None = None,
+        batches_at_once: int = 2,
     ) -> None:
         """`batch_size`: of the largest batch, if the caller gives back each one when it has read its pixels
-        (`give_back`): their memory is then used again."""
+        (`give_back`): their memory is then used again. `batches_at_once`: how many the caller scores at a time."""
         self._in_flight: deque[_Batch] = deque()
         self._asking: _Stream | None = None
-        self._prefetch_factor = max(PREFETCH_FACTOR, -(-2 * (batch_size or 0) // (TASK_IMAGES * max(workers, 1))))
+        self._prefetch_factor = max(
+            PREFETCH_FACTOR, -(-batches_at_once * (batch_size or 0) // (TASK_IMAGES * max(workers, 1)))
+        )
         self._task_images = 1
         ahead = workers * self._prefetch_factor * TASK_IMAGES
-        count = -(-ahead // batch_size) + HELD_BATCHES if batch_size and workers else 0
+        count = -(-ahead // batch_size) + HELD_BATCHES + batches_at_once if batch_size and workers else 0
         self._buffers = PixelBuffers(count, (batch_size or 0, *recipe.size, 3), getattr(torch, recipe.dtype))
         self._decoder = Decoder(recipe, limits, self._buffers, workers=workers, digests=digests, encoded=encoded)
         self._numbers = itertools.count()

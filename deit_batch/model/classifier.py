@@ -250,15 +250,13 @@ class Classifier:
         self._pass_size = self._size_last_said = pass_size
         self._load_exact = load_exact
         self._exact: Classifier | None = None
-        self._repeated = 0
+        self.repeated = 0
+        """Images that were scored again so far."""
 
     def close(self) -> None:
         self._engine.close()
         if self._exact:
             self._exact.close()
-            warn_even_if_quiet(
-                "scored in float32, for in float16 the scores are not finite: %s", counted(self._repeated, "image")
-            )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raises DeitBatchError if not even one image fits into the device's memory."""
@@ -295,7 +293,7 @@ class Classifier:
             warn_even_if_quiet("images that float16 can't hold fail, for they can't be scored in float32: %s", error)
             self._load_exact = None
             return found
-        self._repeated += len(repeated)
+        self.repeated += len(repeated)
         found = found.clone()  # it may be memory that is used again
         found[~well] = repeated
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol, TypeAlias
 
 import torch
@@ -81,6 +82,10 @@ class Streams:
 
     @torch.inference_mode()
     def start(self, pixels: Tensor, pass_size: int) -> Result:
+        with torch.cuda.device(self._device):
+            return self._start(pixels, pass_size)
+
+    def _start(self, pixels: Tensor, pass_size: int) -> Result:
         with torch.cuda.stream(self._going):
             there = pixels.to(self._device, non_blocking=True)
         self._computing.wait_stream(self._going)
@@ -104,7 +109,8 @@ class Streams:
         torch.cuda.empty_cache()
 
     def close(self) -> None:
-        torch.cuda.synchronize(self._device)
+        with suppress(RuntimeError):  # the card has failed, which was said
+            torch.cuda.synchronize(self._device)
 
 
 def _filled(pixels: Tensor, count: int) -> Tensor:

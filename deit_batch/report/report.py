@@ -155,6 +155,7 @@ def _run(run: Mapping[str, Any]) -> dict[str, str]:
         **settings_of(run),
         "Passed over": counts(_passed_over(run)),
         "Machine": run.get("machine"),
+        "Devices": ", ".join(run.get("devices") or []),
         "Took": f"{seconds:,.0f} s" if seconds else None,
         "Ended": run.get("ended_at"),
         "Versions": ", ".join(f"{name} {number}" for name, number in (run.get("versions") or {}).items()),

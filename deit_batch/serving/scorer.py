@@ -28,7 +28,7 @@ from deit_batch.serving.decoders import Decoders, Pixels
 
 logger = logging.getLogger("deit_batch")
 
-BATCHES_AT_ONCE = 2
+BATCHES_A_CARD = 2
 """So that the next is there when one is done: a core or a card that waits for Python scores nothing."""
 
 Result: TypeAlias = list[Prediction] | Failure
@@ -43,15 +43,16 @@ class RequestScorer:
     def __init__(self, plan: Plan, options: Options, *, window: float, batched: Callable[[int], None]) -> None:
         """Begins to load the model."""
         self._plan, self._options = plan, options
+        at_once = BATCHES_A_CARD * len(plan.devices)
         self._batched = batched
         self._fetcher = Fetcher(options.limits)
         self._fetches = asyncio.Semaphore(MOST_AT_ONCE)
         self._decoders = Decoders(plan.recipe, options.limits, workers=plan.workers)
         self._batcher: Batcher[tuple[Pixels, Wanted | None], Result] = Batcher(
-            self._score, size=plan.round_size, window=window, at_once=BATCHES_AT_ONCE
+            self._score, size=plan.round_size, window=window, at_once=at_once
         )
         self._model_thread = ThreadPoolExecutor(1, "model")
-        self._waiting_threads = ThreadPoolExecutor(BATCHES_AT_ONCE, "wait for scores")
+        self._waiting_threads = ThreadPoolExecutor(at_once, "wait for scores")
         self._classifier = asyncio.get_running_loop().run_in_executor(self._model_thread, plan.load)
         self.is_ready = False
 
