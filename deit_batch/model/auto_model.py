@@ -6,11 +6,14 @@ checkpoint.py has found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from deit_batch.errors import CheckpointError
 from deit_batch.io import FeatureName
@@ -21,6 +24,9 @@ from deit_batch.model.weights import read_tensors, require_finite
 
 Model: TypeAlias = Any
 """A PreTrainedModel; their declarations have little in common."""
+
+MOST_PARAMETERS = 20_000
+"""Of a model; the largest vision transformers have some thousands."""
 
 _CLASS_TOKENS, _DISTILLATION_TOKENS = ("cls_token", "class_embedding"), ("distillation_token",)
 _OTHER_TOKENS = ("register_tokens",)
@@ -94,7 +100,7 @@ def load_into(
 ) -> tuple[Model, dict[str, Any]]:
     """A model of this class in float32, with these of its weights and all others random, and what `transformers` says
     of the loading. Raises CheckpointError in the words for the checkpoint called `name`."""
-    with quiet_transformers():
+    with quiet_transformers(), _few_parameters():
         import transformers
 
         trusted = _trusted(config)
@@ -113,6 +119,22 @@ def load_into(
         except Exception as error:  # of a config that says what no model of its class can be, of a missing library
             raise CheckpointError(f"{name} can't be loaded: {_one_line(error)}") from error
     return model, loaded
+
+
+@contextmanager
+def _few_parameters() -> Iterator[None]:
+    """Raises ValueError in the middle of making a model that a config has made endless."""
+    made = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(made) > MOST_PARAMETERS:
+            raise ValueError(f"its config wants more than {MOST_PARAMETERS:,} weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _load(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, device: str) -> Model:

@@ -73,17 +73,20 @@ def _percent(share: float) -> str:
 def settings_of(run: Mapping[str, Any]) -> dict[str, str]:
     """What of a run's settings its scores depend on, in words."""
     settings = run["settings"]
+    runtime = f", by {settings['runtime']}" if settings.get("runtime") in ("transformers", "onnx") else ""
     commit = settings.get("commit") or ""
     return {
         "Model": f"{settings.get('model')}{f' at {commit[:12]}' if commit else ''}",
         "Weights": f"SHA-256 {str(settings.get('checkpoint_sha256'))[:12]}…",
         "Recipe": _recipe(settings.get("recipe") or {}),
-        "Computed": f"{settings.get('dtype')} on {settings.get('device')}",
+        "Computed": f"{settings.get('dtype')} on {settings.get('device')}{runtime}",
     }
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    resize = recipe.get("resize")
+    resize, processor = recipe.get("resize"), recipe.get("processor")
+    if isinstance(processor, Mapping):
+        return f"{processor.get('image_processor_type')} of transformers, to {_sides(resize)}"
     size = f"short side {resize}" if isinstance(resize, int) else _sides(resize)
     filters = {0: "nearest", 1: "Lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "Hamming"}
     parts = [

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import agree, by_label, by_the_pipeline, read_json, scored
+from helpers import EXAMPLES, agree, by_label, by_the_pipeline, read_json, scored
 from other_classes import KINDS
 from safetensors.torch import load_file, save_file
 from server_process import b64, running
@@ -158,6 +158,7 @@ def test_weights_that_do_not_fit_are_refused(
         ({"model_type": None}, "of model_type None"),
         ({"model_type": ["beit"]}, "model_type"),
         ({"num_hidden_layers": 3}, "would be random"),
+        ({"num_hidden_layers": 10**6}, "wants more than 20,000 weights"),
         ({"hidden_size": 24}, "the shape of its"),
         ({"hidden_size": "wide"}, "can't be loaded"),
         ({"num_attention_heads": 5}, "the shape of its"),
@@ -209,7 +210,7 @@ def test_what_is_for_deits_alone_refuses_other_classes_by_name(made: Callable[..
         with pytest.raises(UsageError, match=named):
             plan(folder, **options)
     out = str(tmp_path / "out")
-    for command in (["export", str(folder)], ["finetune", "--input", str(tmp_path), "--model", str(folder)]):
+    for command in (["export", str(folder)], ["finetune", "--input", str(EXAMPLES), "--model", str(folder)]):
         done = CliRunner().invoke(main, [*command, "--out", out])
         assert done.exit_code == 2
         assert named in done.output
@@ -229,21 +230,6 @@ def test_what_is_for_deits_alone_refuses_other_classes_by_name(made: Callable[..
 def test_a_runtime_is_refused_for_what_it_can_not_do(vit: Path, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         plan(vit, **options)
-
-
-def test_by_onnx_a_checkpoint_is_exported_once_and_an_exported_one_is_run_by_nothing_else(
-    vit: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ours = by_score(vit, pictures)
-    for _ in range(2):
-        assert agree(by_score(vit, pictures, runtime="onnx"), ours)
-    assert sum("exporting" in message for message in messages) == 1
-    (exported,) = (tmp_path / "cache" / "deit-batch").iterdir()
-    assert plan(exported).checkpoint.runtime == "onnx"
-    for runtime in ("native", "transformers"):
-        with pytest.raises(UsageError, match=f"run by ONNX Runtime, not by --runtime {runtime}"):
-            plan(exported, runtime=runtime)
 
 
 def test_pull_copies_it_as_it_is(made: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:

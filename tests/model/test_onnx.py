@@ -68,16 +68,24 @@ def test_the_command_makes_a_folder_that_is_a_checkpoint_like_any_other(
     assert "is there already" in again.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"dtype": "float16"}, "exported to float32: it has no --dtype float16"), ({"dtype": "int8"}, "no --dtype int8")],
-)
-def test_what_an_exported_checkpoint_does_not_have_is_wrong_usage(
-    vit: Path, tmp_path: Path, options: dict[str, Any], message: str
+def test_by_its_runtime_a_checkpoint_is_exported_once_and_then_run_by_nothing_else(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
-    export(find_checkpoint(str(vit)), tmp_path / "onnx", "float32")
-    with pytest.raises(UsageError, match=message):
-        next(score(EXAMPLES, model=str(tmp_path / "onnx"), **options))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    exact = list(score(EXAMPLES, model=vit, workers=0, top_k=None))
+    for _ in range(2):
+        assert_alike(score(EXAMPLES, model=vit, workers=0, top_k=None, runtime="onnx"), exact, closely=1e-5)
+    assert sum("exporting" in message for message in messages) == 1
+    (exported,) = (tmp_path / "deit-batch").iterdir()
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"dtype": "float16"}, "exported to float32: it has no --dtype float16"),
+        ({"dtype": "int8"}, "no --dtype int8"),
+        ({"runtime": "native"}, "run by ONNX Runtime, not by --runtime native"),
+        ({"runtime": "transformers"}, "run by ONNX Runtime, not by --runtime transformers"),
+    ]
+    for options, message in refused:
+        with pytest.raises(UsageError, match=message):
+            next(score(EXAMPLES, model=exported, **options))
 
 
 def test_an_export_that_does_not_fit_its_config_is_refused(vit: Path, tmp_path: Path) -> None:
