@@ -79,10 +79,10 @@ def test_fine_tuning_and_evaluation(several: bool, make_checkpoint: MakeCheckpoi
 
     # The same of predictions that were made before: of the store's names, and of the files in a folder.
     ran("score", tmp_path / "fridgeObjects", "--model", tmp_path / "m", "--top-k", "all", "--out", tmp_path / "p.jsonl")
-    for predictions in (tmp_path / "e" / "predictions.jsonl", tmp_path / "p.jsonl"):
-        for labels in (validation, validation / "MLTable", validation / "validation_annotations.jsonl"):
-            ran("evaluate", "--input", labels, "--predictions", predictions, "--out", tmp_path / "joined")
-            joined = read_json(tmp_path / "joined" / "metrics.json")
-            assert joined["judged"] == 6, (predictions, labels)
-            assert joined["metrics"] == pytest.approx(found["metrics"])
+    stored, files = tmp_path / "e" / "predictions.jsonl", tmp_path / "p.jsonl"
+    for predictions, labels in ((stored, validation), (files, validation / "validation_annotations.jsonl")):
+        ran("evaluate", "--input", labels, "--predictions", predictions, "--out", tmp_path / "joined")
+        joined = read_json(tmp_path / "joined" / "metrics.json")
+        assert joined["judged"] == 6, (predictions, labels)
+        assert joined["metrics"] == pytest.approx(found["metrics"])
     assert len(read_jsonl(tmp_path / "p.jsonl")) == 18
