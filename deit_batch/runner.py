@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from deit_batch.io import (
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.output.file import Output, open_output, written_for
+from deit_batch.output.form import PLAIN, Form, in_form
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import PredictionCache
 from deit_batch.output.resume import Mode
@@ -89,18 +90,21 @@ def run(
     source: Source | None = None,
     begun: Callable[[Tally], None] = lambda tally: None,
     time_limit: float | None = None,
+    form: Form = PLAIN,
 ) -> RunResult:
     """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
     leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
     unless its mode is "fresh". `source` is the input, if the caller has opened it already. `begun` is called with the
     counts, which then grow, so that they are known however the run ends. After `time_limit` seconds, the run stops with
-    the batch in hand.
+    the batch in hand. The result is made in that `form`.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
     """
     stopwatch = Stopwatch()
     chosen = choose_features_format(out) if options.features else choose_format(out, format, options.keep)
+    _require_free(form, options.keep)
+    chosen = in_form(chosen, form, out, threshold=options.threshold)
     beside = ["known" if incremental else "stamps", *(["rows.jsonl"] if chosen.has_rows else [])]
     with staged(out, fresh=mode == "fresh", beside=beside) as path, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals(time_limit=time_limit))
@@ -110,8 +114,14 @@ def run(
         source = replace(source, references=_apart_from(out, source.references))
         plan = Plan.of(options)
         stack.enter_context(_long_lived_objects_left_alone())
-        settings = {**plan.settings(options), "incremental": incremental}
-        columns = Columns(options.keep, options.features or (), plan.outline.width)
+        settings = {
+            **plan.settings(options),
+            "incremental": incremental,
+            **({} if form == PLAIN else {"form": asdict(form)}),
+        }
+        columns = Columns(
+            options.keep, options.features or (), plan.outline.width, most=None if form.layout == "wide" else 0
+        )
         output = stack.enter_context(
             closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
         )
@@ -154,6 +164,12 @@ def run(
                 cache.finish()
         warn_of_images(source, plan, met)
         return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
+
+
+def _require_free(form: Form, keep: Sequence[str]) -> None:
+    for name in keep:
+        if name in form.reserved:
+            raise UsageError(f"--keep {name}: the form that is asked for has a field of that name already")
 
 
 @contextmanager

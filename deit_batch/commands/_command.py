@@ -64,7 +64,7 @@ def section(title: str, *options: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
-OUTPUTS = ("out", "junit", "metrics_file")
+OUTPUTS = ("out", "review", "junit", "metrics_file")
 """What names a file or folder to write, in every command."""
 Written: TypeAlias = Callable[[str, Mapping[str, Any]], Sequence[str]]
 """All that a command writes, from its --out and its parameters."""

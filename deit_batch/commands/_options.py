@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -22,6 +22,8 @@ from deit_batch.commands._types import (
     TopK,
 )
 from deit_batch.limits import Limits
+from deit_batch.output.form import Form
+from deit_batch.output.layout import Layout
 
 _KINDS_OF_INPUT = (
     "Images to read: a folder, an image, a quoted glob ('imgs/*.jpg'), a list (.txt), a table (.csv, .tsv, .jsonl, "
@@ -172,9 +174,47 @@ PREDICTIONS = (
         "--threshold",
         type=SHARE,
         metavar="X",
-        help="Leave out labels whose score is below this.",
+        help="Leave out labels whose score is below this. An image may have none left; --unsure-below keeps them.",
     ),
 )
+
+FORM = (
+    option(
+        "--layout",
+        type=click.Choice(get_args(Layout)),
+        default="record",
+        show_default=True,
+        help="What a row of CSV or Parquet is. With record, it is an image, with its labels in one column. With wide, "
+        "it is an image, with columns label_1, score_1, label_2 and so on. With long, it is one label of an image.",
+    ),
+    option("--flat", is_flag=True, help="Add the best label and its score to each record, in JSONL and Parquet."),
+    option(
+        "--excel",
+        is_flag=True,
+        help="Write CSV for spreadsheets: with a byte order mark, and an apostrophe before text that would be a "
+        "formula.",
+    ),
+    option(
+        "--unsure-below",
+        type=SHARE,
+        metavar="X",
+        help="Add a field or column, unsure, which is true for images whose best score is below this. They keep their "
+        "labels.",
+    ),
+    option(
+        "--review",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="CSV",
+        help="Also write a list of the images that are below --unsure-below, with their best labels, for a "
+        "spreadsheet.",
+    ),
+)
+
+
+def form_from(chosen: dict[str, Any]) -> Form:
+    """Takes the values of FORM, but --review, out of a command's."""
+    return Form(**{each.name: chosen.pop(each.name) for each in fields(Form)})
+
 
 FRESH = option("--fresh", is_flag=True, help="Start over, and replace the existing FILE when the run is complete.")
 ERROR_THRESHOLD = option(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import DONE
-from deit_batch.commands._options import CONFIG, LOG_FORMAT, QUIET, VERBOSE
+from deit_batch.commands._options import CONFIG, FORM, LOG_FORMAT, QUIET, VERBOSE, form_from
 from deit_batch.commands._types import SHARE, TopK
 from deit_batch.io import counted
 from deit_batch.output.formats import names
-from deit_batch.output.layout import Layout
 
 logger = logging.getLogger("deit_batch")
 
@@ -49,21 +48,7 @@ logger = logging.getLogger("deit_batch")
         metavar="X",
         help="Leave out labels whose score is below this.",
     ),
-    option(
-        "--layout",
-        type=click.Choice(get_args(Layout)),
-        default="record",
-        show_default=True,
-        help="What a row of CSV or Parquet is. With record, it is an image, with its labels in one column. With wide, "
-        "it is an image, with columns label_1, score_1, label_2 and so on. With long, it is one label of an image.",
-    ),
-    option("--flat", is_flag=True, help="Add the best label and its score to each record, in JSONL and Parquet."),
-    option(
-        "--excel",
-        is_flag=True,
-        help="Write CSV for spreadsheets: with a byte order mark, and an apostrophe before text that would be a "
-        "formula.",
-    ),
+    *FORM,
 )
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
 def convert(**chosen: Any) -> None:
@@ -73,9 +58,13 @@ def convert(**chosen: Any) -> None:
 
     Exit status: 0 if the file was written, 1 if that failed, 2 for wrong usage.
     """
-    from deit_batch.output.convert import Conversion
+    from deit_batch.output.convert import Conversion, write_review
     from deit_batch.output.convert import convert as write
 
-    tally = write(Conversion(**chosen))
+    review = chosen.pop("review")
+    form = form_from(chosen)
+    tally = write(Conversion(**chosen, form=form))
+    if review:
+        write_review(chosen["predictions"], review, form.unsure_below)
     logger.info("%s, %s failed: %s", counted(tally.inputs, "image"), f"{tally.failed:,}", chosen["out"])
     sys.exit(DONE)

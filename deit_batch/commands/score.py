@@ -16,6 +16,7 @@ from deit_batch.commands._exit import DONE, exit_on_error, finish, is_quiet, is_
 from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
+    FORM,
     FRESH,
     ID,
     INPUTS,
@@ -30,6 +31,7 @@ from deit_batch.commands._options import (
     TABLE_INPUT,
     TIME_LIMIT,
     VERBOSE,
+    form_from,
     input_from,
     limits_from,
 )
@@ -38,11 +40,13 @@ from deit_batch.errors import CheckpointAccessError, UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
 from deit_batch.output.failures import describe_failures
+from deit_batch.output.form import PLAIN, Form
 from deit_batch.output.formats import choose_format, names, suffixes
 from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.redaction import redact
+from deit_batch.system.object_store import is_stored
 from deit_batch.system.prometheus import write_metrics_file
 
 if TYPE_CHECKING:
@@ -88,6 +92,7 @@ FIRST_SHOWN = 5
         "[default: by the ending of FILE]",
     ),
     *PREDICTIONS,
+    *FORM,
     FRESH,
     option(
         "--incremental",
@@ -168,6 +173,7 @@ def score(
     engine: str,
     dry_run: bool,
     metrics_file: Path | None,
+    review: Path | None,
     time_limit: float | None,
     **chosen: Any,
 ) -> None:
@@ -180,6 +186,7 @@ def score(
     inputs failed (their records say why), 130 if interrupted. Every option can also be set by an environment variable:
     for example --batch-size by DEIT_BATCH_SCORE_BATCH_SIZE.
     """
+    form = form_from(chosen)
     chosen["limits"] = limits_from(chosen)
     cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
     chosen["input"] = input_from(chosen)
@@ -198,10 +205,15 @@ def score(
             "begun": ending.begun,
             "time_limit": time_limit,
         }
+        _check_form(form, review, out=_given(out), mode=mode, engine=engine, shard=chosen["shard"])
         if engine == "ray":
             outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=is_verbose(), **where)
         else:
-            outcome = _run_here(Options(**chosen), mode, cluster, **where)
+            outcome = _run_here(Options(**chosen), mode, cluster, form=form, **where)
+        if review:
+            from deit_batch.output.convert import write_review
+
+            write_review(Path(_given(out)), review, form.unsure_below)
         where_to = "" if out == "-" else f": {out}"
         failed = describe_failures(_given(out)) if outcome.tally.failed else ""
         finish(
@@ -214,6 +226,19 @@ def _given(out: str | None) -> str:
     if out is None:
         raise UsageError("Missing option '--out'. Use - for stdout.")
     return out
+
+
+def _check_form(form: Form, review: Path | None, *, out: str, mode: Mode, engine: str, shard: object) -> None:
+    """Raises UsageError where the result can't have the form that is asked for, or no list for review be made of it."""
+    if form != PLAIN and (engine == "ray" or shard or mode == "retry-failed"):
+        raise UsageError(
+            "--layout, --flat, --excel and --unsure-below go neither with --engine ray nor with --shard nor with "
+            "--retry-failed; use deit-batch convert on the result"
+        )
+    if review and form.unsure_below is None:
+        raise UsageError("--review lists the images that are unsure: say which by --unsure-below X")
+    if review and (form.layout != "record" or is_stored(out)):
+        raise UsageError("--review is made of a result that is read back: leave out --layout, and let --out be a file")
 
 
 def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool) -> Mode:

@@ -11,8 +11,9 @@ from typing import Any
 
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import RECORD_FIELDS, Tally, clean, counted, json_line, json_value
-from deit_batch.output.formats import Columns, Format, add_best, choose_format
-from deit_batch.output.layout import Layout, columns_of, rows_of, write_layout
+from deit_batch.output.form import PLAIN, Form, in_form, is_unsure
+from deit_batch.output.formats import Columns, Format, choose_format
+from deit_batch.output.layout import columns_of
 from deit_batch.output.read import read_records
 from deit_batch.system.atomic import (
     behind_links,
@@ -29,17 +30,15 @@ logger = logging.getLogger("deit_batch")
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What is asked for. `top_k`: how many labels an image at the most, None for all that there are; `threshold`:
-    labels with a lower score are left out; `flat`: the best label and its score as fields of their own; `excel`: a CSV
-    file that a spreadsheet opens."""
+    labels with a lower score are left out; `only_unsure_below`: no images but those whose best score is below this."""
 
     predictions: Path
     out: Path
     format: str | None = None
     top_k: int | None = None
     threshold: float = 0.0
-    layout: Layout = "record"
-    flat: bool = False
-    excel: bool = False
+    form: Form = PLAIN
+    only_unsure_below: float | None = None
 
 
 @dataclass(slots=True)
@@ -68,7 +67,7 @@ def convert(request: Conversion) -> Tally:
         raise UsageError(f"--out {request.out} is the result of a run, with its report; give another --out")
     found = _look_through(request)
     format = choose_format(str(request.out), request.format, ())
-    _require_fitting(request, format)
+    format = in_form(format, request.form, str(request.out), threshold=request.threshold)
     _require_free_names(request, format, found)
     _warn(request, found)
     try:
@@ -87,7 +86,7 @@ def convert(request: Conversion) -> Tally:
 
 def _look_through(request: Conversion) -> _Found:
     found = _Found(Tally(), {})
-    for record in read_records(request.predictions):
+    for record in _wanted(request):
         found.tally.count(record)
         found.keep.update(dict.fromkeys(clean(name) for name in record if name not in RECORD_FIELDS))
         left = len(_shortened(record, request)["predictions"])
@@ -99,26 +98,16 @@ def _look_through(request: Conversion) -> _Found:
 
 def _require_free_names(request: Conversion, format: Format, found: _Found) -> None:
     """Raises UsageError if a kept column is called as one that the wanted form has."""
-    if request.layout == "record":
-        taken = {*format.reserved, *(("label", "score") if request.flat else ())}
-    else:
-        taken = {*columns_of(request.layout, found.most_left, ())}
+    layout = request.form.layout
+    of_layout = format.reserved if layout == "record" else columns_of(layout, found.most_left, ())
+    taken = {*of_layout, *request.form.reserved}
     clash = [name for name in found.keep if name in taken]
     if clash:
         raise UsageError(f"{request.predictions} has a kept column {clash[0]}, which {request.out} needs for its own")
 
 
-def _require_fitting(request: Conversion, format: Format) -> None:
-    if request.excel and format.name != "csv":
-        raise UsageError(f"--excel is for csv, and {request.out} is {format.name}")
-    if request.layout != "record" and format.name not in ("csv", "parquet"):
-        raise UsageError(f"--layout {request.layout} is for csv and parquet, and {request.out} is {format.name}")
-    if request.flat and (format.name not in ("jsonl", "parquet") or request.layout != "record"):
-        raise UsageError("--flat is for records in jsonl and parquet; csv has these columns anyway")
-
-
 def _warn(request: Conversion, found: _Found) -> None:
-    if request.top_k and request.top_k > found.most and found.tally.scored:
+    if request.top_k and request.top_k > found.most and found.tally.scored and request.only_unsure_below is None:
         logger.warning(
             "--top-k %s: no image of %s has more than %s",
             request.top_k,
@@ -141,19 +130,33 @@ def _shortened(record: dict[str, Any], request: Conversion) -> dict[str, Any]:
 
 def _write(request: Conversion, format: Format, found: _Found, target: Path) -> None:
     records = _records(request)
-    if request.layout != "record":
-        columns = columns_of(request.layout, found.most_left, list(found.keep))
-        rows = rows_of(records, request.layout, found.most_left, list(found.keep))
-        write_layout(columns, rows, target, name=format.name, excel=request.excel)
-    elif format.write:
-        format.write(records, target, Columns(list(found.keep), flat=request.flat, for_spreadsheet=request.excel))
+    if format.write:
+        format.write(records, target, Columns(list(found.keep), most=found.most_left))
     else:
         with open(target, "wb") as file:
             file.writelines(map(json_line, records))
 
 
 def _records(request: Conversion) -> Iterator[dict[str, Any]]:
+    for record in _wanted(request):
+        yield {clean(name): json_value(value) for name, value in _shortened(record, request).items()}  # it may hold NaN
+
+
+def _wanted(request: Conversion) -> Iterator[dict[str, Any]]:
+    below = request.only_unsure_below
     for record in read_records(request.predictions):
-        shortened = _shortened(record, request)
-        full = add_best(shortened) if request.flat else shortened
-        yield {clean(name): json_value(value) for name, value in full.items()}  # others' JSON may hold NaN
+        if below is None or is_unsure(record, below):
+            yield record
+
+
+REVIEW_LABELS = 3
+
+
+def write_review(predictions: Path, review: Path, unsure_below: float | None) -> None:
+    """A list of the images that are unsure, with their best labels, for a spreadsheet. Raises as `convert` does."""
+    if unsure_below is None:
+        raise UsageError("--review lists the images that are unsure: say which by --unsure-below X")
+    form = Form(layout="wide", excel=True)
+    request = Conversion(predictions, review, "csv", REVIEW_LABELS, form=form, only_unsure_below=unsure_below)
+    tally = convert(request)
+    logger.info("%s unsure: %s", counted(tally.inputs, "image"), review)

@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -25,6 +25,9 @@ _CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
 _OPTIONAL = frozenset(("error", *NAME_FIELDS)) - {"image"}
 _PARQUET_ROWS = 1000  # at a time
 
+UNSURE = "unsure"
+"""The field of a record, and the column, that marks it."""
+
 Records = Iterator[dict[str, Any]]
 
 
@@ -32,13 +35,16 @@ Records = Iterator[dict[str, Any]]
 class Columns:
     """What records hold beside what all do: the kept columns, and the features that stand for the predictions, if there
     are any, each of `width` numbers. `flat`: the best label and its score, too, as `add_best` puts them there;
-    `for_spreadsheet`: a CSV file is to be opened by one."""
+    `for_spreadsheet`: a CSV file is to be opened by one; `unsure`: whether they are marked as unsure or not; `most`:
+    the most labels that a record has, of columns for each of them; None: they are to be counted."""
 
     keep: Sequence[str]
     features: Sequence[FeatureName] = ()
     width: int = 0
     flat: bool = False
     for_spreadsheet: bool = False
+    unsure: bool = False
+    most: int | None = 0
 
 
 Write: TypeAlias = Callable[[Records, Path, Columns], None]
@@ -116,8 +122,9 @@ def line(record: dict[str, object], format: Format) -> bytes:
 
 def convert(source: Path, target: Path, write: Write, columns: Columns) -> None:
     """Writes the JSONL file of records `source` as `target` in another format, synced to the disk."""
-    with open(source, "rb") as lines:
-        write((json.loads(text) for text in lines), target, columns)
+    if columns.most is None:
+        columns = replace(columns, most=max((len(each["predictions"]) for each in read_jsonl(source)), default=0))
+    write(read_jsonl(source), target, columns)
     with open(target, "rb") as written:
         os.fsync(written.fileno())
 
@@ -141,8 +148,9 @@ def _write_sample(records: Records, target: Path, columns: Columns) -> None:
 
 def _write_csv(records: Records, target: Path, columns: Columns) -> None:
     """One row an image: the best label and its score for people, all predictions as JSON for programs."""
-    rows = (_csv_row(record, columns.keep) for record in records)
-    write_csv_rows([*_CSV_COLUMNS, *columns.keep], rows, target, for_spreadsheet=columns.for_spreadsheet)
+    others = [*columns.keep, *([UNSURE] if columns.unsure else [])]
+    rows = (_csv_row(record, others) for record in records)
+    write_csv_rows([*_CSV_COLUMNS, *others], rows, target, for_spreadsheet=columns.for_spreadsheet)
 
 
 def _csv_row(record: dict[str, Any], keep: Sequence[str]) -> list[Any]:
@@ -187,6 +195,7 @@ def _write_parquet(records: Records, target: Path, columns: Columns) -> None:
             *([("label", pa.string()), ("score", pa.float64())] if columns.flat else []),
             ("error", error),
             *((name, pa.string()) for name in columns.keep),
+            *([(UNSURE, pa.bool_())] if columns.unsure else []),
         ]
     )
     # No vector comes twice: a dictionary of them would be one more copy.

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import EXAMPLES, deit_batch, read_jsonl, valid
+from helpers import EXAMPLES, deit_batch, read_json, read_jsonl, valid
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import UsageError
 from deit_batch.output.convert import Conversion, convert
+from deit_batch.output.form import Form
 from deit_batch.output.read import read_records
 from deit_batch.output.spreadsheet import harmless, original
 from deit_batch.plan import Options
@@ -36,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted(predictions: Path, out: Path, **more: Any) -> Path:
-    convert(Conversion(predictions, out, **more))
+    form = Form(**{name: more.pop(name) for name in Form.__slots__ if name in more})
+    convert(Conversion(predictions, out, form=form, **more))
     return out
 
 
@@ -148,6 +150,63 @@ def test_text_made_harmless_is_read_back(text: str) -> None:
     cell = harmless(text)
     assert original(cell) == text
     assert not cell.startswith(("=", "@", "\t", "\r"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [
+        ("jsonl", Form(flat=True, unsure_below=0.9)),
+        ("parquet", Form(flat=True, unsure_below=0.9)),
+        ("csv", Form(excel=True, unsure_below=0.9)),
+        ("csv", Form(layout="wide", excel=True)),
+        ("parquet", Form(layout="long", unsure_below=0.9)),
+    ],
+)
+def test_score_writes_the_same_form(ending: str, form: Form, folder: Path, tmp_path: Path) -> None:
+    options = Options(input=str(folder / "t.csv"), model="demo", keep=("id",), workers=0, top_k=2)
+    for _ in range(2):  # the second finds it finished
+        run(options, out=str(tmp_path / f"p.{ending}"), quiet=True, form=form)
+    convert(Conversion(folder / "p.jsonl", tmp_path / f"c.{ending}", top_k=2, form=form))
+    assert (tmp_path / f"p.{ending}").read_bytes() == (tmp_path / f"c.{ending}").read_bytes()
+    read_json(tmp_path / f"p.{ending}.run.json")
+    with pytest.raises(UsageError, match="form was"):
+        run(options, out=str(tmp_path / f"p.{ending}"), quiet=True)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_unsure_images_are_marked_and_keep_their_labels(ending: str, folder: Path, tmp_path: Path) -> None:
+    records = read_jsonl(folder / "p.jsonl")
+    best = sorted(record["predictions"][0]["score"] for record in records if record["predictions"])
+    below = best[2]
+    wanted = [
+        "false" if "error" in record else json.dumps(record["predictions"][0]["score"] < below) for record in records
+    ]
+    out = tmp_path / f"o.{ending}"
+    arguments = ["convert", f"p.{ending}", "--out", str(out), "--unsure-below", str(below)]
+    done = deit_batch(*arguments, "--review", str(tmp_path / "r.csv"), cwd=folder)
+    assert (done.returncode, "2 images unsure" in done.stderr) == (0, True), done.stderr
+    found = list(read_records(out))
+    assert [json.dumps(each["unsure"]).strip('"') for each in found] == wanted
+    assert [each["predictions"] for each in found] == [each["predictions"] for each in records]
+    with open(tmp_path / "r.csv", encoding="utf-8-sig", newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in listed] == [place for place, mark in enumerate(wanted) if mark == "true"]
+    assert all(row["label_1"] and row["label_3"] and "label_4" not in row for row in listed)
+
+
+def test_score_lists_what_is_unsure(tmp_path: Path) -> None:
+    command: list[str] = ["score", str(EXAMPLES / "bag"), *"--model demo --out p.jsonl --review r.csv".split()]
+    done = deit_batch(*command, cwd=tmp_path)
+    assert (done.returncode, "--review lists the images that are unsure" in done.stderr) == (2, True)
+    done = deit_batch(*command, "--unsure-below", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = read_jsonl(tmp_path / "p.jsonl")
+    assert all(record["unsure"] and record["predictions"] for record in records)
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + len(records)
+    for refused in (["--threshold", "1", "--unsure-below", "0.5"], ["--shard", "0/2"], ["--layout", "wide"]):
+        done = deit_batch(*command, "--unsure-below", "1", *refused, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+    assert read_jsonl(tmp_path / "p.jsonl") == records
 
 
 @pytest.mark.parametrize(
