@@ -27,6 +27,7 @@ from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.model.checkpoint import find_checkpoint
 from deit_batch.plan import Options, Plan
+from deit_batch.report.page import settings_of
 
 SOME_KINDS = ["rgb.jpg", "palette-transparent.png", "3000x2.png", "grey16.png", "orientation6.jpg"]
 
@@ -99,6 +100,9 @@ def test_it_is_a_run_as_any_other(kind: str, made: Callable[..., Path], pictures
     assert (processor and processor["image_processor_type"]) == (
         "MobileViTImageProcessor" if kind == "resnet" else None
     )
+    shown = settings_of(report)
+    assert shown["Computed"] == "float32 on cpu, by transformers"
+    assert ("MobileViTImageProcessor of transformers, to 32×32" in shown["Recipe"]) is (kind == "resnet")
     done = CliRunner().invoke(main, ["score", str(pictures), "--model", str(folder), "--dry-run"])
     assert done.exit_code == 0, done.stderr
     assert f"in the form of transformers: {KINDS[kind].architecture}, 5 labels" in done.stdout
