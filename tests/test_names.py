@@ -171,7 +171,6 @@ def test_a_missing_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "imgs/a%20b.png": "data/imgs/a b.png is there: the name is percent-encoded",
         '"imgs/a b.png"': "data/imgs/a b.png is there: write the name without quotes",
         "imgs/C.png": "data/imgs/C.PNG is there: small and capital letters count",
-        "file:/imgs/a.png": "file: URLs are not opened",
         "photos/a.png": "there is no folder data/photos",
         "link.png": "data/link.png is a link to nowhere.png, which is not there",
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -81,6 +82,25 @@ def parse_input_name(spec: str) -> InputName:
     stored = object_store.is_stored(spec)
     exists = not stored and os.path.lexists(spec)
     return InputName(_kind_of(spec, stored, exists), stored, exists, gzipped=spec.lower().endswith(".gz"))
+
+
+def parts_of(spec: str) -> list[str]:
+    """The Parquet files that are meant by a glob of them, or by a folder that holds nothing else but what is hidden or
+    begins with an underscore, as Spark and pandas write it; in the order of their names. Else the name itself."""
+    if object_store.is_stored(spec):
+        return [spec]
+    is_part = by_ending_of(spec) is InputKind.PARQUET
+    if is_part and glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec):
+        return sorted(glob.glob(spec, recursive=True)) or [spec]
+    parts = []
+    with suppress(OSError, ValueError), os.scandir(spec) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "_")):
+                continue
+            if by_ending_of(entry.name) is not InputKind.PARQUET or entry.is_dir():
+                return [spec]
+            parts.append(os.path.join(spec, entry.name))
+    return sorted(parts) or [spec]
 
 
 def _kind_of(spec: str, stored: bool, exists: bool) -> InputKind:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 from deit_batch.errors import RowError
 from deit_batch.input import tables
@@ -54,10 +55,12 @@ def locate_value(value: Any, column: str, folder: str, line: int, known: Map = (
     except RowError as error:
         name = value if len(value) <= _LONGEST_URL else None
         return name, tables.row_failure(f"line {line}: {error}")
-    return (None if isinstance(location, Base64) else value), location
+    return (None if isinstance(location, Base64 | bytes) else value), location
 
 
-def locate(text: str, folder: str = "", *, always_base64: bool = False) -> LocalFile | Url | StoredFile | Base64:
+def locate(
+    text: str, folder: str = "", *, always_base64: bool = False
+) -> LocalFile | Url | StoredFile | Base64 | bytes:
     """Tells a URL, an object on a store, a data URI, base64 and a path apart. A relative path is taken from `folder`.
 
     Base64 of a JPEG starts with `/9j/`, as an absolute path might. So text is base64 only if it starts as an image's
@@ -70,11 +73,15 @@ def locate(text: str, folder: str = "", *, always_base64: bool = False) -> Local
         return Url(text.strip())
     if start.startswith("data:"):
         header, comma, data = text.partition(",")
-        if not comma or not header.rstrip().lower().endswith(";base64"):
-            raise RowError("a data: URI that is not base64")
-        return Base64(data)
+        if not comma:
+            raise RowError("a data: URI without a comma")
+        if not header.rstrip().lower().endswith(";base64"):
+            return unquote_to_bytes(data)
+        return Base64(unquote(data) if "%" in data else data)
     if always_base64 or len(text) > _LONGEST_PATH:
         return Base64(text)
+    if start.startswith("file:"):
+        return LocalFile(_path_of_file_url(text.strip()))
     if "://" in text:
         if object_store.is_stored(text):
             return _stored(text)
@@ -97,6 +104,17 @@ def _unopened(scheme: str) -> RowError:
             "azureml://datastores/NAME/paths/=FOLDER (of a mount or a download) or …=abfs://CONTAINER/"
         )
     return RowError(f"{scheme}: is not opened; give a path, an http(s) or s3 URL, or base64")
+
+
+def _path_of_file_url(url: str) -> str:
+    """The path on this machine that it names (RFC 8089). Raises RowError if it names another machine."""
+    path = url[len("file:") :]
+    for start in ("//localhost/", "///"):
+        if path.lower().startswith(start):
+            path = f"/{path[len(start) :]}"
+    if not path.startswith("/") or path.startswith("//"):
+        raise RowError("a file: URL of another machine, or of no absolute path; file:///path is one of this machine")
+    return unquote(path, errors="surrogateescape")
 
 
 def _stored(address: str) -> StoredFile:

@@ -19,7 +19,7 @@ from deit_batch.input.columns import usual_image_column
 from deit_batch.input.elsewhere import Map
 from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
 from deit_batch.input.image_folder import FILE_NAME, counting_unlisted, metadata_files
-from deit_batch.input.kinds import MLTABLE, TABLES, InputKind, InputName, parse_input_name
+from deit_batch.input.kinds import MLTABLE, TABLES, InputKind, InputName, parse_input_name, parts_of
 from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.mltable import read_mltable
 from deit_batch.input.passed_over import pass_over
@@ -125,6 +125,7 @@ def open_source(
             raise UsageError(f"--keep {name}: the record has a field of that name already")
     fields = Fields(column, keep, id, label, image_optional, map)
     specs = [specs] if isinstance(specs, str) else list(specs)
+    specs = [part for spec in specs for part in parts_of(spec)]
     if specs.count("-") > 1:
         raise UsageError("stdin is named twice as input; it can be read once")
 
@@ -289,7 +290,7 @@ def _open_table(spec: str, given: InputName, fields: Fields) -> Table:
         case InputKind.PARQUET:
             return arrow.open_parquet(_stream(spec, given), spec, fields.wanted)
         case InputKind.CSV:
-            return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter=",")
+            return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter=None)
         case InputKind.TSV:
             return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter="\t")
         case InputKind.JSON_LINES:

@@ -11,16 +11,20 @@ import csv
 import gzip
 import io
 import json
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 from deit_batch.errors import MALFORMED, RowError, UsageError, cut_off, in_words
 from deit_batch.input.columns import usual_image_column
 from deit_batch.io import Failure, Wanted, counted, unique_fields
 from deit_batch.limits import require_number, require_whole_number
+
+logger = logging.getLogger("deit_batch")
 
 MAX_ROW_CHARS = 32 * 2**20
 """A longer row of text is a failed record. A row may hold an image in base64, so it must be generous; but the CSV
@@ -141,12 +145,33 @@ def _judged_total(stream: BinaryIO) -> Callable[[int], int | None]:
     return total
 
 
-def open_csv(stream: BinaryIO, name: str, *, gzipped: bool, delimiter: str) -> Table:
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""Of a .csv, the likeliest first; as spreadsheets of other countries and databases write it."""
+
+
+def _delimiter_of(line: str) -> str:
+    """That by which the header has a column that is usually the image, or else by which it has the most columns."""
+    try:
+        headers = {each: next(csv.reader([line], delimiter=each), []) for each in DELIMITERS}
+    except csv.Error:  # it will be told of where the header is read
+        return ","
+    usual = (each for each, header in headers.items() if usual_image_column([name.strip() for name in header]))
+    return next(usual, max(headers, key=lambda each: len(headers[each])))
+
+
+def open_csv(stream: BinaryIO, name: str, *, gzipped: bool, delimiter: str | None) -> Table:
+    """`delimiter`: None if the header says it."""
     total = _judged_total(stream)
     # A field may be an image. The module's own limit of 128 KiB is a process-wide setting; there is no other way.
     csv.field_size_limit(MAX_ROW_CHARS)
     lines = Lines(open_text(stream, name, gzipped=gzipped, newline=""), name)
     try:
+        if delimiter is None:
+            first = list(islice(lines, 1))
+            lines.push_back(first)
+            delimiter = _delimiter_of(first[0]) if first else ","
+            if delimiter != ",":
+                logger.info("%s: its columns are separated by %s", name, DELIMITERS[delimiter])
         header = next(csv.reader(_row_lines(lines, delimiter, []), delimiter=delimiter, strict=True), [])
         columns = [name.strip() for name in header]
     except (csv.Error, RowError) as error:

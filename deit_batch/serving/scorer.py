@@ -135,7 +135,7 @@ async def each(scorer: RequestScorer, request: Request) -> list[Result]:
     return [task.result() for task in under_way]
 
 
-def place(image: object) -> Url | Base64 | Failure:
+def place(image: object) -> Url | Base64 | bytes | Failure:
     """Where an image is, as a client gives it. Never a file of this machine: what is no URL is taken for base64."""
     try:
         image = image_of(image) if isinstance(image, Mapping) else image
@@ -150,7 +150,7 @@ def place(image: object) -> Url | Base64 | Failure:
         location = locate(image, always_base64=True)
     except RowError as error:
         return Failure.of(error)
-    return location if isinstance(location, Url | Base64) else Failure.of(RowError("paths are not read"))
+    return location if isinstance(location, Url | Base64 | bytes) else Failure.of(RowError("paths are not read"))
 
 
 def _black_png() -> bytes:

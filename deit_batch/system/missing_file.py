@@ -41,8 +41,6 @@ def _clues(path: str, given: str) -> Iterator[tuple[str | None, str]]:
         yield None, f"{given[:2]} is a drive of Windows, where names are not those of this machine"
     if given != path:
         yield given, f"{given} is there, seen from the working folder: put the table there, or give absolute paths"
-    if given.startswith("file:"):
-        yield None, "file: URLs are not opened; give the path alone"
     yield unquote(path), f"{unquote(path)} is there: the name is percent-encoded, as in a URL"
     quoted = os.path.join(path[: len(path) - len(given)], given.strip(_QUOTES))
     yield quoted, f"{quoted} is there: write the name without quotes"

@@ -29,6 +29,8 @@ from deit_batch.input import tables
 from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
 from deit_batch.io import Base64, Failure, LocalFile, Reference, Url, Wanted
+from deit_batch.limits import Limits
+from deit_batch.loading.fetch import Fetcher
 
 
 def read(spec: str | Path, **options: Any) -> list[Reference]:
@@ -539,11 +541,54 @@ def test_urls_data_uris_and_foreign_schemes(tmp_path: Path) -> None:
     assert locate(" HTTPS://h/a.jpg ") == Url("HTTPS://h/a.jpg")
     assert locate("data:image/png;base64,iVBO\nRw0=") == Base64("iVBO\nRw0=")
     assert locate("aGVsbG8=", always_base64=True) == Base64("aGVsbG8=")
-    rows = ["ftp://h/a.jpg", "file:///etc/passwd", "data:image/png,notbase64", "memory://b/key.jpg", "data:nothing"]
+    assert locate("data:image/png;base64,iVBO%2BRw0%3D") == Base64("iVBO+Rw0=")
+    assert locate("data:image/png,%89PNG+a") == b"\x89PNG+a"
+    for url in ("file:///a%20b/c.png", "file://localhost/a%20b/c.png", "FILE:/a%20b/c.png"):
+        assert locate(url) == LocalFile("/a b/c.png")
+    assert locate("file:///a.png", always_base64=True) == Base64("file:///a.png")  # a server reads no files
+    rows = ["ftp://h/a.jpg", "file://host/a.jpg", "file:a.jpg", "memory://b/key.jpg", "data:nothing"]
     (tmp_path / "t.txt").write_text("\n".join(rows))
     references = read(tmp_path / "t.txt")
     assert [r.image for r in references] == rows
     assert all(failure(r) for r in references)
+
+
+def test_file_urls_are_read_under_roots_rule(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "ü.jpg").write_bytes(jpeg())
+    (tmp_path / "t.txt").write_text((folder / "ü.jpg").as_uri())
+    (location,) = [reference.location for reference in read(tmp_path / "t.txt")]
+    assert isinstance(Fetcher(Limits(root=str(folder))).fetch(location), bytes)
+    (tmp_path / "elsewhere").mkdir()
+    refused = Fetcher(Limits(root=str(tmp_path / "elsewhere"))).fetch(location)
+    assert isinstance(refused, Failure)
+    assert "outside of --root" in refused.message
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_csv_says_its_delimiter_by_its_header(
+    delimiter: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "deit_batch")
+    text = delimiter.join(['"name, first; last"', "image", "n"]) + "\n" + delimiter.join(["x", "a,b;c.png", "1"]) + "\n"
+    (tmp_path / "t.csv").write_text(text.replace("a,b;c.png", "a.png") if delimiter in ",;" else text)
+    (reference,) = read(tmp_path / "t.csv", keep=["n"])
+    assert (reference.image, dict(reference.kept)) == ("a.png" if delimiter in ",;" else "a,b;c.png", {"n": "1"})
+    assert ("separated by" in caplog.text) == (delimiter != ",")
+
+
+def test_parquet_in_several_parts(tmp_path: Path) -> None:
+    parts = tmp_path / "out"
+    parts.mkdir()
+    for number in (1, 0):
+        pq.write_table(pa.table({"image": [f"{number}.png"]}), parts / f"part-{number}.parquet")
+    (parts / "_SUCCESS").touch()
+    (parts / ".part-0.parquet.crc").touch()
+    for spec in (parts, parts / "*.parquet", parts / "part-?.parquet"):
+        assert [(r.index, Path(str(r.image)).name) for r in read(spec)] == [(0, "0.png"), (1, "1.png")]
+    (parts / "a.png").write_bytes(jpeg())
+    assert [Path(str(reference.image)).name for reference in read(parts)] == ["a.png"]  # a folder of images
 
 
 @given(st.text(min_size=1))
@@ -554,7 +599,7 @@ def test_any_text_is_located_or_refused(text: str) -> None:
         location = locate(text, "folder")
     except RowError:
         return
-    assert isinstance(location, LocalFile | Url | Base64)
+    assert isinstance(location, LocalFile | Url | Base64 | bytes)
 
 
 # --- properties of the parsers ------------------------------------------------------------------------------------

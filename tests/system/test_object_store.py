@@ -226,7 +226,7 @@ def test_neither_records_nor_messages_show_the_key(bucket: Bucket, quick: None) 
 
 @pytest.mark.parametrize(
     "text",
-    ["file:///etc/passwd", "memory://x/a.jpg", "ftp://h/a.jpg", "github://o:r@/a.jpg", "simplecache::s3://b/a.jpg",
+    ["file://host/etc/passwd", "memory://x/a.jpg", "ftp://h/a.jpg", "github://o:r@/a.jpg", "simplecache::s3://b/a.jpg",
      "abfs://c@evil.example.com/a.jpg", "s3:///a.jpg", "s3://arn:aws:s3:x/a.jpg", "s3://evil.com#/a.jpg",
      "zip://a.jpg::s3://b/a.zip", "http+s3://b/a.jpg"],
 )  # fmt: skip
