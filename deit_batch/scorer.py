@@ -96,6 +96,8 @@ class Scorer:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        from deit_batch.model.engines import one_thread_beside
+
         with self._lock:
             if self._is_closed:
                 raise UsageError("the model is closed: load it again")
@@ -103,7 +105,8 @@ class Scorer:
                 raise UsageError("the images to be scored come out of what the same model is scoring: list them first")
             self._is_working = True
             try:
-                yield
+                with one_thread_beside(self._plan.device):
+                    yield
             finally:
                 self._is_working = False
 

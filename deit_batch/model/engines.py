@@ -7,9 +7,9 @@ Both take uint8 pixels on the CPU, [n, height, width, 3], and give float32 score
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeAlias
 
 import torch
@@ -68,6 +68,19 @@ class Threads:
     def empty_cache(self) -> None:
         if self._device.type == "mps":
             torch.mps.empty_cache()
+
+
+@contextmanager
+def one_thread_beside(device: torch.device) -> Iterator[None]:
+    """On a GPU, what torch's threads have to do are small operations with the scores. While all cores decode, each
+    would wait for the slowest of them, and the card for all (benchmarks/gpu.md)."""
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Streams:

@@ -51,6 +51,8 @@ class RequestScorer:
         self._batcher: Batcher[tuple[Pixels, Wanted | None], Result] = Batcher(
             self._score, size=plan.round_size, window=window, at_once=at_once
         )
+        if plan.device.type == "cuda":
+            torch.set_num_threads(1)  # as engines.one_thread_beside, in a process that does nothing else
         self._model_thread = ThreadPoolExecutor(1, "model")
         self._waiting_threads = ThreadPoolExecutor(at_once, "wait for scores")
         self._classifier = asyncio.get_running_loop().run_in_executor(self._model_thread, plan.load)
