@@ -224,7 +224,7 @@ def change(path: Path, mend: Callable[[dict[str, Any]], object]) -> None:
         (lambda it: it["pretrained_cfg"].update(interpolation="random"), "interpolation 'random'"),
         (lambda it: it["pretrained_cfg"].update(mean=[1]), "image_mean has 1 values"),
         (lambda it: it["pretrained_cfg"].update(std=[1, 0, 1]), "image_std is 0"),
-        (lambda it: it.update(label_names=["a"]), "names 1 classes, but its head has 5"),
+        (lambda it: it.update(label_names=["a"]), "names 1 class, but its head has 5"),
         (lambda it: it.update(label_names={"1": "a"}), "no names of classes"),
     ],
 )
