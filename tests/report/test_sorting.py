@@ -191,7 +191,7 @@ def test_what_can_not_be_sorted_is_counted_and_said(pile: Path) -> None:
     write(pile / "p.jsonl", [(name, "cat", 0.9) for name in names])
     done = deit_batch("sort", "p.jsonl", "--out", "out", "--by", "move", cwd=pile)
     assert done.returncode == 3
-    assert "2 images moved (1 of them before), 1 folders, 5 not sorted: out" in done.stderr
+    assert "2 images moved (1 of them before), 1 folder, 5 not sorted: out" in done.stderr
     assert files(pile / "out") == {"cat/00.jpg": b"picture 0" * 1000}
     assert (pile / "in/link.jpg").is_symlink()
 
