@@ -79,7 +79,7 @@ def test_every_line_of_a_run_is_json_however_it_ends(tmp_path: Path, monkeypatch
     status, lines = invoke(*SCORE, *how, "--out", "p.jsonl", "--fresh", "--model", str(tmp_path))
     assert status == 2
     assert "Traceback" in lines[-1]["traceback"]
-    assert invoke(*SCORE, *how, "--model", "demo", "--out", "none/p.jsonl")[0] == 2
+    assert invoke(*SCORE, *how, "--model", "demo", "--out", "none/none/p.jsonl")[0] == 2
 
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("of\nall things")
