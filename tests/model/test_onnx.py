@@ -56,7 +56,7 @@ def test_the_command_makes_a_folder_that_is_a_checkpoint_like_any_other(
 ) -> None:
     done = deit_batch("export", vit, "--out", "made/vit-int8", "--dtype", "int8", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.splitlines() == [f"deit-batch: {vit}, int8: made/vit-int8"]
+    assert done.stderr.splitlines() == ["deit-batch: made the folder made", f"deit-batch: {vit}, int8: made/vit-int8"]
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["vit-int8"]
     done = deit_batch("score", "--model", "made/vit-int8", "--input", photos, "--out", "p.jsonl", cwd=tmp_path)
     assert done.returncode == 0

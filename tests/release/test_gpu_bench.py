@@ -15,8 +15,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 ROWS = (
-    "smoke", "DeiT-B", "profile", "photographs", "pipeline", "scores", "full memory", "embed",
-    "finetune LoRA", "memory, few images", "loader",
+    "smoke", "DeiT-B", "profile", "photographs", "pipeline", "scores", "full memory", "loader",
+    "embed", "finetune LoRA", "memory, few images",
 )  # fmt: skip
 
 
