@@ -114,21 +114,24 @@ def _not_merged(adapter: Adapter, kind: str) -> CheckpointError:
 
 def _product(adapter: Adapter, module: str, tensors: Mapping[str, Tensor]) -> Tensor:
     """What is added to the weight of the module: float32 [out, in]."""
-    refused = f"{adapter.name} can't be merged into its base"
     for half, other in ((_A, _B), (_B, _A)):
         if module + half not in tensors:
-            raise CheckpointError(f"{refused}: it has {module}{other} without {module}{half}")
+            raise CheckpointError(
+                f"{adapter.name} can't be merged into its base: it has {module + other} without {module + half}"
+            )
     down, up = tensors[module + _A], tensors[module + _B]
     if down.ndim == up.ndim == 4:
         raise _not_merged(adapter, f"LoRA of a convolution, {module}")
     if not down.ndim == up.ndim == 2 or not 0 < len(down) == up.shape[1]:
         raise CheckpointError(
-            f"{refused}: the lora_A and lora_B of {module} have shapes that do not go together, {tuple(down.shape)} "
-            f"and {tuple(up.shape)}"
+            f"{adapter.name} can't be merged into its base: the lora_A and lora_B of {module} have shapes that do not "
+            f"go together, {tuple(down.shape)} and {tuple(up.shape)}"
         )
     alpha, rank = adapter.config.get("lora_alpha"), len(down)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise CheckpointError(f"{refused}: its lora_alpha is {alpha!r:.40}, no number")
+        raise CheckpointError(
+            f"{adapter.name} can't be merged into its base: its lora_alpha is {alpha!r:.40}, no number"
+        )
     return alpha / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank) * (up @ down)
 
 
@@ -151,13 +154,16 @@ def _fitted(
     that has no place, or if it is to have the `whole` of them, another shape than its place."""
     model, loaded = load_into(str(config["architectures"][0]), config, tensors, adapter.name, device="cpu")
     lacking = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
-    refused = f"{adapter.name} can't be merged into its base"
     strange = sorted(name for name in loaded["unexpected_keys"] if not is_left_over(name))
     if strange:
-        raise CheckpointError(f"{refused}: that has no place for {len(strange)} of its weights, {strange[0]} first")
+        raise CheckpointError(
+            f"{adapter.name} can't be merged into its base: that has no place for {len(strange)} of its weights, "
+            f"{strange[0]} first"
+        )
     if whole and (mismatched := sorted(loaded["mismatched_keys"])):
         weight, found, expected = mismatched[0]
         raise CheckpointError(
-            f"{refused}: the shape of its {weight} is {tuple(found)}, where the base has {tuple(expected)}"
+            f"{adapter.name} can't be merged into its base: the shape of its {weight} is {tuple(found)}, where the "
+            f"base has {tuple(expected)}"
         )
     return model, {name: tensor for name, tensor in model.state_dict().items() if name not in lacking}, lacking
