@@ -21,7 +21,7 @@ from deit_batch.errors import UsageError
 from deit_batch.input.elsewhere import Map, find_here
 from deit_batch.input.kinds import MLTABLE, InputKind
 from deit_batch.system import object_store
-from deit_batch.system.regular_file import read_settings
+from deit_batch.system.regular_file import MOST_SETTINGS_BYTES, read_settings, require_settings
 
 _READERS = {"read_json_lines": InputKind.JSON_LINES, "read_parquet": InputKind.PARQUET}
 _DELIMITERS = {",": InputKind.CSV, "\t": InputKind.TSV}
@@ -32,7 +32,6 @@ _CHANGE_NO_TEXT = frozenset(("convert_column_types",))
 _CHANGE_NOTHING = frozenset(
     ("include_path_column", "invalid_lines", "infer_column_types", "empty_as_string", "support_multi_line")
 )
-_LONGEST = 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def _bytes_of(path: str) -> bytes:
     if not object_store.is_stored(path):
         return read_settings(Path(path))
     with object_store.open_stream(path) as stream:
-        return stream.read(_LONGEST)
+        return require_settings(stream.read(MOST_SETTINGS_BYTES + 1))
 
 
 def _kind_of(steps: object) -> InputKind:
@@ -128,7 +127,7 @@ def _files_of(paths: object, folder: str, known: Map) -> list[str]:
         ((how, name),) = entry.items()
         if how not in ("file", "pattern") or not isinstance(name, str):
             raise ValueError(f"a path by {shown(how)} is not followed here; file and pattern are")
-        found += _named(name, folder, known) if how == "file" else _matching(name, folder)
+        found += _named(name, folder, known) if how == "file" else _matching(name, folder, known)
     if not found:
         raise ValueError("it names no file")
     return found
@@ -141,8 +140,18 @@ def _named(name: str, folder: str, known: Map) -> list[str]:
     return [f"{folder}/{here}" if "://" in folder else os.path.normpath(os.path.join(folder, here))]
 
 
-def _matching(pattern: str, folder: str) -> list[str]:
+def _matching(name: str, folder: str, known: Map) -> list[str]:
+    pattern = find_here(name.removeprefix("file://"), [(prefix, _literal(place)) for prefix, place in known])
     if "://" in pattern or "://" in folder:
         raise ValueError(f"a pattern is for files on a disk: {pattern:.60}")
     found = glob.glob(os.path.join(glob.escape(folder), pattern), recursive=True)
+    if not found:
+        raise ValueError(f"the pattern {name:.200} matches no file")
     return sorted(map(os.path.normpath, found), key=os.fsencode)
+
+
+def _literal(place: str) -> str:
+    """Of what --map gives, as a pattern of that place alone."""
+    if "://" in place:
+        return place
+    return glob.escape(os.path.abspath(place)) + ("/" if place.endswith("/") else "")

@@ -160,14 +160,19 @@ class Metadata:
 
 
 def find_metadata(spec: str) -> Metadata | None:
-    """Of a folder; None if it has none. Where rows have no common columns, the first one's count."""
+    """Of a folder; None if it has none. Where rows have no common columns, the first one's count. Raises UsageError if
+    there are several."""
+    found: list[Metadata] = []
     for path in metadata_files(spec):
         table = _open_table(path, parse_input_name(path), Fields(column=FILE_NAME))
         first = next(table.rows, None) if table.columns is None else None
         columns = list(first.value) if first and isinstance(first.value, Mapping) else table.columns or []
         if FILE_NAME in columns:
-            return Metadata(path, columns)
-    return None
+            found.append(Metadata(path, columns))
+    if len(found) > 1:
+        names = " and ".join(os.path.basename(each.path) for each in found)
+        raise UsageError(f"{spec} holds {names}, and only one can be its table; move the others away")
+    return found[0] if found else None
 
 
 def open_metadata(metadata: Metadata, fields: Fields) -> Source:

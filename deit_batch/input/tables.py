@@ -327,11 +327,13 @@ def parse_request(document: object) -> Request:
     _require_known("field", document, ("input_data", "params"))
     data = document["input_data"]
     columns: list[str] = []
+    table: dict[str, Any] = {}
     if isinstance(data, dict):
         _require_known('field of "input_data"', data, ("columns", "index", "data"))
-        columns, data = data.get("columns") or [], data.get("data")
+        table, columns, data = data, data.get("columns") or [], data.get("data")
     if not isinstance(data, list) or not isinstance(columns, list):
         raise RowError('"input_data" holds no list of images')
+    _require_table(columns, table.get("index"), len(data))
     images = [_request_value(item, columns, place) for place, item in enumerate(data)]
     return Request(images, _wanted(document.get("params")))
 
@@ -340,6 +342,17 @@ def _require_known(what: str, given: Mapping[str, object], known: Sequence[str])
     for name in given:
         if name not in known:
             raise RowError(f"unknown {what}: {json.dumps(name):.60}; there are {', '.join(known)}")
+
+
+def _require_table(columns: Sequence[object], index: object, rows: int) -> None:
+    for name, count in Counter(name if isinstance(name, str) else None for name in columns).items():
+        if name is None:
+            raise RowError('"columns" holds a name that is no text')
+        if count > 1:
+            raise RowError(f'"columns" has the name {json.dumps(name):.60} {count} times')
+    if index is not None and (not isinstance(index, list) or len(index) != rows):
+        length = counted(len(index), "value") if isinstance(index, list) else f"a JSON {_kind(index)}"
+        raise RowError(f'"index" is {length}, where "data" has {counted(rows, "row")}')
 
 
 def _wanted(params: object) -> Wanted | None:
@@ -370,7 +383,13 @@ def image_of(value: Value) -> object:
 
 
 def _request_value(item: object, columns: list[str], place: int) -> Value:
-    """One column alone is the image, whatever it is called."""
+    """Of several columns, a row has a cell for each. One column alone is the image, whatever it is called, and a row of
+    it may be bare."""
+    cells = item if isinstance(item, list) else [item]
+    if columns and len(cells) != len(columns):
+        return row_failure(
+            f"input_data[{place}]: {counted(len(cells), 'cell')} where there are {counted(len(columns), 'column')}"
+        )
     is_unusual = len(columns) == 1 and usual_image_column(columns) is None
     if isinstance(item, list) and len(item) == len(columns) and not is_unusual:
         return dict(zip(columns, item, strict=True))

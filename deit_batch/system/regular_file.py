@@ -37,7 +37,12 @@ def _open_regular(path: str, flags: int) -> int:
 def read_settings(path: Path) -> bytes:
     """The bytes of a file that says how others are to be read. Raises OSError as `read_regular_file`, and ValueError
     for one that is too large or is not itself here."""
-    data = read_regular_file(path, MOST_SETTINGS_BYTES)
+    return require_settings(read_regular_file(path, MOST_SETTINGS_BYTES))
+
+
+def require_settings(data: bytes) -> bytes:
+    """The bytes of such a file, of which one more than MOST_SETTINGS_BYTES has been read at the most, if they are all
+    there; else raises ValueError."""
     if len(data) > MOST_SETTINGS_BYTES:
         raise ValueError(f"it is larger than {MOST_SETTINGS_BYTES:,} bytes")
     if is_pointer(data):

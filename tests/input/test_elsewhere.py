@@ -129,6 +129,31 @@ def test_an_mltable_of_several_files_and_of_images_beside_it(tmp_path: Path) -> 
     assert source.passed_over == {"not in MLTable": 1}
 
 
+def test_a_pattern_is_mapped_and_matches_a_file(tmp_path: Path) -> None:
+    """Also in a folder whose name looks like a pattern."""
+    text = MLTABLE.replace("file: ./annotations.jsonl", f"file: ./annotations.jsonl\n  - pattern: {LONG}*.jsonl")
+    folder = annotated(tmp_path / "t", text)
+    place = tmp_path / "[ab]"
+    place.mkdir()
+    with pytest.raises(UsageError, match=r"the pattern .*/\*\.jsonl matches no file"):
+        read_mltable(folder, [(SHORT, str(place))])
+    (place / "1.jsonl").touch()
+    files = [f"{folder}/annotations.jsonl", f"{place}/1.jsonl"]
+    assert read_mltable(folder, [(SHORT, str(place))]).files == files
+    with pytest.raises(UsageError, match="a pattern is for files on a disk"):
+        read_mltable(folder)
+
+
+def test_a_long_mltable_on_a_store_is_read_whole_or_refused(bucket: Bucket) -> None:
+    paths = "".join(f"  - file: ./{number:0100}.jsonl\n" for number in range(12_000))
+    text = f"transformations:\n  - read_json_lines\npaths:\n{paths}"
+    bucket.put("t/MLTable", text.encode())
+    assert len(read_mltable(bucket.address("t")).files) == 12_000
+    bucket.put("t/MLTable", text.encode() + b"\n" * 2**23)
+    with pytest.raises(UsageError, match="it is larger than 8,388,608 bytes"):
+        read_mltable(bucket.address("t"))
+
+
 def test_an_mltable_of_other_tables(tmp_path: Path) -> None:
     for delimiter, name in ((",", "t.txt"), ("\\t", "t.data")):
         step = f'- read_delimited:\n        delimiter: "{delimiter}"\n        header: all_files_same_headers'
@@ -210,6 +235,19 @@ def test_a_table_that_names_no_files_makes_no_folder_of_the_hub(pictures: Path) 
         open_labelled(str(pictures))
     with pytest.raises(UsageError, match="has no columns; --keep is for tables"):
         open_source(str(pictures), keep=["camera"])
+
+
+def test_of_two_tables_in_a_folder_none_is_taken(pictures: Path) -> None:
+    (pictures / "metadata.csv").write_text("file_name,label\n1.jpg,can\n")
+    (pictures / "metadata.jsonl").write_text('{"file_name": "1.jpg", "label": "jar"}\n')
+    problem = r"holds metadata\.csv and metadata\.jsonl, and only one can be its table"
+    with pytest.raises(UsageError, match=problem):
+        open_labelled(str(pictures))
+    with pytest.raises(UsageError, match=problem):
+        open_source(str(pictures), keep=["label"])
+    (pictures / "metadata.csv").write_text("camera,label\nx,can\n")
+    (example,) = open_labelled(str(pictures)).examples
+    assert example.labels == ("jar",)
 
 
 def test_what_datasets_has_saved(pictures: Path, tmp_path: Path) -> None:

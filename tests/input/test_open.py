@@ -386,8 +386,41 @@ def test_what_is_no_request_document_is_wrong_usage(text: str, reason: str, tmp_
 def test_what_a_request_asks_of_its_predictions(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"input_data": ["a.jpg", "b.jpg"], "params": {"top_k": 3, "threshold": 0.25}}')
     assert [reference.wanted for reference in read(tmp_path / name)] == [Wanted(3, 0.25)] * 2
-    (tmp_path / name).write_text('{"input_data": {"columns": ["photo"], "index": [0], "data": [["a.jpg"], "b.jpg"]}}')
+    (tmp_path / name).write_text(
+        '{"input_data": {"columns": ["photo"], "index": [0, 1], "data": [["a.jpg"], "b.jpg"]}}'
+    )
     assert images(tmp_path / name) == ["a.jpg", "b.jpg"]  # one column is the image, whatever it is called
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('["a.jpg"]', "1 cell where there are 2 columns"),
+        ('["a.jpg", "x", "y"]', "3 cells where there are 2 columns"),
+        ('"a.jpg"', "1 cell where there are 2 columns"),
+        ('{"image": "a.jpg"}', "1 cell where there are 2 columns"),
+    ],
+)
+def test_a_row_of_a_request_has_a_cell_for_each_column(row: str, problem: str, tmp_path: Path) -> None:
+    text = f'{{"input_data": {{"columns": ["id", "image"], "data": [["7", "b.jpg"], {row}]}}}}'
+    (tmp_path / "r.json").write_text(text)
+    good, bad = read(tmp_path / "r.json")
+    assert good.image == "b.jpg"
+    assert failure(bad) == f"input_data[1]: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('"columns": ["image", "image"]', '"columns" has the name "image" 2 times'),
+        ('"columns": ["image", 5]', '"columns" holds a name that is no text'),
+        ('"columns": ["image"], "index": [0, 1]', '"index" is 2 values, where "data" has 1 row'),
+        ('"columns": ["image"], "index": 0', '"index" is a JSON number, where "data" has 1 row'),
+    ],
+)
+def test_the_table_of_a_request_must_be_whole(table: str, problem: str) -> None:
+    with pytest.raises(RowError, match=problem):
+        tables.read_request(f'{{"input_data": {{{table}, "data": [["a.jpg"]]}}}}')
 
 
 @pytest.mark.parametrize(("more", "problem"), NOT_ASKED)
