@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from deit_batch.errors import DeitBatchError
-from deit_batch.io import Record
+from deit_batch.io import Prediction, Record
 from deit_batch.loading import turbo
-from deit_batch.model.checkpoint import DEFAULT_MODEL
+from deit_batch.model.checkpoint import DEFAULT_MODEL, find_checkpoint
 from deit_batch.model.hub import why_not_the_hub
 from deit_batch.system import machine
 
@@ -69,25 +69,43 @@ def examined() -> Iterator[tuple[str, str]]:
 def score_one() -> str:
     """How the demo model does on one image, which a worker decodes. Raises DeitBatchError if that goes wrong."""
     start = time.monotonic()
+    best = _best_of_one("demo")
+    if best["label"] != "trouser":
+        raise DeitBatchError(f"the demo image is a trouser, but is taken for a {best['label']}: scores here are wrong")
+    return _in_words(best, start)
+
+
+def try_model(model: str, revision: str | None, allow_pickle: bool) -> Iterator[tuple[str, str]]:
+    """Names and values: what the checkpoint is, then what it takes the demo image for. Raises CheckpointError if it
+    can't be used, DeitBatchError if the image can't be scored with it."""
+    checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+    yield "model", checkpoint.description
+    start = time.monotonic()
+    best = _best_of_one(model, revision, allow_pickle)
+    yield "demo image by this model", _in_words(best, start)
+
+
+def _best_of_one(model: str, revision: str | None = None, allow_pickle: bool = False) -> Prediction:
     try:
-        record = _record()
+        record = _record(model, revision, allow_pickle)
     except (ImportError, OSError, RuntimeError) as error:
         raise DeitBatchError(f"the demo image can't be scored: {error}") from error
     if record.error:
         raise DeitBatchError(f"the demo image can't be scored: {record.error.message}")
-    best = record.predictions[0]
-    if best["label"] != "trouser":
-        raise DeitBatchError(f"the demo image is a trouser, but is taken for a {best['label']}: scores here are wrong")
+    return record.predictions[0]
+
+
+def _in_words(best: Prediction, start: float) -> str:
     return f"{best['label']} {best['score']:.4f}, after {time.monotonic() - start:.1f} s"
 
 
-def _record() -> Record:
+def _record(model: str, revision: str | None, allow_pickle: bool) -> Record:
     from deit_batch.api import score
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trouser.png"
         path.write_bytes(base64.b64decode(TROUSER))
-        (record,) = score(path, model="demo", workers=1)
+        (record,) = score(path, model=model, revision=revision, allow_pickle=allow_pickle, workers=1)
     return record
 
 

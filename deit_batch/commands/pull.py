@@ -10,7 +10,6 @@ import click
 from deit_batch.commands._command import ExampleCommand, option
 from deit_batch.commands._options import ALLOW_PICKLE, REVISION, VERBOSE
 from deit_batch.commands._types import PLACE
-from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
 
@@ -47,7 +46,5 @@ def pull(model: str, out: Path | None, revision: str | None, allow_pickle: bool)
     plan = Plan.of(Options(input="", model=model, revision=revision, allow_pickle=allow_pickle, device="cpu"))
     plan.load().close()  # the weights, too: of a pickle, only they say what is in it
     checkpoint = plan.checkpoint
-    commit = f", commit {checkpoint.commit}" if checkpoint.commit else ""
-    kind = f"{checkpoint.architecture}, {counted(len(checkpoint.labels), 'label')}"
-    logger.info("%s%s: %s", checkpoint.name, commit, kind)
+    logger.info("%s", checkpoint.description)
     click.echo(save_checkpoint(checkpoint, out) if out else checkpoint.folder)

@@ -110,6 +110,12 @@ class Checkpoint:
             raise UsageError(not_ours(self.architecture, self.name))
         return self.own_geometry
 
+    @property
+    def description(self) -> str:
+        """What it is: its name, commit, class and labels."""
+        commit = f", commit {self.commit}" if self.commit else ""
+        return f"{self.name}{commit}: {self.architecture}, {counted(len(self.labels), 'label')}"
+
 
 def find_checkpoint(
     name: str,

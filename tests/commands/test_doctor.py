@@ -28,6 +28,21 @@ def test_the_doctor_says_what_is_here_and_scores_an_image(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_doctor_scores_with_the_checkpoint_that_is_asked_about(tmp_path: Path) -> None:
+    deit_batch("pull", "demo", "--out", "mine", cwd=tmp_path)
+    done = deit_batch("doctor", "--model", "mine", cwd=tmp_path)
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert done.returncode == 0
+    assert found["model"] == "mine: DeiTForImageClassification, 10 labels"
+    assert found["demo image by this model"].split(",")[0] == found["demo image"].split(",")[0]
+    (tmp_path / "mine" / "model.safetensors").unlink()
+    broken = deit_batch("doctor", "--model", "mine", cwd=tmp_path)
+    assert broken.returncode == 2
+    assert "\ndemo image: trouser " in broken.stdout
+    assert "safetensors" in broken.stderr
+    assert len(broken.stderr.splitlines()) == 1
+
+
 def test_the_doctor_goes_on_where_torch_can_not_be_imported(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.12: not found')")
