@@ -19,6 +19,7 @@ from deit_batch.errors import CheckpointError
 from deit_batch.io import FeatureName
 from deit_batch.model.architecture import FEATURES, is_left_over
 from deit_batch.model.checkpoint import Checkpoint
+from deit_batch.model.labels import DEFAULT_CLASSES, id2label_of, placeholders
 from deit_batch.model.quiet import quiet_transformers
 from deit_batch.model.weights import read_tensors, require_finite
 
@@ -93,6 +94,21 @@ def class_for(config: Mapping[str, Any], name: str) -> str:
             f"{transformers.__version__}; code that comes with a checkpoint is not run"
         )
     return str(named) if named in known else known[0]
+
+
+def count_classes(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], name: str) -> int | None:
+    """How many classes the weights of these shapes are for, whatever the config says: a model of DEFAULT_CLASSES has
+    others where its head is. None if none differs so, or they do not agree."""
+    named = {key: value for key, value in config.items() if key != "num_labels"}
+    named |= id2label_of(placeholders(DEFAULT_CLASSES))
+    tensors = {weight: torch.empty(*shape, device="meta") for weight, shape in shapes.items()}
+    _, loaded = load_into(class_for(config, name), named, tensors, name, device="meta")
+    found = {
+        here[0]
+        for _, here, expected in loaded["mismatched_keys"]
+        if here and tuple(expected) == (DEFAULT_CLASSES, *here[1:])
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def load_into(

@@ -39,7 +39,7 @@ from deit_batch.model.config import (
     require_plain_numbers,
 )
 from deit_batch.model.hub import HUB_NAME, snapshot
-from deit_batch.model.labels import labels_from_config, read_id2label
+from deit_batch.model.labels import DEFAULT_CLASSES, labels_from_config, read_id2label
 from deit_batch.model.place import ADAPTER, CONFIG, RECIPE, Place, kept_folder, place_in
 from deit_batch.model.recipe import CARD_RECIPE, MOST_TIMES_LARGER, Recipe, recipe_from_config
 from deit_batch.model.timm import (
@@ -148,7 +148,13 @@ def find_checkpoint(
         config = config_from_timm(said, shapes or {}, name) if form == "timm" else said
         architecture = architecture_from_config(config, name)
         require_plain_numbers(said, name)
-        labels = _labels(config, head_size(architecture, shapes or {}), id2label, name)
+        classes = head_size(architecture, shapes or {})
+        if other_class and shapes and config.get("id2label") is None:
+            from deit_batch.model.auto_model import count_classes  # imports torch and transformers
+
+            classes = count_classes(config, shapes, name)
+            config = {**config, "num_labels": classes or DEFAULT_CLASSES}
+        labels = _labels(config, classes, id2label, name)
         geometry = None if other_class else geometry_from_config(config, architecture, classes=len(labels))
         checkpoint = Checkpoint(
             name=name,

@@ -26,6 +26,8 @@ imagenet_synset_to_lemma.txt."""
 DEFAULT_CLASSES = 2
 """`PretrainedConfig` of `transformers` leaves its own default out of a config.json: LABEL_0 and LABEL_1."""
 
+_NUMBER_FIRST, _NUMBER_LAST = re.compile(r'\s*"?\d+"?\s*[,;:|\t]\s*\S'), re.compile(r'\S\s*[,;:|\t]\s*"?\d+"?\s*$')
+"""As tables of numbers and names have them; a name may have a comma in it."""
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
@@ -73,7 +75,7 @@ def read_id2label(name: str) -> list[str]:
 def _read_names(path: Path) -> list[Any]:
     text = read_settings(path).decode("utf-8-sig")
     is_json = path.suffix.lower() == ".json"
-    value = json.loads(text, object_pairs_hook=unique_fields) if is_json else text.rstrip().splitlines()
+    value = json.loads(text, object_pairs_hook=unique_fields) if is_json else _lines_of_names(text)
     if isinstance(value, dict):
         value = value.get("id2label", value)
     if isinstance(value, dict):
@@ -81,6 +83,17 @@ def _read_names(path: Path) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ValueError("it holds neither a list of names nor an object of numbers and names")
     return value
+
+
+def _lines_of_names(text: str) -> list[str]:
+    lines = text.rstrip().splitlines()
+    rows = lines[1:] or lines  # without the titles of columns, if there are some
+    if rows and (all(map(_NUMBER_FIRST.match, rows)) or all(map(_NUMBER_LAST.search, rows))):
+        raise ValueError(
+            f"its lines are names with numbers, as {rows[0]!r:.60}; give the names alone, in the order of the classes, "
+            'or a .json file: {"0": "name", …}'
+        )
+    return lines
 
 
 def placeholders(classes: int) -> list[str]:

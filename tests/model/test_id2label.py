@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import other_classes
 import pytest
 from helpers import EXAMPLES, LABELS, MakeCheckpoint, deit_batch, read_json, read_jsonl, scored
 from hypothesis import given
@@ -118,6 +120,27 @@ def test_a_config_without_names_has_as_many_classes_as_its_weights(vit: Path, tm
     assert find_checkpoint(str(folder)).labels == [f"LABEL_{number}" for number in range(5)]
 
 
+@pytest.mark.parametrize("kind", ["swin", "convnext"])
+@pytest.mark.parametrize("about", [{}, {"num_labels": 5}, {"num_labels": 3}, {"id2label": None}])
+def test_other_classes_than_ours_have_as_many_classes_as_their_weights(
+    kind: str, about: dict[str, Any], photos: Path, names: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    folder = tmp_path / kind
+    folder.mkdir()
+    other_classes.make(kind, folder)
+    whole = read_jsonl(scored(photos, folder, tmp_path, "whole.jsonl", limit=2, top_k=None))
+    config = json.loads((folder / "config.json").read_bytes())
+    del config["id2label"], config["label2id"]
+    (folder / "config.json").write_text(json.dumps(config | about))
+    bare = read_jsonl(scored(photos, folder, tmp_path, "bare.jsonl", limit=2, top_k=None))
+    for one, other in zip(whole, bare, strict=True):
+        numbers = [LABELS.index(prediction["label"]) for prediction in one["predictions"]]
+        assert [prediction["label"] for prediction in other["predictions"]] == [f"LABEL_{n}" for n in numbers]
+        assert [p["score"] for p in one["predictions"]] == [p["score"] for p in other["predictions"]]
+    assert sum("has no names for its classes" in message for message in messages) == 1
+    assert find_checkpoint(str(folder), id2label=str(names)).labels == NAMES
+
+
 def test_the_names_must_be_of_its_classes(vit: Path, names: Path) -> None:
     names.write_text("one\ntwo\n")
     with pytest.raises(UsageError, match=r"names 2 classes, but .* has 5"):
@@ -131,6 +154,7 @@ def test_the_names_must_be_of_its_classes(vit: Path, names: Path) -> None:
     [
         ("\n".join(NAMES), ".txt"),
         ("  \n".join(NAMES), ""),
+        ("\n".join(NAMES), ".csv"),
         (json.dumps(NAMES), ".json"),
         (json.dumps({str(number): name for number, name in enumerate(NAMES)}), ".json"),
         (json.dumps({"id2label": {str(number): name for number, name in enumerate(NAMES)}, "x": 1}), ".JSON"),
@@ -140,6 +164,12 @@ def test_the_forms_of_the_names(text: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"names{suffix}"
     path.write_text(text, encoding="utf-8")
     assert read_id2label(str(path)) == NAMES
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["0 - zero", "1 - one"], ["7,5 l", "can, small", "9"]])
+def test_names_may_be_numbers_or_hold_some(names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert read_id2label(str(tmp_path / "names.txt")) == names
 
 
 def test_imagenets_names_come_with_us() -> None:
@@ -153,6 +183,12 @@ def test_imagenets_names_come_with_us() -> None:
         (b"a\n\nb\n", "class 1 has no name"),
         (b"", "neither a list"),
         (b"\xff\xfe", "not UTF-8"),
+        (b"0,a\n1,b\n", "its lines are names with numbers, as '1,b'; give the names alone"),
+        (b"id;name\r\n0;a\r\n1;b\r\n", "names with numbers"),
+        (b'"0","a"\n"1","b"\n', "names with numbers"),
+        (b"0: a\n1: b", "names with numbers"),
+        (b"1\ta", "names with numbers"),
+        (b"name,id\na,0\nb,1\n", "names with numbers"),
     ],
 )
 def test_what_is_no_list_of_names(text: bytes, problem: str, tmp_path: Path) -> None:
