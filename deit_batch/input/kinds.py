@@ -14,7 +14,7 @@ from enum import Enum, auto
 from functools import cache
 
 from deit_batch.system import object_store
-from deit_batch.system.extras import is_installed
+from deit_batch.system.extras import how_to_install, is_installed
 
 
 class InputKind(Enum):
@@ -42,7 +42,7 @@ IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif"
 """Of the formats that loading.decode.FORMATS names, but for those of HEIF."""
 
 HEIF = frozenset(".heic .heif .hif".split())
-HOW_TO_READ_HEIF = "pip install 'deit-batch[heic]'"
+HOW_TO_READ_HEIF = how_to_install("heic")
 
 MLTABLE = "MLTable"
 SAVED, SAVED_DICT = ("state.json", "dataset_info.json"), "dataset_dict.json"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_batch.system.extras import is_installed
+from deit_batch.system.extras import how_to_install, is_installed
 
 Size = tuple[int, int]
 """Width and height."""
@@ -96,7 +96,7 @@ def why_not() -> str | None:
     """None if `pixels_of` gives Pillow's values here; else why it is not to be used. Takes some hundredths of a second
     the first time."""
     if not is_installed("simplejpeg"):
-        return "simplejpeg is not installed; pip install 'deit-batch[turbo]'"
+        return f"simplejpeg is not installed; {how_to_install('turbo')}"
     try:
         differing = [name for name, data, resize in _samples() if not _is_pillows(data, resize)]
     except Exception as error:  # a broken installation is no reason to stop: there is Pillow

@@ -15,12 +15,17 @@ def is_installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
+def how_to_install(extra: str, *, upgrade: bool = False) -> str:
+    """The command, as it works where the package is on no index."""
+    return f"pip install {'--upgrade ' if upgrade else ''}'.[{extra}]' in a clone of deit-batch"
+
+
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
     """Raises UsageError for an import that fails in it."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UsageError(f"this needs {error.name}: pip install 'deit-batch[{extra}]'") from error
+        raise UsageError(f"this needs {error.name}: {how_to_install(extra)}") from error
     except ImportError as error:
-        raise UsageError(f"too old for this: {error}; pip install --upgrade 'deit-batch[{extra}]'") from error
+        raise UsageError(f"too old for this: {error}; {how_to_install(extra, upgrade=True)}") from error

@@ -157,13 +157,13 @@ def test_without_the_extra_it_is_named_to_whoever_has_such_photos(phone: Path) -
     assert (done.returncode, done.stderr) == (
         0,
         "deit-batch: photos were passed over: 4 .heic, 1 .heif, 1 .hif, 1 .nef; to have them read, "
-        "pip install 'deit-batch[heic]' and convert the others to JPEG or PNG\n",
+        "pip install '.[heic]' in a clone of deit-batch and convert the others to JPEG or PNG\n",
     )
     assert len(read_jsonl(phone.parent / "p.jsonl")) == 1
     assert "pi-heif" not in read_json(phone.parent / "p.jsonl.run.json")["versions"]
     alone = without_extra(*run, "phone/*.HEIC", cwd=phone.parent)
     assert alone.returncode == 2
-    assert alone.stderr.endswith("to have its photos read, pip install 'deit-batch[heic]'\n")
+    assert alone.stderr.endswith("to have its photos read, pip install '.[heic]' in a clone of deit-batch\n")
 
 
 def test_without_the_extra_a_photo_that_was_named_is_a_failed_record_that_names_it(phone: Path) -> None:
@@ -173,12 +173,12 @@ def test_without_the_extra_a_photo_that_was_named_is_a_failed_record_that_names_
         for record in read_jsonl(phone.parent / "q.jsonl"):
             assert record["error"] == {
                 "type": "DecodeError",
-                "message": "HEIC needs an extra: pip install 'deit-batch[heic]'",
+                "message": "HEIC needs an extra: pip install '.[heic]' in a clone of deit-batch",
             }
 
 
 def test_the_remedy_fits_the_photos() -> None:
-    assert remedy([".heic"]) == "pip install 'deit-batch[heic]'"
+    assert remedy([".heic"]) == "pip install '.[heic]' in a clone of deit-batch"
     assert remedy([".cr2"]) == "convert them to JPEG or PNG"
 
 

@@ -428,7 +428,7 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(builtins, "__import__", without_jinja)
     done = invoke("report", predictions, "--out", tmp_path / "r.html")
     assert done.exit_code == 2
-    assert "this needs jinja2: pip install 'deit-batch[report]'" in done.stderr
+    assert "this needs jinja2: pip install '.[report]' in a clone of deit-batch" in done.stderr
 
 
 def test_the_demo_is_reported(tmp_path: Path) -> None:

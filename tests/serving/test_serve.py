@@ -407,7 +407,10 @@ def test_a_port_that_is_taken_is_wrong_usage() -> None:
 
 def test_a_missing_extra_is_named() -> None:
     program = "import sys; sys.modules['fastapi'] = None; from deit_batch.cli import main; main()"
-    assert ended(program=program) == (2, ["deit-batch: this needs fastapi: pip install 'deit-batch[serve]'"])
+    assert ended(program=program) == (
+        2,
+        ["deit-batch: this needs fastapi: pip install '.[serve]' in a clone of deit-batch"],
+    )
 
 
 def test_weights_that_do_not_load_end_the_server(vit: Path, tmp_path: Path) -> None:

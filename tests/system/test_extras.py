@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from deit_batch.errors import UsageError
@@ -9,11 +12,17 @@ from deit_batch.system.extras import needing
 
 
 def test_an_extra_that_is_not_there_is_named() -> None:
-    told = r"^this needs no_such_module: pip install 'deit-batch\[train\]'$"
+    told = r"^this needs no_such_module: pip install '\.\[train\]' in a clone of deit-batch$"
     with pytest.raises(UsageError, match=told), needing("train"):
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
 
 
 def test_an_extra_that_is_too_old_is_to_be_upgraded() -> None:
-    with pytest.raises(UsageError, match=r"^too old for this: .*; pip install --upgrade 'deit"), needing("train"):
+    with pytest.raises(UsageError, match=r"^too old for this: .*; pip install --upgrade '\.\["), needing("train"):
         raise ImportError("the Trainer requires it>=1.1")
+
+
+def test_nobody_is_sent_to_an_index_that_does_not_have_the_package() -> None:
+    root = Path(__file__).parents[2]
+    told = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "deit_batch").rglob("*.py")]
+    assert [path for path in told if re.search(r"pip install .*deit-batch\[", path.read_text())] == []

@@ -253,7 +253,7 @@ def test_a_root_on_a_store_confines_what_a_row_may_name(bucket: Bucket, tmp_path
 
 def test_a_missing_library_is_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UsageError, match=r"this needs gcsfs: pip install 'deit-batch\[gcs\]'"):
+    with pytest.raises(UsageError, match=r"this needs gcsfs: pip install '\.\[gcs\]' in a clone of deit-batch"):
         open_source("gs://bucket/in/")
 
 
