@@ -26,6 +26,7 @@ from deit_batch.model.labels import are_placeholders, digest_of
 from deit_batch.model.recipe import Recipe
 from deit_batch.system.extras import is_installed
 from deit_batch.system.machine import cores
+from deit_batch.system.progress import is_watched
 
 if TYPE_CHECKING:
     import torch
@@ -234,6 +235,8 @@ def options_of(
 
 def checkpoint_of(options: Options, *, fetch: bool = True) -> Checkpoint:
     """Raises as `find_checkpoint` does."""
+    if fetch and is_watched():
+        logger.info("loading %s…", options.model)
     return find_checkpoint(
         options.model,
         revision=options.revision,

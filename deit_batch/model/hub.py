@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from deit_batch.errors import CheckpointAccessError, CheckpointError
+from deit_batch.system.progress import is_watched
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -22,7 +23,8 @@ def snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) 
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     problem = why_not_the_hub(name, revision) if fetch else "it is not asked"
-    disable_progress_bars()
+    if not is_watched():
+        disable_progress_bars()
     try:
         # By the revision as given, not by its commit: the cache remembers which commit a revision meant, for the
         # day when the Hub is out of reach.

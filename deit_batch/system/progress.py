@@ -40,6 +40,11 @@ class Stopwatch:
         return {stage: round(seconds, 3) for stage, seconds in {**self.seconds, "total": total}.items()}
 
 
+def is_watched() -> bool:
+    """Whether somebody waits and looks: stderr is a terminal, and what is said there is not to be quiet."""
+    return logger.isEnabledFor(logging.INFO) and sys.stderr is not None and sys.stderr.isatty()
+
+
 class Progress:
     """A bar where stderr is a terminal, a plain line now and then where it is a log, nothing if `quiet`.
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
+import pty
 import re
 import shutil
+import subprocess
 import tempfile
+import termios
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import EXAMPLES, deit_batch, read_json
+from helpers import COMMAND, EXAMPLES, deit_batch, read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +80,67 @@ def run_without_cache(tmp_path: Path, endpoint: str, status: int = 1) -> tuple[f
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "p.jsonl").exists()
     return time.monotonic() - start, done.stderr
+
+
+def seen_on_a_terminal(*args: str, **options: Any) -> str:
+    """What a command shows there that succeeds."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 80))  # without a size, bars are not drawn
+    with (
+        open(ours, "rb", buffering=0) as shown,
+        subprocess.Popen([COMMAND, *args], stdout=subprocess.DEVNULL, stderr=theirs, **options) as process,
+    ):
+        os.close(theirs)
+        text = b""
+        with suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := shown.read(2**16):
+                text += part
+    assert process.returncode == 0, text
+    return text.decode()
+
+
+def test_whoever_waits_is_told_that_the_model_loads(tmp_path: Path) -> None:
+    run = ("score", "--input", str(EXAMPLES), "--limit", "1", "--model", "demo", "--out")
+    assert seen_on_a_terminal(*run, "p.jsonl", cwd=tmp_path).startswith("deit-batch: loading demo…")
+    assert seen_on_a_terminal(*run, "q.jsonl", "--quiet", cwd=tmp_path) == ""
+    assert "loading" not in deit_batch(*run, "r.jsonl", cwd=tmp_path).stderr  # a log has what comes of it
+
+
+def test_whoever_waits_for_a_download_sees_the_hubs_bars(vit: Path, tmp_path: Path) -> None:
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "/tree/" in self.path:
+                paths = [{"type": "file", "path": path.name, "size": path.stat().st_size} for path in vit.iterdir()]
+                body = json.dumps([{**each, "oid": COMMIT} for each in paths]).encode()
+            elif self.path.startswith("/api/"):
+                files = [{"rfilename": path.name} for path in vit.iterdir()]
+                body = json.dumps({"id": NAME, "sha": COMMIT, "siblings": files}).encode()
+            else:
+                body = (vit / self.path.rpartition("/")[2]).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 - the base class's name
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{httpd.server_port}"}
+        env.pop("HF_HUB_OFFLINE", None)
+        told = seen_on_a_terminal("pull", NAME, env={**env, "HF_HOME": str(tmp_path / "a")}, cwd=tmp_path)
+        done = deit_batch("pull", NAME, env={**env, "HF_HOME": str(tmp_path / "b")}, cwd=tmp_path)
+        httpd.shutdown()
+    assert f"loading {NAME}…" in told
+    assert "100%" in told
+    assert done.returncode == 0, done.stderr
+    assert "%" not in done.stderr
 
 
 def test_without_network_and_cache_one_line_says_what_to_do(tmp_path: Path) -> None:
