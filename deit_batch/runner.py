@@ -91,12 +91,14 @@ def run(
     begun: Callable[[Tally], None] = lambda tally: None,
     time_limit: float | None = None,
     form: Form = PLAIN,
+    also_written: Sequence[tuple[str, Path]] = (),
 ) -> RunResult:
     """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
     leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
     unless its mode is "fresh". `source` is the input, if the caller has opened it already. `begun` is called with the
     counts, which then grow, so that they are known however the run ends. After `time_limit` seconds, the run stops with
     the batch in hand. The result is made in that `form`.
+    `also_written`: options and other files that the caller will write: none may be an image of the input.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -111,7 +113,7 @@ def run(
         inputs = (path for input in options.inputs for path in paths_of(input))
         require_not_read("--out", out, written_for(out), inputs)
         source = source or options.open_source(stdin)
-        source = replace(source, references=_apart_from(out, source.references))
+        source = replace(source, references=_apart_from([("--out", out), *also_written], source.references))
         plan = Plan.of(options)
         stack.enter_context(_long_lived_objects_left_alone())
         settings = {
@@ -183,13 +185,15 @@ def _long_lived_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _apart_from(out: str, references: Iterable[Reference]) -> Iterator[Reference]:
-    """Raises UsageError at one that would be written over."""
-    name = Path(out).name
+def _apart_from(written: Sequence[tuple[str, str | Path]], references: Iterable[Reference]) -> Iterator[Reference]:
+    """Raises UsageError at an image that would be written over; `written` are options and their files."""
+    named = [(Path(file).name, option, str(file)) for option, file in written]
     for reference in references:
         location = reference.location
-        if isinstance(location, LocalFile) and location.path.endswith(name) and is_same_file(out, location.path):
-            raise UsageError(f"--out {out} is the input's image {reference.index}")
+        if isinstance(location, LocalFile):
+            for name, option, file in named:
+                if location.path.endswith(name) and is_same_file(file, location.path):
+                    raise UsageError(f"{option} {file} is the input's image {reference.index}")
         yield reference
 
 

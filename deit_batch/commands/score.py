@@ -209,7 +209,9 @@ def score(
         if engine == "ray":
             outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=is_verbose(), **where)
         else:
-            outcome = _run_here(Options(**chosen), mode, cluster, form=form, **where)
+            written = (("--review", review), ("--metrics-file", metrics_file))
+            others = [(option, Path(file)) for option, file in written if file]
+            outcome = _run_here(Options(**chosen), mode, cluster, form=form, also_written=others, **where)
         if review:
             from deit_batch.output.convert import write_review
 
@@ -235,9 +237,12 @@ def _check_form(form: Form, review: Path | None, *, out: str, mode: Mode, engine
             "--layout, --flat, --excel and --unsure-below go neither with --engine ray nor with --shard nor with "
             "--retry-failed; use deit-batch convert on the result"
         )
-    if review and form.unsure_below is None:
-        raise UsageError("--review lists the images that are unsure: say which by --unsure-below X")
-    if review and (form.layout != "record" or is_stored(out)):
+    if not review:
+        return
+    from deit_batch.output.convert import require_review
+
+    require_review(review, form.unsure_below)
+    if form.layout != "record" or is_stored(out):
         raise UsageError("--review is made of a result that is read back: leave out --layout, and let --out be a file")
 
 

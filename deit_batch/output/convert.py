@@ -12,7 +12,7 @@ from typing import Any
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import RECORD_FIELDS, Tally, clean, counted, json_line, json_value
 from deit_batch.output.form import PLAIN, Form, in_form, is_unsure
-from deit_batch.output.formats import Columns, Format, choose_format
+from deit_batch.output.formats import UNSURE, Columns, Format, choose_format
 from deit_batch.output.layout import columns_of
 from deit_batch.output.read import read_records
 from deit_batch.system.atomic import (
@@ -57,14 +57,10 @@ def convert(request: Conversion) -> Tally:
     """Writes the records anew; what was there under that name before is replaced. Raises UsageError for what is no file
     of predictions or can't take the form that is asked for, OutputError if it can't be written."""
     make_missing_folder(request.out)
-    require_room(request.out, "--out")
-    target = behind_links(request.out)
+    _require_place(request.out, "--out")
     if not request.predictions.is_file():
         raise UsageError(f"{request.predictions} is no file: it is read twice, so give one that is")
-    if target.exists() and not target.is_file():
-        raise UsageError(f"--out {request.out} is there and is no file")
-    if os.path.exists(f"{target}.run.json"):
-        raise UsageError(f"--out {request.out} is the result of a run, with its report; give another --out")
+    target = behind_links(request.out)
     found = _look_through(request)
     format = choose_format(str(request.out), request.format, ())
     format = in_form(format, request.form, str(request.out), threshold=request.threshold)
@@ -82,6 +78,16 @@ def convert(request: Conversion) -> Tally:
     except (ValueError, OverflowError) as error:  # an index of a hundred digits
         raise UsageError(f"{request.predictions}: a value of it can't be written as {format.name}: {error}") from error
     return found.tally
+
+
+def _require_place(out: Path, option: str) -> None:
+    """Raises UsageError where a file can't be put, or something else stands that was not made by this."""
+    require_room(out, option)
+    target = behind_links(out)
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{option} {out} is there and is no file")
+    if os.path.exists(f"{target}.run.json"):
+        raise UsageError(f"{option} {out} is the result of a run, with its report; give another name")
 
 
 def _look_through(request: Conversion) -> _Found:
@@ -145,17 +151,28 @@ def _records(request: Conversion) -> Iterator[dict[str, Any]]:
 def _wanted(request: Conversion) -> Iterator[dict[str, Any]]:
     below = request.only_unsure_below
     for record in read_records(request.predictions):
-        if below is None or is_unsure(record, below):
+        if below is None:
             yield record
+        elif is_unsure(record, below):
+            yield {name: value for name, value in record.items() if name != UNSURE}  # all are
 
 
 REVIEW_LABELS = 3
 
 
-def write_review(predictions: Path, review: Path, unsure_below: float | None) -> None:
-    """A list of the images that are unsure, with their best labels, for a spreadsheet. Raises as `convert` does."""
+def require_review(review: Path, unsure_below: float | None) -> None:
+    """Raises UsageError where no list for review can be made: better before the work than after it."""
     if unsure_below is None:
         raise UsageError("--review lists the images that are unsure: say which by --unsure-below X")
+    if review.suffix.lower() != ".csv":
+        raise UsageError(f"--review {review} must end in .csv, which it is")
+    _require_place(review, "--review")
+
+
+def write_review(predictions: Path, review: Path, unsure_below: float | None) -> None:
+    """A list of the images that are unsure, with their best labels, for a spreadsheet. Raises as `require_review` and
+    `convert` do."""
+    require_review(review, unsure_below)
     form = Form(layout="wide", excel=True)
     request = Conversion(predictions, review, "csv", REVIEW_LABELS, form=form, only_unsure_below=unsure_below)
     tally = convert(request)

@@ -116,9 +116,12 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     """The record of a whole line; None if it is none."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not {"index", "image"} <= record.keys():
+    if not isinstance(record, dict) or not {"index", "image"} <= record.keys() or not isinstance(record["image"], str):
+        return None
+    error = record.get("error", {"type": ""})
+    if not isinstance(error, dict) or not isinstance(error.get("type"), str):
         return None
     return record if "predictions" in record or "features" in record else None
 

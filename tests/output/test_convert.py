@@ -203,10 +203,34 @@ def test_score_lists_what_is_unsure(tmp_path: Path) -> None:
     records = read_jsonl(tmp_path / "p.jsonl")
     assert all(record["unsure"] and record["predictions"] for record in records)
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + len(records)
+    plain = ["score", str(EXAMPLES / "bag"), "--model", "demo", "--out", "plain.jsonl"]
+    again = ["convert", "plain.jsonl", "--out", "c.jsonl", "--unsure-below", "1", "--review", "c.csv"]
+    assert (deit_batch(*plain, cwd=tmp_path).returncode, deit_batch(*again, cwd=tmp_path).returncode) == (0, 0)
+    assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "r.csv").read_bytes()
     for refused in (["--threshold", "1", "--unsure-below", "0.5"], ["--shard", "0/2"], ["--layout", "wide"]):
         done = deit_batch(*command, "--unsure-below", "1", *refused, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
     assert read_jsonl(tmp_path / "p.jsonl") == records
+
+
+def test_a_list_for_review_takes_the_place_of_nothing_else(tmp_path: Path) -> None:
+    """It is refused before anything is scored, also where a table alone names what would be written over."""
+    photo = (EXAMPLES / "bag" / "00018.png").read_bytes()
+    for name in ("a.png", "b.csv"):
+        (tmp_path / name).write_bytes(photo)
+    (tmp_path / "t.txt").write_text("a.png\nb.csv\n")
+    (tmp_path / "r.csv.run.json").write_text("{}")
+    command = ["score", "t.txt", *"--model demo --out p.jsonl --unsure-below 1 --review".split()]
+    for review, why in (
+        ("a.png", "--review a.png must end in .csv"),
+        ("b.csv", "--review b.csv is the input's image 1"),
+        ("r.csv", "--review r.csv is the result of a run"),
+        ("nowhere/r.csv", "--review nowhere/r.csv: there is no folder nowhere"),
+    ):
+        done = deit_batch(*command, review, cwd=tmp_path)
+        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+        assert not (tmp_path / "p.jsonl").exists()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.csv").read_bytes() == photo
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,14 @@ def test_lines_after_a_damaged_one_are_not_looked_at() -> None:
     assert errors_of_finished("out", references, lines) == [None]
 
 
+@pytest.mark.parametrize(
+    "damage", ['"error": null', '"image": 5', '"image": ["a"]', '"error": {"type": 1}', "[" * 100_000]
+)
+def test_what_no_run_has_written_is_no_record(damage: str) -> None:
+    line = f'{{"index": 0, "image": "a.jpg", "predictions": [], {damage}}}\n'.encode()
+    assert errors_of_finished("out", [reference(0, "a.jpg")], [line]) == []
+
+
 def test_a_record_of_another_input_is_refused() -> None:
     line = Record.of(reference(0, "a.jpg"), [{"label": "a", "score": 0.5}]).line()
     for other in (reference(0, "b.jpg"), reference(1, "a.jpg"), Reference(0, "a.jpg", LocalFile("a.jpg"), {"x": 1})):
