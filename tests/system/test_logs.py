@@ -97,9 +97,10 @@ def test_ctrl_c_is_a_line_and_status_130_wherever_it_comes(tmp_path: Path, monke
         time.sleep(10)
 
     monkeypatch.setattr(merge, "merge", interrupted)
-    status, (line,) = invoke("merge", "a.jsonl", "--out", str(tmp_path / "p.jsonl"), "--log-format", "json")
-    assert (status, line["level"]) == (130, "error")
-    assert line["message"].startswith("stopped by SIGINT")
+    status, lines = invoke("merge", "a.jsonl", "--out", str(tmp_path / "p.jsonl"), "--log-format", "json")
+    # What other tests of this process have left may be cleared away meanwhile, and say so.
+    stopped = [line["level"] for line in lines if line["message"].startswith("stopped by SIGINT")]
+    assert (status, stopped) == (130, ["error"]), lines
 
 
 def test_nothing_else_comes_to_stderr_of_a_real_process(tmp_path: Path) -> None:
