@@ -118,7 +118,9 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not {"index", "image"} <= record.keys() or not isinstance(record["image"], str):
+    if not isinstance(record, dict) or not {"index", "image"} <= record.keys():
+        return None
+    if not isinstance(record["image"], str | None):  # an inline image has no name
         return None
     error = record.get("error", {"type": ""})
     if not isinstance(error, dict) or not isinstance(error.get("type"), str):

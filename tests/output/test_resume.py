@@ -62,6 +62,11 @@ def test_what_no_run_has_written_is_no_record(damage: str) -> None:
     assert errors_of_finished("out", [reference(0, "a.jpg")], [line]) == []
 
 
+def test_an_image_without_a_name_has_a_record() -> None:
+    inline = reference(0, None)
+    assert errors_of_finished("out", [inline], [Record.of(inline, [{"label": "a", "score": 0.5}]).line()]) == [None]
+
+
 def test_a_record_of_another_input_is_refused() -> None:
     line = Record.of(reference(0, "a.jpg"), [{"label": "a", "score": 0.5}]).line()
     for other in (reference(0, "b.jpg"), reference(1, "a.jpg"), Reference(0, "a.jpg", LocalFile("a.jpg"), {"x": 1})):
