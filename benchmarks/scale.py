@@ -142,10 +142,9 @@ def half_of_the_parts(folder: Path, rows: int) -> None:
 def the_other_parts(folder: Path, rows: int) -> None:
     with closing(parts(folder)) as result:
         result.begin()
-        found = result.standing(blocks(folder))
-        for block in blocks(folder):
-            if block.number not in found:
-                found[block.number] = part(result, block)
+        found = {}
+        for block, left in result.standing(blocks(folder)):
+            found[block.number] = left or part(result, block)
         result.finish(in_order(found, block.after), {}, result.partial, "jsonl")
 
 

@@ -122,7 +122,7 @@ def run(
             warn_of_photos(source.passed_over)
             return RunResult(tally, {}, source.passed_over)
         folder.begin()
-        found = Found(folder.standing(blocks))
+        found = Found({block.number: part for block, part in folder.standing(blocks) if part})
         begun(found.tally)
         if found.parts:
             logger.info("going on with %s that an earlier run has left", counted(len(found.parts), "part"))

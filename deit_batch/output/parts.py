@@ -202,24 +202,22 @@ class Folder:
             self.partial.mkdir(exist_ok=True)
             self._write_report("running", {})
 
-    def standing(self, blocks: Iterable[Block]) -> dict[int, Part]:
-        """The parts that an earlier run has finished, by number; those that must be made anew are taken away. Reads no
-        more of the input than those go. Raises UsageError if the input has changed."""
-        numbers = {int(path.stem.removeprefix("part-")) for path in self.partial.glob("part-*.jsonl")}
-        last = max(numbers, default=-1)
-        parts: dict[int, Part] = {}
-        for block in islice(blocks, last + 1):
-            if block.number in numbers:
-                part = self._standing(block)
-                if part:
-                    parts[block.number] = part
-                numbers.discard(block.number)
+    def left(self) -> set[int]:
+        """The numbers of the parts that an earlier run has left."""
+        return {int(path.stem.removeprefix("part-")) for path in self.partial.glob("part-*.jsonl")}
+
+    def standing(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Part | None]]:
+        """Each block, as it is asked for, with the part of it that an earlier run has finished; None where there is
+        none, or one that must be made anew, which is taken away. Raises UsageError if the input has changed."""
+        numbers = self.left()
+        for block in blocks:
+            yield block, self._standing(block) if block.number in numbers else None
+            numbers.discard(block.number)
         if numbers:
             raise UsageError(
                 f"{self._out} can't be continued: the input has become shorter, and {part_name(min(numbers))} is of "
                 "none of it; start over with --fresh"
             )
-        return parts
 
     def _standing(self, block: Block) -> Part | None:
         path = self.partial / part_name(block.number)
