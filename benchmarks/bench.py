@@ -21,7 +21,7 @@ import garments
 import host
 import material
 from memory import peak_memory
-from report import Results, write
+from report import Results, write_figures, write_pages
 
 from deit_batch.system import machine
 
@@ -235,8 +235,8 @@ def with_many_workers(bench: Bench) -> None:
 
 
 def photographs(bench: Bench) -> None:
-    paths = (bench.folder / "large.txt").read_text().splitlines()
-    table = bench.table("photographs", paths * 4)
+    paths = material.jpegs(bench.folder / "large", 12, material.LARGE)
+    table = bench.table("photographs", paths * 32)
     words = [sys.executable, HERE / "photographs.py", bench.folder / "one-layer", table, machine.cores(), bench.turns]
     done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
     for line in done.stdout.splitlines():
@@ -341,24 +341,31 @@ def main() -> None:
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), turns=1 if quick else 3)
-        paths = material.jpegs(bench.folder / "small", max(IMAGES.values()), material.SMALL)
-        for model, geometry in MODELS.items():
-            checkpoint = material.checkpoint(bench.folder / model, material.PLAIN, **geometry)
-            exports = {d: export(bench.folder / f"{model}-{d}", checkpoint, d) for d in EXPORTS[model]}
-            best = throughput(bench, model, checkpoint, exports, paths)
-            if model == "DeiT-B":
-                start_up(bench, model, checkpoint, exports, paths)
-        distilled(bench, best, paths)
-        decoding(bench, checkpoint, paths)
-        urls(bench, checkpoint, paths)
-        copied(bench, checkpoint, paths)
-        agreement(bench, export(bench.folder / "demo-int8", "demo", "int8"))
-        growth(bench, 40_000 if quick else 200_000)
-        with_many_workers(bench)
-        photographs(bench)
-        main_process(bench)
-    bench.note("minutes", (time.monotonic() - start) / 60)
-    write(HERE, bench.results)
+        try:
+            measure(bench, rows=40_000 if quick else 200_000)
+        finally:  # what is known by then
+            bench.note("minutes", (time.monotonic() - start) / 60)
+            record = write_figures(HERE, bench.results)
+    write_pages(HERE, record)
+
+
+def measure(bench: Bench, rows: int) -> None:
+    paths = material.jpegs(bench.folder / "small", max(IMAGES.values()), material.SMALL)
+    for model, geometry in MODELS.items():
+        checkpoint = material.checkpoint(bench.folder / model, material.PLAIN, **geometry)
+        exports = {d: export(bench.folder / f"{model}-{d}", checkpoint, d) for d in EXPORTS[model]}
+        best = throughput(bench, model, checkpoint, exports, paths)
+        if model == "DeiT-B":
+            start_up(bench, model, checkpoint, exports, paths)
+    distilled(bench, best, paths)
+    decoding(bench, checkpoint, paths)
+    urls(bench, checkpoint, paths)
+    copied(bench, checkpoint, paths)
+    agreement(bench, export(bench.folder / "demo-int8", "demo", "int8"))
+    growth(bench, rows)
+    with_many_workers(bench)
+    photographs(bench)
+    main_process(bench)
 
 
 if __name__ == "__main__":
