@@ -145,7 +145,7 @@ def the_other_parts(folder: Path, rows: int) -> None:
         found = {}
         for block, left in result.standing(blocks(folder)):
             found[block.number] = left or part(result, block)
-        result.finish(in_order(found, block.after), {}, result.partial, "jsonl")
+        result.finish(in_order(found, block.after), {}, "jsonl")
 
 
 STEPS: dict[str, Callable[[Path, int], None]] = {

@@ -21,11 +21,13 @@ SECRET = "not-to-be-shown"
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match, as in "GET /bucket/a.jpg"."""
+    """What happens to the next `times` requests that match, as in "GET /bucket/a.jpg", `after` so many to which nothing
+    does."""
 
     kind: Kind
     pattern: str
     times: int = 10**9
+    after: int = 0
 
 
 class FaultyStore(http.server.ThreadingHTTPServer):
@@ -50,6 +52,9 @@ class FaultyStore(http.server.ThreadingHTTPServer):
             self.requests.append(request)
             for fault in self.faults:
                 if fault.times and re.match(fault.pattern, request):
+                    if fault.after:
+                        fault.after -= 1
+                        continue
                     fault.times -= 1
                     return fault.kind
         return None
@@ -169,10 +174,10 @@ class Bucket:
     def unfinished_uploads(self) -> int:
         return len(self._client.list_multipart_uploads(Bucket=self.name).get("Uploads", []))
 
-    def fault(self, kind: Kind, request: str, times: int = 10**9) -> None:
+    def fault(self, kind: Kind, request: str, times: int = 10**9, *, after: int = 0) -> None:
         """`request` is a method and a key, both regular expressions."""
         method, _, key = request.partition(" ")
-        self.proxy.faults.append(Fault(kind, f"{method} /{self.name}/?{key}", times))
+        self.proxy.faults.append(Fault(kind, f"{method} /{self.name}/?{key}", times, after))
 
     def seen(self, request: str) -> int:
         """How many requests matched."""

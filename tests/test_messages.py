@@ -21,6 +21,7 @@ from deit_batch.model.matching import read_label_map
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.output.merge import open_shard_result
 from deit_batch.output.parts import read_manifest
+from deit_batch.output.place import LocalPlace
 from deit_batch.output.read import read_records
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
@@ -45,7 +46,7 @@ def in_parts(path: Path) -> None:
     folder = path.with_suffix(".parts")
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(path.read_bytes())
-    read_manifest(folder)
+    read_manifest(LocalPlace(folder))
 
 
 READERS: dict[str, list[Callable[[Path], object]]] = {

@@ -48,8 +48,8 @@ def merge(
 ) -> None:
     """Merge the results of all shards of a run into one file.
 
-    SHARDS are the files that score --shard has written, or the folder that score --engine ray has written. The records
-    are in input order, as one run without --shard would have written them.
+    SHARDS are the files that score --shard has written, or the folder that score --engine ray has written, here or on
+    an object store (s3://…). The records are in input order, as one run without --shard would have written them.
 
     Nothing is written unless all shards are there, complete, unchanged and of the same run. The exit statuses are those
     of score.

@@ -14,20 +14,20 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import ray
 import ray.data
 
 from deit_batch.distributed.cluster import Layout, connected, lay_out, plainly, task
-from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, convert, decode, planned, unpacked
+from deit_batch.distributed.stages import Done, End, Input, Planned, Scorer, decode, planned, unpacked
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.input.open import names_of_inputs
 from deit_batch.input.passed_over import warn_of_photos
 from deit_batch.io import Tally, counted
 from deit_batch.loading.deep_gray import warn_of_deep_gray
-from deit_batch.output.formats import FORMATS
-from deit_batch.output.parts import PART_SIZE, Folder, Part, in_order, part_name, split_into_blocks, tally_of
+from deit_batch.output.formats import FORMATS, Columns
+from deit_batch.output.parts import PART_SIZE, Folder, Part, convert_part, in_order, split_into_blocks, tally_of
+from deit_batch.output.place import Place
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
@@ -112,7 +112,7 @@ def run(
         stop = stack.enter_context(stop_on_signals(time_limit=time_limit))
         layout = lay_out(options.device, actors=where.actors, cores=where.actor_cores)
         job = _planned(options, layout, format, where.part_size)
-        folder = stack.enter_context(closing(Folder(Path(os.path.realpath(out)), job.settings, fresh=fresh)))
+        folder = stack.enter_context(closing(Folder(out, job.settings, fresh=fresh)))
         blocks = split_into_blocks(source.references, where.part_size)
         if folder.complete:
             parts = folder.finished(blocks)
@@ -146,9 +146,9 @@ def run(
             raise
         if not parts:
             logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
-        result = _converted(folder.partial, parts, format, options.keep, layout)
+        parts = _converted(folder.partial, parts, format, options.keep, layout)
         final = report()
-        folder.finish(parts, final, result, format)
+        folder.finish(parts, final, format)
         warn_of_photos(found.end.passed_over)
         warn_of_deep_gray(found.deep_gray, scaled=job.plan.recipe.scale_deep_gray)
         return RunResult(found.tally, final, found.end.passed_over)
@@ -196,11 +196,11 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path) if os.path.exists(path) else path
 
 
-def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Generator[Done, None, None]:
+def _rows(job: Job, layout: Layout, partial: Place, found: Found) -> Generator[Done, None, None]:
     """Each part that is written, as soon as it is. Closing it ends what is under way."""
     blocks = Input(job.options, job.part_size, frozenset(found.parts), os.getcwd())
     decoding = {"recipe": job.plan.recipe, "limits": job.options.limits}
-    scoring = {"options": job.options, "settings": job.plan.settings, "cores": layout.cores, "folder": folder}
+    scoring = {"options": job.options, "settings": job.plan.settings, "cores": layout.cores, "partial": partial}
     actors = ray.data.ActorPoolStrategy(
         size=layout.actors, max_concurrent_calls_per_actor=IN_AN_ACTOR, enable_true_multi_threading=True
     )
@@ -222,17 +222,14 @@ def _rows(job: Job, layout: Layout, folder: Path, found: Found) -> Generator[Don
                     yield row
 
 
-def _converted(grown: Path, parts: Sequence[Part], format: str, keep: Sequence[str], layout: Layout) -> Path:
-    """The folder that holds the parts in their format: that in which they grew, or one in it."""
-    if format == "jsonl":
-        return grown
-    target = grown / format
-    target.mkdir(exist_ok=True)
-    converting = task(convert, layout.of_a_decoder)
-    names = [(part_name(part.number), part_name(part.number, format)) for part in parts]
+def _converted(partial: Place, parts: Sequence[Part], format: str, keep: Sequence[str], layout: Layout) -> list[Part]:
+    """The parts in their format, for that in which they grew."""
+    if FORMATS[format].write is None:
+        return list(parts)
+    converting = task(convert_part, layout.of_a_decoder)
     with plainly():
-        ray.get([converting.remote(grown / source, target / name, format, keep) for source, name in names])
-    return target
+        converted: list[Part] = ray.get([converting.remote(partial, part, format, Columns(keep)) for part in parts])
+    return converted
 
 
 def _report(job: Job, layout: Layout, found: Found, stopwatch: Stopwatch, progress: Progress) -> dict[str, object]:

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import chdir, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -34,8 +33,8 @@ from deit_batch.loading import turbo
 from deit_batch.loading.loader import Decoded, Loader
 from deit_batch.loading.worker import Settled
 from deit_batch.model.recipe import Recipe
-from deit_batch.output import formats
 from deit_batch.output.parts import NOTHING_YET, Block, Part, split_into_blocks, write_part
+from deit_batch.output.place import Place
 from deit_batch.plan import Options, Plan
 from deit_batch.predictions import score_batch
 from deit_batch.system import machine
@@ -176,7 +175,7 @@ class Scorer:
     """An actor. Two blocks are in it at a time: while the model computes one, the records of the other are made and
     written."""
 
-    def __init__(self, options: Options, settings: dict[str, Any], cores: int, folder: Path) -> None:
+    def __init__(self, options: Options, settings: dict[str, Any], cores: int, partial: Place) -> None:
         """Raises UsageError if results would not be those of the other actors."""
         plan = Plan.of(options)
         mine = plan.settings(options)
@@ -186,7 +185,7 @@ class Scorer:
                 f"{platform.node()} is not like the other machines: {', '.join(differing)} differ. They need the same "
                 "checkpoint and versions, and cards of one size, or --batch-size"
             )
-        self._options, self._folder, self._labels = options, folder, plan.checkpoint.labels
+        self._options, self._partial, self._labels = options, partial, plan.checkpoint.labels
         self._classifier = plan.load(cores or None)
         self._turn = threading.Lock()
 
@@ -203,11 +202,5 @@ class Scorer:
         with stopwatch("write"):
             decoded = Decoded(torch.empty(0), row.settled, {}, row.stamps)
             records = score_batch(row.block.references, decoded, scores, self._labels, self._options)
-            part = write_part(self._folder, row.block, records)
+            part = write_part(self._partial, row.block, records)
         return packed(Done(part, f"{platform.node()}: {machine.describe()}", stopwatch.seconds, row.deep_gray))
-
-
-def convert(source: Path, target: Path, format: str, keep: Sequence[str]) -> None:
-    write = formats.FORMATS[format].write
-    if write:
-        formats.convert(source, target, write, formats.Columns(keep))

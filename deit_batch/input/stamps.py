@@ -11,6 +11,7 @@ import hashlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from deit_batch.io import Location, Record, Reference, stamp
 
@@ -55,5 +56,9 @@ def are_stamps(path: Path) -> bool:
 def read_stamps(path: Path) -> Iterator[bytes]:
     """One after another."""
     with open(path, "rb") as file:
-        while len(one := file.read(WIDTH)) == WIDTH:
-            yield one
+        yield from stamps_in(file)
+
+
+def stamps_in(file: BinaryIO) -> Iterator[bytes]:
+    while len(one := file.read(WIDTH)) == WIDTH:
+        yield one

@@ -7,26 +7,28 @@ For the output it is a run like any other, of which each record is known beforeh
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deit_batch.errors import MALFORMED, UsageError, in_words
+from deit_batch.errors import MALFORMED, InputError, UsageError, in_words
 from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
 from deit_batch.output.file import open_output
 from deit_batch.output.formats import Columns, choose_format
-from deit_batch.output.parts import MANIFEST, REPORT, part_name, read_manifest
+from deit_batch.output.parts import MANIFEST, REPORT, read_manifest, read_parts
+from deit_batch.output.place import place_at
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged
-from deit_batch.system.atomic import digest_of
-from deit_batch.system.object_store import is_stored
+from deit_batch.system.atomic import is_same_file
+from deit_batch.system.object_store import NoSuchObjectError, StoreError, is_stored, open_store, open_stream
 
 BATCH = 1000
 _SHOWN = 3
@@ -36,7 +38,7 @@ _SHOWN = 3
 class ShardResult:
     """A shard's finished result. `report` is the one beside it."""
 
-    path: Path
+    path: str
     report: dict[str, Any]
 
     @property
@@ -55,41 +57,66 @@ class ShardResult:
 
 def merge(shards: Sequence[str | Path], out: str, *, format: str | None = None, mode: Mode = "continue") -> Tally:
     """Writes all the records of the shards, or of the parts in one folder, to `out`, in the order of the whole
-    input.
+    input. All of these may be on a store.
 
-    Raises UsageError unless they are the finished results of all shards of one run, or of a run in parts."""
-    for shard in shards:
-        if is_stored(str(shard)):
-            raise UsageError(f"{shard}: shards are merged from files; copy them here, with their reports")
-    paths = [Path(shard) for shard in shards]
-    if paths[0].is_dir():
-        return _merge_folder(paths, out, format, mode)
-    if (paths[0].parent / MANIFEST).exists():
-        raise UsageError(f"{paths[0]} is a part of {paths[0].parent}; give that folder")
+    Raises UsageError unless they are the finished results of all shards of one run, or of a run in parts; InputError if
+    a store does not give them."""
+    paths = [str(shard) for shard in shards]
+    with _reading(paths[0]):
+        if _is_folder(paths[0]):
+            return _merge_folder(paths, out, format, mode)
+        folder = paths[0].rpartition("/")[0]
+        if place_at(folder).has(MANIFEST):
+            raise UsageError(f"{paths[0]} is a part of {folder}; give that folder")
     parts = all_of_one_run([open_shard_result(path) for path in paths])
-    if out != "-" and os.path.exists(out) and any(os.path.samefile(out, part.path) for part in parts):
+    if any(is_same_file(out, part.path) for part in parts):
         raise UsageError(f"--out {out} is one of the shards")
     settings = parts[0].settings
     with ExitStack() as stack:
-        files = [stack.enter_context(open(part.path, "rb")) for part in parts]
-        references = _in_order(files, parts, settings["keep"])
+        lines = [stack.enter_context(closing(_lines(part.path))) for part in parts]
+        references = _in_order(lines, parts, settings["keep"])
         return _write(references, out, format, mode, settings, lambda tally: _report(parts, tally))
 
 
-def _merge_folder(paths: Sequence[Path], out: str, format: str | None, mode: Mode) -> Tally:
-    folder, *others = paths
+def _is_folder(path: str) -> bool:
+    if not is_stored(path):
+        return os.path.isdir(path)
+    store, key = open_store(path)
+    return key.endswith("/") or (store.version(key) is None and place_at(path).exists())
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise InputError(f"{path}: can't be read: {error}") from error
+
+
+def _open(path: str) -> BinaryIO:
+    return open_stream(path) if is_stored(path) else open(path, "rb")
+
+
+def _lines(path: str) -> Generator[bytes, None, None]:
+    with _reading(path), _open(path) as file:
+        yield from file
+
+
+def _merge_folder(paths: Sequence[str], out: str, format: str | None, mode: Mode) -> Tally:
+    name, *others = paths
     if others:
-        raise UsageError(f"{folder} is a folder of parts, and merged alone")
+        raise UsageError(f"{name} is a folder of parts, and merged alone")
+    folder = place_at(name)
     rows = read_manifest(folder)
-    report = json.loads((folder / REPORT).read_bytes())
+    report = json.loads(folder.read(REPORT))
     settings = {name: value for name, value in report["settings"].items() if name != "part_size"}
     if settings["format"] != "jsonl":
         raise UsageError(f"{folder} is {settings['format']}; parts are merged from jsonl")
 
     def references() -> Iterator[Reference]:
-        for row in rows:
-            with open(folder / part_name(row.number), "rb") as lines:
-                for line in lines:
+        with closing(read_parts(folder, rows)) as parts:
+            for part in parts:
+                for line in part.splitlines():
                     yield _reference(json.loads(line), settings["keep"])
 
     kept = {name: report[name] for name in report.keys() - {"status", "settings", "references_sha256"}}
@@ -120,17 +147,21 @@ def _write(
     return output.tally
 
 
-def open_shard_result(path: Path) -> ShardResult:
-    """Raises UsageError unless it is a shard's finished result, as its run has left it."""
-    report_path = path.with_name(f"{path.name}.run.json")
+def open_shard_result(path: str | Path) -> ShardResult:
+    """Raises UsageError unless it is a shard's finished result, as its run has left it; InputError if a store does not
+    give it."""
+    path, report_path = str(path), f"{path}.run.json"
     try:
-        report = json.loads(report_path.read_bytes())
+        with _open(report_path) as file:
+            report = json.loads(file.read())
         status, settings = report["status"], dict(report["settings"])
         shard, format, output = settings.get("shard"), settings.get("format"), report.get("output")
-    except FileNotFoundError:
+    except (FileNotFoundError, NoSuchObjectError):
         raise UsageError(
-            f"{path}: there is no {report_path.name} beside it; a shard is merged with its report"
+            f"{path}: there is no {os.path.basename(report_path)} beside it; a shard is merged with its report"
         ) from None
+    except StoreError as error:
+        raise InputError(f"{report_path}: can't be read: {error}") from error
     except (*MALFORMED, OSError) as error:
         raise UsageError(f"{report_path}: no report of a run: {in_words(error)}") from error
     if status != "finished":
@@ -139,9 +170,21 @@ def open_shard_result(path: Path) -> ShardResult:
         raise UsageError(f"{path} is no shard: it was scored without --shard I/N")
     if format != "jsonl":
         raise UsageError(f"{path} is {format}; shards are merged from .jsonl")
-    if not path.exists() or output != digest_of(path):
+    if output != _digest_of(path):
         raise UsageError(f"{path} is not what its run has left there; score this shard again, with --fresh")
     return ShardResult(path, report)
+
+
+def _digest_of(path: str) -> dict[str, object] | None:
+    """As atomic.digest_of; None if there is no such file."""
+    try:
+        with _open(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # it is one that reads into
+            return {"bytes": file.tell(), "sha256": sha256}
+    except (FileNotFoundError, NoSuchObjectError):
+        return None
+    except StoreError as error:
+        raise InputError(f"{path}: can't be read: {error}") from error
 
 
 def all_of_one_run(parts: Sequence[ShardResult]) -> list[ShardResult]:
@@ -161,7 +204,7 @@ def all_of_one_run(parts: Sequence[ShardResult]) -> list[ShardResult]:
             raise UsageError(f"{first.path} is one of {first.of} shards, {part.path} one of {part.of}")
     twice = [number for number, count in Counter(part.number for part in parts).items() if count > 1]
     if twice:
-        paths = [str(part.path) for part in parts if part.number == twice[0]]
+        paths = [part.path for part in parts if part.number == twice[0]]
         raise UsageError(f"shard {twice[0]}/{first.of} is there twice: {' and '.join(paths)}")
     missing = [f"{number}/{first.of}" for number in sorted(set(range(first.of)) - {part.number for part in parts})]
     if missing:
@@ -172,19 +215,21 @@ def all_of_one_run(parts: Sequence[ShardResult]) -> list[ShardResult]:
     return sorted(parts, key=lambda part: part.number)
 
 
-def _in_order(files: Sequence[BinaryIO], parts: Sequence[ShardResult], keep: Sequence[str]) -> Iterator[Reference]:
+def _in_order(
+    lines: Sequence[Iterator[bytes]], parts: Sequence[ShardResult], keep: Sequence[str]
+) -> Iterator[Reference]:
     """Record by record in turn, as the input was dealt out. Raises UsageError if the shards' inputs were not the same:
     then one has ended too early."""
     place = 0
-    while line := files[place % len(files)].readline():
+    while line := next(lines[place % len(lines)], b""):
         reference = _reference(json.loads(line), keep)
         if reference.index != place:
-            raise UsageError(f"{parts[place % len(files)].path}: has record {reference.index} where {place} should be")
+            raise UsageError(f"{parts[place % len(lines)].path}: has record {reference.index} where {place} should be")
         yield reference
         place += 1
-    for file, part in zip(files, parts, strict=True):
-        if file.readline():
-            ended = parts[place % len(files)].path
+    for rest, part in zip(lines, parts, strict=True):
+        if next(rest, b""):
+            ended = parts[place % len(lines)].path
             raise UsageError(f"{part.path} goes on after {ended} has ended: the input changed between their runs")
 
 
@@ -220,7 +265,7 @@ def _report(parts: Sequence[ShardResult], tally: Tally) -> dict[str, object]:
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "architecture": first["architecture"],
         "machine": sorted({part.report["machine"] for part in parts}),
-        "shards": [str(part.path) for part in parts],
+        "shards": [part.path for part in parts],
         "versions": first["versions"],
     }
     return run_report(tally, first["counts"]["passed_over"], about)

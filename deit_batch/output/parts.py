@@ -9,43 +9,39 @@
       stamps                  those of all parts, in their order
     DIR.lock                held while a run writes
 
-Several processes on several machines write parts; only the one that holds the lock does anything else here.
+Several processes on several machines write parts; only the one that holds the lock does anything else here. Where the
+folder is, and what that means for its appearing whole, is place.py's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, repeat
+from errno import ENOENT
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 from deit_batch.errors import MALFORMED, DeitBatchError, UsageError, in_words
 from deit_batch.input import stamps
 from deit_batch.io import Record, Reference, Tally, pretty
+from deit_batch.output.formats import FORMATS, Columns, convert
+from deit_batch.output.place import Place, result_place
 from deit_batch.output.resume import (
     Changed,
     errors_of_finished,
     reference_line,
     require_same_settings,
 )
-from deit_batch.output.run_report import read_report
-from deit_batch.system.atomic import (
-    behind_links,
-    digest_of,
-    make_missing_folder,
-    mend_folder,
-    publish_folder,
-    standing,
-    write_atomically,
-    writing,
-)
-from deit_batch.system.lock import Lock
+from deit_batch.output.run_report import parse_report
+from deit_batch.system.atomic import standing, writing
+from deit_batch.system.object_store import StoreError
 
 logger = logging.getLogger("deit_batch")
 
@@ -81,8 +77,7 @@ class Part:
 
     @classmethod
     def of(cls, block: Block, tally: Tally, data: bytes) -> Self:
-        output = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        return cls(block.number, tally.scored, dict(tally.failures), output, block.before, block.after)
+        return cls(block.number, tally.scored, dict(tally.failures), _digest(data), block.before, block.after)
 
 
 def split_into_blocks(references: Iterable[Reference], size: int) -> Iterator[Block]:
@@ -102,17 +97,43 @@ def part_name(number: int, format: str = "jsonl") -> str:
     return f"part-{number:06}.{format}"
 
 
-def write_part(folder: Path, block: Block, records: Sequence[Record]) -> Part:
-    """Writes the part of a block, whole or not at all, whoever else may be writing the same."""
+_PART = re.compile(r"part-(\d{6,})\.(\w+)")
+
+
+def write_part(partial: Place, block: Block, records: Sequence[Record]) -> Part:
+    """Writes the part of a block, whole or not at all, whoever else may be writing the same. `partial`: that of the
+    Folder."""
     tally = Tally()
     for record in records:
         tally.count_error(record.error.type if record.error else None)
     data = b"".join(record.line() for record in records)
     # The stamps first: of a part that is there, it is known what its images were.
-    with writing(folder):
-        write_atomically(folder / part_name(block.number, "stamps"), stamps.join_stamps(records), sweeps=False)
-        write_atomically(folder / part_name(block.number), data, sweeps=False)
+    with writing(partial):
+        partial.write(part_name(block.number, "stamps"), stamps.join_stamps(records))
+        partial.write(part_name(block.number), data)
     return Part.of(block, tally, data)
+
+
+def convert_part(partial: Place, part: Part, format: str, columns: Columns) -> Part:
+    """Makes a part in another format than that in which it grew, beside the others of this format. Returns what the
+    manifest is to say of it."""
+    write = FORMATS[format].write
+    if not write:
+        return part
+    converted = partial.inside(format)
+    with writing(partial), tempfile.TemporaryDirectory() as name:
+        grown, target = Path(name, part_name(part.number)), Path(name, part_name(part.number, format))
+        grown.write_bytes(partial.read(grown.name))
+        convert(grown, target, write, columns)
+        data = target.read_bytes()
+        converted.make()
+        converted.write(target.name, data)
+    return replace(part, output=_digest(data))
+
+
+def _digest(data: bytes) -> dict[str, object]:
+    """As atomic.digest_of."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
@@ -134,38 +155,45 @@ def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
 class Folder:
     """The folder of a run, and its lock."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], *, fresh: bool) -> None:
+    def __init__(self, out: str | Path, settings: Mapping[str, Any], *, fresh: bool) -> None:
         """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
         nothing can be written there."""
-        self._out = out = behind_links(out)
-        self.partial = out.with_name(f"{out.name}.partial")
+        self._out = result_place(out)
+        self.partial = self._out.partial
         self._settings = settings
-        make_missing_folder(out)
-        with writing(out):
-            self._lock = Lock(out.with_name(f"{out.name}.lock"), str(out))
+        with writing(self._out):
+            self._held = self._out.hold()
         try:
             self._earlier = self._look_around(fresh)
         except DeitBatchError:
-            self._lock.release()
+            self._held.release()
             raise
 
     def _look_around(self, fresh: bool) -> dict[str, Any]:
         """The report of the run that is continued."""
         with writing(self._out):
-            mend_folder(self._out, self.partial)
-            found = [folder for folder in (self.partial, self._out) if os.path.lexists(folder)]
-            reports = [read_report(folder / REPORT) for folder in found]
+            self._out.mend()
+            if self._has_strays():
+                self.partial.remove_all()
+            found = [folder for folder in (self.partial, self._out) if folder.exists()]
+            reports = [_read_report(folder) for folder in found]
             for folder, report in zip(found, reports, strict=True):
                 # --fresh takes a folder away, with all that is in it: never one that no run has made.
                 if not isinstance(report.get("settings"), dict):
                     raise UsageError(f"{folder} is there and no {REPORT} in it says what it is; give another --out")
             if fresh:
-                shutil.rmtree(self.partial, ignore_errors=True)
+                self.partial.remove_all()
                 return {}
             if found:
-                require_same_settings(found[0], reports[0]["settings"], self._settings)
+                require_same_settings(str(found[0]), reports[0]["settings"], self._settings)
                 return reports[0]
         return {}
+
+    def _has_strays(self) -> bool:
+        """Whether the partial folder holds nothing but parts that came after the end: from a machine that was taken for
+        dead, and whose blocks others have scored meanwhile. On a store, such a part finds its place."""
+        names = self.partial.names() if self.partial.exists() else []
+        return bool(names) and all(map(_PART.fullmatch, names)) and self._out.has(MANIFEST)
 
     @property
     def complete(self) -> bool:
@@ -191,117 +219,152 @@ class Folder:
         return parts
 
     def _stamps(self) -> Iterator[bytes]:
-        """Of the finished parts."""
-        path = self._out / STAMPS
-        is_ours = path.exists() and digest_of(path) == self._earlier.get("stamps")
-        return stamps.read_stamps(path) if is_ours else repeat(stamps.UNKNOWN)
+        """Of the finished parts; as many as are known."""
+        noted = {STAMPS: self._earlier.get("stamps")}
+        with writing(self._out):
+            if self._out.has(STAMPS) and not self._out.first_unlike(noted):
+                with self._out.open(STAMPS) as file:
+                    yield from stamps.stamps_in(file)
 
     def begin(self) -> None:
         """Makes the folder, if there is none to go on with."""
         with writing(self._out):
-            self.partial.mkdir(exist_ok=True)
+            self.partial.make()
             self._write_report("running", {})
 
     def left(self) -> set[int]:
         """The numbers of the parts that an earlier run has left."""
-        return {int(path.stem.removeprefix("part-")) for path in self.partial.glob("part-*.jsonl")}
+        with writing(self._out):
+            found = (_PART.fullmatch(name) for name in self.partial.names())
+            return {int(match[1]) for match in found if match and match[2] == "jsonl"}
 
     def standing(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Part | None]]:
         """Each block, as it is asked for, with the part of it that an earlier run has finished; None where there is
         none, or one that must be made anew, which is taken away. Raises UsageError if the input has changed."""
         numbers = self.left()
-        for block in blocks:
-            yield block, self._standing(block) if block.number in numbers else None
-            numbers.discard(block.number)
+        with closing(self._grown(sorted(numbers))) as files:
+            for block in blocks:
+                yield block, self._standing(block, *next(files)) if block.number in numbers else None
+                numbers.discard(block.number)
         if numbers:
             raise UsageError(
                 f"{self._out} can't be continued: the input has become shorter, and {part_name(min(numbers))} is of "
                 "none of it; start over with --fresh"
             )
 
-    def _standing(self, block: Block) -> Part | None:
-        path = self.partial / part_name(block.number)
-        data = path.read_bytes()
-        beside = path.with_suffix(".stamps")
-        noted = stamps.split_stamps(beside.read_bytes()) if beside.exists() else []
-        pairs = zip(block.references, noted, strict=False)
+    def _grown(self, numbers: Sequence[int]) -> Generator[tuple[bytes | None, bytes | None], None, None]:
+        """Of each of these parts the records and the stamps, as far as they are there."""
+        names = (part_name(number, what) for number in numbers for what in ("jsonl", "stamps"))
+        with writing(self._out), closing(self.partial.read_each(names)) as files:
+            yield from zip(files, files, strict=True)
+
+    def _standing(self, block: Block, data: bytes | None, noted: bytes | None) -> Part | None:
+        name = part_name(block.number)
+        before = stamps.split_stamps(noted or b"")
+        pairs = zip(block.references, before, strict=False)
         changed = [each.image for each, stamp in pairs if stamps.has_changed(each, stamp)]
-        if len(noted) != len(block.references):
+        if len(before) != len(block.references):
             changed = [block.references[0].image]
-            logger.warning("of the images in %s it is not known what they were: it is made anew", path.name)
+            logger.warning("of the images in %s it is not known what they were: it is made anew", name)
         elif changed:
             logger.warning("%s has changed since it was scored: its part is made anew", changed[0])
-        lines = data.splitlines(keepends=True)
-        errors = [] if changed else errors_of_finished(self._out, block.references, lines)
+        lines = (data or b"").splitlines(keepends=True)
+        errors = [] if changed else errors_of_finished(str(self._out), block.references, lines)
         again = self._earlier.get("status") == "gave up" and any(errors)
         if again or not len(errors) == len(lines) == len(block.references):
-            path.unlink()
+            with writing(self._out):
+                self.partial.remove([name])
             return None
         tally = Tally()
         for error in errors:
             tally.count_error(error)
-        return Part.of(block, tally, data)
+        return Part.of(block, tally, data or b"")
 
-    def finish(self, parts: Sequence[Part], report: Mapping[str, object], result: Path, format: str) -> None:
-        """Makes `result`, the partial folder or one in it, appear under the name of the run, for what stood there."""
+    def finish(self, parts: Sequence[Part], report: Mapping[str, object], format: str) -> None:
+        """Makes the folder appear under the name of the run, for what stood there, with its parts in this format: those
+        that convert_part has returned, if it is another than that in which they grew."""
+        converted = FORMATS[format].write is not None
+        result = self.partial.inside(format) if converted else self.partial
+        names = [REPORT, STAMPS, *(part_name(part.number, format) for part in parts), MANIFEST]
         with writing(self._out):
-            self._join_stamps(parts, result / STAMPS)
-            for path in self.partial.glob(".part-*"):  # of a writer that was killed
-                path.unlink()
+            result.make()
+            noted = result.write_chunks(STAMPS, self._stamps_of(parts))
             digest = parts[-1].after if parts else NOTHING_YET
-            report = {**report, "references_sha256": digest, "stamps": digest_of(result / STAMPS)}
-            write_atomically(result / REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
-            write_atomically(result / MANIFEST, pretty(_manifest(parts, result, format)))
-            publish_folder(result, self._out, replace=True)
-        with standing(self._out):
-            for path in self._out.glob("part-*.stamps"):  # until now, or a run that dies here would begin anew
-                path.unlink()
-            if self.partial.exists():  # if the result was in it
-                shutil.rmtree(self.partial)
+            report = {**report, "references_sha256": digest, "stamps": noted}
+            result.write(REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
+            result.write(MANIFEST, pretty(_manifest(parts, format)))
+            self._held.require()
+            self._out.publish(format if converted else None, names)
+        with standing(str(self._out)):
+            # Until now, or a run that dies here would begin anew.
+            self._out.remove({name for name in self._out.names() if _PART.fullmatch(name)}.difference(names))
+            self.partial.remove_all()
 
-    def _join_stamps(self, parts: Sequence[Part], target: Path) -> None:
-        with open(target, "wb") as file:
-            for part in parts:
-                file.write((self.partial / part_name(part.number, "stamps")).read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
+    def _stamps_of(self, parts: Sequence[Part]) -> Iterator[bytes]:
+        names = [part_name(part.number, "stamps") for part in parts]
+        with closing(self.partial.read_each(names)) as files:
+            for name, data in zip(names, files, strict=True):
+                if data is None:
+                    raise FileNotFoundError(ENOENT, f"{name} is missing")
+                yield data
+
+    def require_held(self) -> None:
+        """Raises OutputError if another run has taken the folder over."""
+        self._held.require()
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
         with writing(self._out):
             self._write_report("gave up" if gave_up else "interrupted", report)
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
-        write_atomically(self.partial / REPORT, pretty({"status": status, **report, "settings": self._settings}))
+        self.partial.write(REPORT, pretty({"status": status, **report, "settings": self._settings}))
 
     def close(self) -> None:
-        self._lock.release()
+        self._held.release()
 
 
-def read_manifest(folder: Path) -> list[Part]:
-    """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says."""
-    manifest = read_report(folder / MANIFEST)
-    if not manifest:
-        raise UsageError(f"{folder} is no finished result in parts: there is no {MANIFEST} in it")
+def _read_report(folder: Place, name: str = REPORT) -> dict[str, Any]:
+    """As run_report.read_report. Raises StoreError if a store does not say whether it is there."""
     try:
-        parts = []
-        for row in manifest["parts"]:
-            name, part = row["name"], Part(**{key: value for key, value in row.items() if key != "name"})
-            if digest_of(folder / name) != part.output:
-                raise UsageError(f"{folder / name} is not what its run has left there; score it again, with --fresh")
-            parts.append(part)
+        return parse_report(folder.read(name))
+    except StoreError:
+        raise
+    except OSError:
+        return {}
+
+
+def read_manifest(folder: Place) -> list[Part]:
+    """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says."""
+    try:
+        manifest = _read_report(folder, MANIFEST)
+        if not manifest:
+            raise UsageError(f"{folder} is no finished result in parts: there is no {MANIFEST} in it")
+        rows = [(row["name"], Part(**{key: row[key] for key in row if key != "name"})) for row in manifest["parts"]]
+        changed = folder.first_unlike({name: part.output for name, part in rows})
     except (*MALFORMED, OSError) as error:
         raise UsageError(f"{folder} is no finished result in parts: {MANIFEST}: {in_words(error)}") from error
-    return parts
+    if changed:
+        raise _not_ours(folder, changed)
+    return [part for _, part in rows]
 
 
-def _manifest(parts: Sequence[Part], folder: Path, format: str) -> dict[str, object]:
-    """Digests are of the files as they are now: in another format than that in which they grew, they are others."""
-    rows = []
-    for part in parts:
-        name = part_name(part.number, format)
-        output = part.output if format == "jsonl" else digest_of(folder / name)
-        rows.append({"name": name, **asdict(replace(part, output=output))})
+def read_parts(folder: Place, parts: Sequence[Part]) -> Generator[bytes, None, None]:
+    """Their files, in turn. Raises UsageError if one is not as the manifest says."""
+    names = [part_name(part.number) for part in parts]
+    with closing(folder.read_each(names)) as files:
+        for name, part, data in zip(names, parts, files, strict=True):
+            if data is None or _digest(data) != part.output:
+                raise _not_ours(folder, name)
+            yield data
+
+
+def _not_ours(folder: Place, name: str) -> UsageError:
+    return UsageError(f"{folder}/{name} is not what its run has left there; score it again, with --fresh")
+
+
+def _manifest(parts: Sequence[Part], format: str) -> dict[str, object]:
     tally = tally_of(parts)
+    rows = [{"name": part_name(part.number, format), **asdict(part)} for part in parts]
     return {"format": format, "inputs": tally.inputs, "failed": tally.failed, "parts": rows}
 
 

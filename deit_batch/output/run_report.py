@@ -14,8 +14,16 @@ from deit_batch.io import Tally
 def read_report(path: Path) -> dict[str, Any]:
     """{} if there is none, or it is no JSON object."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_report(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_report(data: bytes) -> dict[str, Any]:
+    """{} if it is no JSON object."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -287,7 +287,7 @@ def digest_of(path: Path) -> dict[str, object]:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: object) -> Iterator[None]:
     """Raises OutputError for what the system says while `target` is being written."""
     try:
         yield

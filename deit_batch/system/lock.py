@@ -17,6 +17,15 @@ _HOLDER = "process "
 """How the file of a lock begins; nothing stands in it while it is being taken."""
 
 
+def describe_this_process() -> str:
+    """For whoever finds that it holds a result."""
+    return f"{_HOLDER}{os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def held_by(holder: str, what: str) -> OutputError:
+    return OutputError(f"{what} is being written by {holder}; wait for it, or give another --out")
+
+
 class Lock:
     """Held by this process until it is released or the process ends, however it ends: a lock of the system, not the
     mere presence of a file, so nothing stale can block. It is not inherited by workers, which may outlive a run."""
@@ -33,7 +42,7 @@ class Lock:
                 self._file.seek(0)
                 holder = self._file.read().strip() or "another process"
                 self._file.close()
-                raise OutputError(f"{what} is being written by {holder}; wait for it, or give another --out") from None
+                raise held_by(holder, what) from None
             if self._is_there():
                 break
             self._file.close()  # its last holder has just removed it
@@ -42,8 +51,7 @@ class Lock:
             self._file.close()
             raise UsageError(f"{path} is there and is no lock of a run; give another --out")
         self._file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}, since {since}")
+        self._file.write(describe_this_process())
         self._file.flush()
 
     def _is_there(self) -> bool:
@@ -51,6 +59,9 @@ class Lock:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
         except FileNotFoundError:
             return False
+
+    def require(self) -> None:
+        """Nothing can take it away."""
 
     def release(self) -> None:
         """A file that can't be removed is said, and blocks nothing."""

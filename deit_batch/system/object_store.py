@@ -63,6 +63,10 @@ class StoreError(OSError):
         self.passing = passing
 
 
+class NoSuchObjectError(StoreError):
+    """Nothing is there."""
+
+
 def is_stored(text: str) -> bool:
     """Whether it is the address of something on a store."""
     scheme = _SCHEME.match(text)
@@ -126,10 +130,8 @@ class Store:
         """None if there is no such object."""
         try:
             info = self._info(path, None)
-        except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+        except NoSuchObjectError:
+            return None
         return [info["size"], _modified_ns(info), info.get("ETag") or info.get("etag")]
 
     def _info(self, path: str, seconds: float | None) -> dict[str, Any]:
@@ -164,6 +166,31 @@ class Store:
             options = {"overwrite": True}
         with _translated():
             self._files.put_file(str(source), path, **options)
+
+    def read_whole(self, path: str) -> bytes:
+        """Of one that fits into memory."""
+        with _translated():
+            in_one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
+            data: bytes = self._files.cat_file(path, **in_one_request)
+            return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """The object appears whole, for what was there."""
+        with _translated():
+            self._files.pipe_file(path, data)
+
+    def copy(self, source: str, target: str) -> None:
+        """Within the store. The copy is whole when this returns."""
+        if _LIBRARIES[self._scheme][0] == "adlfs":  # Azure answers before it has copied
+            self.write(target, self.read_whole(source))
+            return
+        with _translated():
+            self._files.cp_file(source, target)
+
+    def remove(self, path: str) -> None:
+        """If it is there."""
+        with suppress(NoSuchObjectError), _translated():
+            self._files.rm_file(path)
 
     def require_writable(self, path: str) -> None:
         """Finds out early that there is no such bucket, or no right to write there: by a multipart upload that is begun
@@ -263,7 +290,7 @@ def _translated() -> Iterator[None]:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise StoreError("no such object") from error
+        raise NoSuchObjectError("no such object") from error
     except TimeoutError as error:
         raise StoreError("not complete in time", passing=True) from error
     except Exception as error:

@@ -84,8 +84,6 @@ def test_what_is_not_all_of_one_run_is_said_and_nothing_is_written(folder: Path,
         merge([first, third], out)
     with pytest.raises(UsageError, match="shard 0/3 is there twice"):
         merge([first, first, second, third], out)
-    with pytest.raises(UsageError, match=r"s3://bucket/part-0\.jsonl: shards are merged from files"):
-        merge(["s3://bucket/part-0.jsonl", first], out)
     with pytest.raises(UsageError, match="is no shard"):
         merge([folder / "whole.jsonl"], out)
     score(folder, "other.jsonl", shard=(2, OF), top_k=1)

@@ -28,6 +28,7 @@ from deit_batch.output.parts import (
     split_into_blocks,
     write_part,
 )
+from deit_batch.output.place import LocalPlace, Place
 from deit_batch.system import atomic
 
 SETTINGS = {"input": "imgs/", "part_size": 2}
@@ -45,7 +46,7 @@ def record(reference: Reference) -> Record:
     return Record.of(reference, result, stamp=stamp_of(reference.location))
 
 
-def write(folder: Path, block: Block) -> Part:
+def write(folder: Place, block: Block) -> Part:
     return write_part(folder, block, [record(reference) for reference in block.references])
 
 
@@ -75,13 +76,13 @@ def finish(out: Path, *, fresh: bool = False) -> None:
         parts = {}
         for block, part in folder.standing(split_into_blocks(references(9), 2)):
             parts[block.number] = part or write(folder.partial, block)
-        folder.finish(in_order(parts, block.after), {}, folder.partial, "jsonl")
+        folder.finish(in_order(parts, block.after), {}, "jsonl")
 
 
 def test_what_a_dead_run_has_finished_stands(died: Path) -> None:
     found = standing(died)
     blocks = {block.number: block for block in split_into_blocks(references(9), 2)}
-    assert found == {number: write(died.parent, blocks[number]) for number in (0, 1, 3)}
+    assert found == {number: write(LocalPlace(died.parent), blocks[number]) for number in (0, 1, 3)}
 
 
 def test_the_folder_appears_when_it_is_whole(died: Path) -> None:
@@ -102,13 +103,13 @@ def test_a_finished_folder_is_not_made_again(died: Path) -> None:
     finish(died)
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         assert folder.complete
-        assert folder.finished(split_into_blocks(references(9), 2)) == read_manifest(died)
+        assert folder.finished(split_into_blocks(references(9), 2)) == read_manifest(LocalPlace(died))
         with pytest.raises(UsageError, match="its input has changed since"):
             folder.finished(split_into_blocks(references(10), 2))
     path = died / part_name(2)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UsageError, match=r"part-000002\.jsonl is not what its run has left there"):
-        read_manifest(died)
+        read_manifest(LocalPlace(died))
 
 
 def test_fresh_replaces_what_stands_there_only_at_the_end(died: Path) -> None:
@@ -143,11 +144,11 @@ def test_what_dies_while_it_replaces_a_folder_is_mended_by_the_next_run(
     monkeypatch.undo()
     new = (died / "run.json").stat().st_ino
     assert (new == old) == (when == "before")
-    assert len(read_manifest(died)) == 5
+    assert len(read_manifest(LocalPlace(died))) == 5
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         assert folder.complete == (when == "after")
     finish(died)
-    assert len(read_manifest(died)) == 5
+    assert len(read_manifest(LocalPlace(died))) == 5
     assert os.listdir(died.parent) == ["out"]
 
 
@@ -175,7 +176,7 @@ def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messag
     with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
         folder.begin()
         (block,) = split_into_blocks([reference], 2)
-        folder.finish([write(folder.partial, block)], {}, folder.partial, "jsonl")
+        folder.finish([write(folder.partial, block)], {}, "jsonl")
     time.sleep(0.01)
     (tmp_path / "a.jpg").write_bytes(b"new")
     with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
@@ -227,12 +228,12 @@ def test_an_input_that_has_changed_is_refused(died: Path) -> None:
 
 
 def test_parts_of_two_readings_that_differ_do_not_go_together(tmp_path: Path) -> None:
-    parts = {block.number: write(tmp_path, block) for block in split_into_blocks(references(6), 2)}
+    parts = {block.number: write(LocalPlace(tmp_path), block) for block in split_into_blocks(references(6), 2)}
     end = parts[2].after
     assert [part.number for part in in_order(dict(reversed(parts.items())), end)] == [0, 1, 2]
     others = [Reference(index, "other.jpg", LocalFile("other.jpg")) for index in range(6)]
     mixed = parts | {
-        block.number: write(tmp_path, block) for block in split_into_blocks(others, 2) if block.number == 2
+        block.number: write(LocalPlace(tmp_path), block) for block in split_into_blocks(others, 2) if block.number == 2
     }
     with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl does not fit behind"):
         in_order(mixed, end)

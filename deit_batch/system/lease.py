@@ -1,0 +1,125 @@
+"""One run at a time on a result on a store. A store has no locks: each run leaves a sign of life beside the result, and
+renews it as long as it lives.
+
+    DIR.lock/<a name of its own>     says who it is
+
+Whoever leaves one looks for others after that. A listing shows what was put before it began, so of two runs at least
+the later one sees the other, and never do both go on. All times that are compared are those at which the store took the
+signs: what the clocks of the machines say does not matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import uuid
+from contextlib import suppress
+
+from deit_batch.errors import OutputError
+from deit_batch.io import StoredFile
+from deit_batch.system.lock import describe_this_process, held_by
+from deit_batch.system.object_store import NoSuchObjectError, Store, StoreError
+
+logger = logging.getLogger("deit_batch")
+
+RENEWED = 15.0
+"""Seconds from one sign of life to the next."""
+DEAD = 60.0
+"""Seconds without one after which a run is taken for dead."""
+
+
+class Lease:
+    """Held by this process until it is released, or has given no sign of life for so long that another may have taken
+    over. `require` finds that out."""
+
+    def __init__(self, store: Store, folder: str, what: str) -> None:
+        """Waits until it is known whether another run lives. Raises OutputError, saying who it is, if one does,
+        StoreError if nothing can be written there. `folder`: the path of that of the signs, with a slash at its end."""
+        self._store, self._folder, self._what = store, folder, what
+        self._mine = f"{folder}{uuid.uuid4().hex}"
+        self._over = threading.Event()
+        self._is_lost = False
+        self._renewed = self._put()
+        try:
+            self._wait_for_others()
+        except BaseException:
+            with suppress(StoreError):  # then it is taken for dead in a minute
+                self._store.remove(self._mine)
+            raise
+        self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._keeper.start()
+
+    # --- taking it --------------------------------------------------------------------------------------------------
+
+    def _wait_for_others(self) -> None:
+        seen: dict[str, int] = {}
+        while others := self._others():
+            for path, (taken, age) in others.items():
+                if age > DEAD:
+                    logger.warning("%s: going on for %s, which gives no sign of life", self._what, self._who(path))
+                    self._store.remove(path)
+                elif path not in seen:
+                    seen[path] = taken
+                    logger.info("%s: waiting to see whether %s still lives", self._what, self._who(path))
+                elif seen[path] != taken:
+                    raise held_by(self._who(path), self._what)
+            if self._others():
+                # By chance, or two that have begun together would see each other's signs for ever.
+                self._over.wait(RENEWED * random.uniform(0.5, 1.0))  # noqa: S311
+                self._renewed = self._put()
+
+    def _others(self) -> dict[str, tuple[int, float]]:
+        """By path, when the store took the sign of another run (ns), and its age (s) at the time of ours."""
+        found = self._store.list(self._folder, recursive=False)
+        times = {each.address: each.modified_ns or 0 for each in found if isinstance(each, StoredFile)}
+        mine = times.pop(self._store.address(self._mine), None)
+        if mine is None:
+            raise StoreError(f"{self._mine} is not listed, though it was put there")
+        return {address.partition("://")[2]: (taken, (mine - taken) / 1e9) for address, taken in times.items()}
+
+    def _who(self, path: str) -> str:
+        try:
+            return self._store.read_whole(path).decode()
+        except NoSuchObjectError:
+            return "another process"
+
+    # --- keeping it -------------------------------------------------------------------------------------------------
+
+    def _put(self) -> float:
+        begun = time.monotonic()
+        self._store.write(self._mine, describe_this_process().encode())
+        return begun
+
+    def _keep(self) -> None:
+        while not self._over.wait(RENEWED):
+            with suppress(StoreError):  # tried again in a moment; `require` knows how long it has been
+                self._renew()
+
+    def _renew(self) -> None:
+        if self._store.version(self._mine) is None:
+            self._is_lost = True
+        if not self._is_lost:
+            self._renewed = self._put()
+
+    def require(self) -> None:
+        """Raises OutputError if another run has taken over, StoreError if the store does not say."""
+        if not self._is_lost and time.monotonic() - self._renewed > DEAD:
+            self._renew()
+        if self._is_lost:
+            raise OutputError(
+                f"{self._what} is another run's: it has gone on with this, as this run gave no sign of life for "
+                f"{DEAD:.0f} s"
+            )
+
+    def release(self) -> None:
+        """A sign that can't be removed is said: the next run waits for a while."""
+        self._over.set()
+        self._keeper.join()
+        if self._is_lost:
+            return
+        try:
+            self._store.remove(self._mine)
+        except StoreError as error:
+            logger.warning("%s can't be removed (%s): the next run waits for a minute", self._mine, error)

@@ -1,0 +1,229 @@
+"""A result in parts on a store: whole or not at all, whatever was killed when, and continued from any machine."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from faulty_store import Bucket
+from helpers import scored
+
+from deit_batch.errors import DeitBatchError, InputError, OutputError, UsageError
+from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
+from deit_batch.output.formats import Columns
+from deit_batch.output.merge import merge
+from deit_batch.output.parts import (
+    Block,
+    Folder,
+    Part,
+    convert_part,
+    in_order,
+    read_manifest,
+    read_parts,
+    split_into_blocks,
+    write_part,
+)
+from deit_batch.output.place import Place, place_at
+from deit_batch.system import lease
+
+SETTINGS = {"input": "imgs/", "part_size": 2, "format": "jsonl", "keep": []}
+COUNTS = {"inputs": 5, "scored": 4, "failed": 1, "failures": {"DecodeError": 1}, "passed_over": {}}
+REPORT = {"counts": COUNTS, "seconds": {}, "architecture": "", "machine": "", "versions": {}}
+ALL = ["manifest.json", "part-000000.jsonl", "part-000001.jsonl", "part-000002.jsonl", "run.json", "stamps"]
+
+
+@pytest.fixture
+def after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gave a sign of life before is taken for dead."""
+    monkeypatch.setattr(lease, "DEAD", -1.0)
+
+
+def blocks(kind: str = "new") -> Iterator[Block]:
+    return split_into_blocks((Reference(index, f"{kind}{index}.jpg", LocalFile("x")) for index in range(5)), 2)
+
+
+def write(partial: Place, block: Block) -> Part:
+    """Every fifth has failed."""
+    prediction: list[Prediction] = [{"label": "can", "score": 0.5}]
+    return write_part(
+        partial,
+        block,
+        [
+            Record.of(each, Failure("DecodeError", "no image") if each.index % 5 == 4 else prediction)
+            for each in block.references
+        ],
+    )
+
+
+def run(out: str | Path, *, kind: str = "new", fresh: bool = False, format: str = "jsonl", most: int = 9) -> int:
+    """How many parts it made, of `most` before it stops."""
+    made = 0
+    with closing(Folder(out, {**SETTINGS, "input": kind, "format": format}, fresh=fresh)) as folder:
+        if folder.complete:
+            assert len(folder.finished(blocks(kind))) == 3
+            return made
+        folder.begin()
+        parts: dict[int, Part] = {}
+        for block, part in folder.standing(blocks(kind)):
+            if not part and made == most:
+                return made
+            parts[block.number] = part or write(pickle.loads(pickle.dumps(folder.partial)), block)
+            made += not part
+        ordered = in_order(parts, block.after)
+        columns = Columns(())
+        folder.finish([convert_part(folder.partial, part, format, columns) for part in ordered], REPORT, format)
+    return made
+
+
+def found(bucket: Bucket) -> dict[str, bytes]:
+    return {name: bucket.get(name) for name in bucket.names()}
+
+
+def local(folder: Path, kind: str = "new", format: str = "jsonl") -> dict[str, bytes]:
+    """What a run leaves in a folder of this machine."""
+    run(folder / kind, kind=kind, format=format)
+    return {f"out/{path.name}": path.read_bytes() for path in (folder / kind).iterdir()}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_stopped_run_goes_on_elsewhere_to_what_a_folder_would_hold(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    out = bucket.address("out/")
+    assert run(out, format=format, most=2) == 2
+    assert not any(name.startswith("out/") for name in bucket.names())
+    with pytest.raises(UsageError, match=rf"{out[:-1]} is no finished result in parts: there is no manifest\.json in"):
+        merge([out], str(tmp_path / "merged.jsonl"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    assert run(out, format=format) == 1
+    assert found(bucket) == local(tmp_path, format=format)
+    bucket.proxy.requests.clear()
+    assert run(out, format=format) == 0
+    assert bucket.seen("(PUT|POST|DELETE) out/") == 0
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "another").exists()
+
+
+def parts_in(files: dict[str, bytes]) -> list[bytes]:
+    return [files[name] for name in sorted(files) if name.startswith("out/part-")]
+
+
+@pytest.mark.usefixtures("after_a_minute")
+def test_whatever_a_kill_leaves_no_half_result_is_read_and_the_next_run_mends_it(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    """A run replaces an old result; from one moment on, nothing that it wants of the store is done."""
+    old, new = local(tmp_path, "old"), local(tmp_path, "new")
+    out = bucket.address("out")
+    for moment in range(1, 100, 4):
+        for name in bucket.names():
+            bucket.delete(name)
+        for name, data in old.items():
+            bucket.put(name, data)
+        bucket.fault("AccessDenied", "(PUT|POST|DELETE) ", after=moment)
+        with suppress(DeitBatchError):
+            run(out, fresh=True)
+        is_over = bucket.proxy.faults.pop().after > 0
+        there = found(bucket)
+        if "out/manifest.json" in there:
+            whole = list(read_parts(place_at(out), read_manifest(place_at(out))))
+            assert whole in (parts_in(old), parts_in(new))
+        else:
+            with pytest.raises(UsageError, match="is no finished result in parts"):
+                read_manifest(place_at(out))
+        if is_over:
+            break
+        is_new = b'"input": "new"' in there.get("out.partial/run.json", there.get("out/run.json", b""))
+        run(out, fresh=not is_new)
+        assert found(bucket) == new
+    assert moment > 20
+    assert found(bucket) == new
+
+
+@pytest.mark.usefixtures("after_a_minute")
+def test_what_has_been_copied_is_not_copied_again(bucket: Bucket) -> None:
+    out = bucket.address("out")
+    for stops_at in ("run", "manifest"):
+        bucket.fault("AccessDenied", f"PUT out/{stops_at}")
+        with pytest.raises(OutputError, match="can't be written: not permitted"):
+            run(out)
+        bucket.proxy.faults.clear()
+        time.sleep(1.1)  # the store's times are whole seconds: parts of the same one are copied again
+    bucket.proxy.requests.clear()
+    assert run(out) == 0
+    assert bucket.seen("PUT out/part") == 0
+    assert bucket.seen("PUT out/manifest") == 1
+
+
+def test_a_part_that_comes_after_the_end_is_taken_away(bucket: Bucket) -> None:
+    out = bucket.address("out")
+    run(out)
+    write(place_at(f"{out}.partial"), next(blocks()))
+    assert run(out) == 0
+    assert bucket.names() == [f"out/{name}" for name in ALL]
+
+
+def test_a_folder_that_no_run_has_made_is_left_alone(bucket: Bucket) -> None:
+    bucket.put("photos/a.jpg", b"precious")
+    for fresh in (False, True):
+        with pytest.raises(UsageError, match=r"photos is there and no run\.json in it says what it is"):
+            run(bucket.address("photos"), fresh=fresh)
+    assert bucket.names() == ["photos/a.jpg"]
+    for out in (bucket.address(""), "hf://buckets/someone/name/out"):
+        with pytest.raises(UsageError, match="a result in parts goes into a folder of a bucket"):
+            run(out)
+
+
+def test_no_right_to_write_is_found_out_before_anything_is_scored(bucket: Bucket) -> None:
+    bucket.fault("AccessDenied", "PUT ")
+    with pytest.raises(OutputError, match=r"/out: can't be written: not permitted: .*; what is scored so far is kept"):
+        run(bucket.address("out"))
+    with pytest.raises(OutputError, match="s3://no-such-bucket/out: can't be written: no such object"):
+        run("s3://no-such-bucket/out")
+
+
+def test_what_was_changed_since_is_refused(bucket: Bucket, tmp_path: Path) -> None:
+    out = bucket.address("out")
+    run(out)
+    part = bucket.get("out/part-000001.jsonl")
+    bucket.put("out/part-000001.jsonl", part.replace(b"0.5", b"0.6"))
+    message = r"/out/part-000001\.jsonl is not what its run has left there; score it again, with --fresh"
+    with pytest.raises(UsageError, match=message):
+        merge([out], str(tmp_path / "merged.jsonl"))
+    bucket.put("out/part-000001.jsonl", part[:-5])
+    with pytest.raises(UsageError, match=message):
+        run(out)
+
+
+def test_parts_and_shards_are_merged_from_a_store_to_a_store(
+    bucket: Bucket, photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    out = bucket.address("out")
+    run(out)
+    merge([out], bucket.address("merged.jsonl"))
+    assert bucket.get("merged.jsonl") == b"".join(parts_in(found(bucket)))
+    with pytest.raises(UsageError, match=r"part-000000\.jsonl is a part of s3://.*/out; give that folder"):
+        merge([f"{out}/part-000000.jsonl"], str(tmp_path / "merged.jsonl"))
+
+    shards = [scored(photos, vit, tmp_path, f"shard-{number}.jsonl", shard=(number, 2)) for number in range(2)]
+    for path in tmp_path.glob("shard-*"):
+        bucket.put(path.name, path.read_bytes())
+    first, second = (bucket.address(path.name) for path in shards)
+    merge([second, shards[0]], bucket.address("all.jsonl"))
+    assert bucket.get("all.jsonl") == scored(photos, vit, tmp_path, "whole.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"--out s3://.*shard-0\.jsonl is one of the shards"):
+        merge([first, second], first, mode="fresh")
+    bucket.put("shard-1.jsonl", shards[1].read_bytes()[:-20])
+    with pytest.raises(UsageError, match=r"shard-1\.jsonl is not what its run has left there; score this shard again"):
+        merge([first, second], str(tmp_path / "all.jsonl"))
+    bucket.delete("shard-1.jsonl.run.json")
+    with pytest.raises(UsageError, match=r"there is no shard-1\.jsonl\.run\.json beside it"):
+        merge([first, second], str(tmp_path / "all.jsonl"))
+    bucket.fault("AccessDenied", r"GET shard-0\.jsonl$")
+    with pytest.raises(InputError, match=r"shard-0\.jsonl: can't be read: not permitted"):
+        merge([first], str(tmp_path / "all.jsonl"))
+    assert not (tmp_path / "all.jsonl").exists()

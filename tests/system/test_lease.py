@@ -1,0 +1,99 @@
+"""One run at a time on a store: who lives keeps others away, who is dead does not, who was taken for dead finds out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from faulty_store import Bucket
+
+from deit_batch.errors import OutputError
+from deit_batch.system import lease
+from deit_batch.system.lease import Lease
+from deit_batch.system.object_store import StoreError, open_store
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As quick as can be where the store tells whole seconds."""
+    monkeypatch.setattr(lease, "RENEWED", 1.2)
+    monkeypatch.setattr(lease, "DEAD", 3.0)
+
+
+@pytest.fixture
+def take(bucket: Bucket) -> Callable[[], Lease]:
+    store, _ = open_store(bucket.address("out"))
+    return lambda: Lease(store, f"{bucket.name}/out.lock/", bucket.address("out"))
+
+
+def test_who_lives_keeps_others_away(bucket: Bucket, take: Callable[[], Lease]) -> None:
+    first = take()
+    with pytest.raises(OutputError, match=rf"/out is being written by process {os.getpid()} on .*; wait for it"):
+        take()
+    first.require()
+    first.release()
+    assert bucket.names() == []
+    take().release()
+
+
+def test_of_two_that_begin_together_one_at_the_most_goes_on(bucket: Bucket, take: Callable[[], Lease]) -> None:
+    def tried() -> Lease | None:
+        try:
+            return take()
+        except OutputError:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        held = [each for each in pool.map(lambda _: tried(), range(2)) if each]
+    assert len(held) <= 1
+    for each in held:
+        each.release()
+    assert bucket.names() == []
+
+
+def test_who_is_dead_is_waited_for_and_then_followed(
+    bucket: Bucket, take: Callable[[], Lease], caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket.put("out.lock/dead", b"process 1 on pod-7, since 2026-11-27 08:00:00")
+    with caplog.at_level(logging.INFO, "deit_batch"):
+        take().release()
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "waiting to see whether process 1 on pod-7, since 2026-11-27 08:00:00 still lives",
+        "going on for process 1 on pod-7, since 2026-11-27 08:00:00, which gives no sign of life",
+    ]
+    assert bucket.names() == []
+
+
+def test_who_was_taken_for_dead_finds_out(bucket: Bucket, take: Callable[[], Lease]) -> None:
+    held = take()
+    bucket.delete(bucket.names()[0])
+    bucket.proxy.requests.clear()
+    while bucket.seen("HEAD ") < 2:  # the second time, it has seen what it found out at the first
+        time.sleep(0.05)
+    with pytest.raises(OutputError, match="is another run's: it has gone on with this, as this run gave no sign of"):
+        held.require()
+    held.release()
+    assert bucket.names() == []
+
+
+def test_a_store_that_is_away_for_long_is_asked_again_before_anything_is_trusted(
+    bucket: Bucket, take: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = take()
+    bucket.fault("AccessDenied", "(PUT|HEAD|GET) ")
+    monkeypatch.setattr(lease, "DEAD", -1.0)
+    with pytest.raises(StoreError, match="not permitted"):
+        held.require()
+    bucket.proxy.faults.clear()
+    held.require()
+    held.release()
+
+
+def test_a_place_where_nothing_can_be_written_is_none(bucket: Bucket, take: Callable[[], Lease]) -> None:
+    bucket.fault("AccessDenied", "PUT ")
+    with pytest.raises(StoreError, match="not permitted"):
+        take()
