@@ -168,8 +168,8 @@ def make(folder: Path, device: str, studies: list[str]) -> None:
             growing.rename(folder / name)
 
 
-def work(run: Run, folder: Path, device: str, workers: int, end: float, ended: threading.Event) -> None:
-    """`end`: when it is to be over, by time.monotonic."""
+def work(run: Run, folder: Path, device: str, workers: int, end: float | None, ended: threading.Event) -> None:
+    """`end`: when it is to be over, by time.monotonic; None for never."""
     if ended.is_set() or run.accuracy(folder) is not None:
         return
     start = time.monotonic()
@@ -182,7 +182,7 @@ def work(run: Run, folder: Path, device: str, workers: int, end: float, ended: t
                 env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
                 stderr=subprocess.PIPE,
                 check=False,
-                timeout=max(0.0, end - time.monotonic()),
+                timeout=None if end is None else max(0.0, end - time.monotonic()),
             )
         except subprocess.TimeoutExpired:
             ended.set()
@@ -261,20 +261,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument(
-        "--budget", type=float, default=math.inf, metavar="SECONDS", help="after which nothing is begun"
-    )
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="after which nothing is begun")
     parser.add_argument("--data", type=Path, default=garments.SOURCE)
     parser.add_argument("--only", nargs="*", choices=list(STUDIES), default=["garments", "digits"])
     parser.add_argument("--page", type=Path, default=HERE)
     asked = parser.parse_args()
-    end = time.monotonic() + min(asked.budget, threading.TIMEOUT_MAX)
+    end = None if asked.budget is None else time.monotonic() + asked.budget
     garments.SOURCE = asked.data
     make(asked.folder, asked.device, asked.only)
     ended = threading.Event()
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for run in runs(asked.only):
-            pool.submit(work, run, asked.folder, asked.device, asked.workers, end, ended)
+        working = [
+            pool.submit(work, run, asked.folder, asked.device, asked.workers, end, ended) for run in runs(asked.only)
+        ]
+    for one in working:
+        one.result()  # raises what it has raised
     (asked.page / "ablations.md").write_text(page(asked.folder), encoding="utf-8")
     sys.exit(int(ended.is_set()))
 
