@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -23,7 +22,7 @@ from deit_batch.finetune.stochastic_depth import add_stochastic_depth
 from deit_batch.io import counted
 from deit_batch.model.architecture import CLASSES
 from deit_batch.model.checkpoint import Checkpoint
-from deit_batch.model.matching import Matching
+from deit_batch.model.matching import Matching, log_inexact
 from deit_batch.model.transformer import load_tensors
 
 logger = logging.getLogger("deit_batch")
@@ -35,8 +34,6 @@ LORA_TARGETS = ["q_proj", "v_proj"]
 """Queries and values, as arXiv 2106.09685, section 4.2, has it."""
 LORA_SCALE = 2
 """alpha over rank."""
-
-_SHOWN = 3
 
 
 def make_student(
@@ -99,7 +96,8 @@ def _with_heads(
     parts = checkpoint.geometry.parts
     matching = Matching(checkpoint.labels, {})
     rows = {name: number for name in class_names if (number := matching(name)) is not None}
-    _say_what_starts_anew(len(rows), list(matching.unknown), matching.inexact)
+    log_inexact(matching, "the checkpoint")
+    _say_what_starts_anew(len(rows), list(matching.unknown))
     heads = CLASSES[kind.__name__].heads
     if rows and len(heads) < len(parts.heads):
         logger.info("of the checkpoint's two heads, that of the [CLS] token goes on alone; its scores were of both")
@@ -117,10 +115,7 @@ def _with_heads(
     return kept
 
 
-def _say_what_starts_anew(taken: int, new: Sequence[str], inexact: Mapping[str, str]) -> None:
-    for name, known in islice(inexact.items(), _SHOWN):
-        more = f" (and {len(inexact) - 1:,} such)" if len(inexact) > _SHOWN else ""
-        logger.info("%s is the checkpoint's %s%s", name, known, more)
+def _say_what_starts_anew(taken: int, new: Sequence[str]) -> None:
     if not new:
         logger.info("the head starts as the checkpoint's, which has all the classes")
     elif not taken:

@@ -14,38 +14,52 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deit_batch.errors import CheckpointAccessError, CheckpointError
 from deit_batch.model.hub import HUB_NAME
-from deit_batch.names import alike
+from deit_batch.model.matching import Matching, log_inexact
 
 
 class Teacher:
     """Values in 0..1, float32 [n, 3, height, width], to its logits of the student's classes, [n, classes]."""
 
     def __init__(self, name: str, class_names: Sequence[str], device: torch.device) -> None:
-        """Raises CheckpointError if it can't be loaded, does not know every class by the name that it has here, or has
-        an image processor that can't be followed."""
+        """Raises CheckpointError if it can't be loaded, does not know every class as another than the rest
+        (model/matching.py), or has an image processor that can't be followed."""
         try:
             model = AutoModelForImageClassification.from_pretrained(name)
             self._view = _View(AutoImageProcessor.from_pretrained(name), device)
-            numbers = {alike(label): number for number, label in model.config.id2label.items()}
+            known = [str(label) for _, label in sorted(model.config.id2label.items())]
             self._model = model.eval().requires_grad_(False).to(device)
-            self._numbers = torch.arange(len(numbers), device=device)
+            self._numbers = torch.arange(len(known), device=device)
             self(torch.zeros(1, 3, 32, 32, device=device))  # what does not fit together is found out now
         except OSError as error:  # as transformers says of the Hub, too
             kind = CheckpointAccessError if HUB_NAME.fullmatch(name) and not os.path.isdir(name) else CheckpointError
             raise kind(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
         except Exception as error:  # whatever its many classes raise
             raise CheckpointError(f"--teacher {name} can't be used: {' '.join(str(error).split())}") from error
-        missing = [label for label in class_names if label not in numbers]
-        if missing:
-            raise CheckpointError(
-                f"--teacher {name} does not know {', '.join(missing):.200}; its classes are {', '.join(numbers):.200}"
-            )
-        self._numbers = torch.tensor([numbers[label] for label in class_names], device=device)
+        self._numbers = torch.tensor(_numbers_of(class_names, known, name), device=device)
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
         logits: Tensor = self._model(pixel_values=self._view(values)).logits
         return logits[:, self._numbers]
+
+
+def _numbers_of(class_names: Sequence[str], known: Sequence[str], teacher: str) -> list[int]:
+    """The teacher's number of each class. Raises CheckpointError if it has none, or one for two of them."""
+    matching = Matching(known, {})
+    numbers = {label: matching(label) for label in class_names}
+    if matching.unknown:
+        raise CheckpointError(
+            f"--teacher {teacher} does not know {', '.join(matching.unknown):.200}; its classes are "
+            f"{', '.join(known):.200}"
+        )
+    labels: dict[int, str] = {}
+    for label, number in numbers.items():
+        if number is not None and labels.setdefault(number, label) != label:
+            raise CheckpointError(
+                f"--teacher {teacher} takes {labels[number]} and {label} for one class, {known[number]}"
+            )
+    log_inexact(matching, "the teacher")
+    return list(labels)
 
 
 class _View:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from deit_batch.errors import MALFORMED, UsageError, in_words
@@ -15,6 +17,8 @@ from deit_batch.io import counted, unique_fields
 from deit_batch.model.labels import IMAGENET, imagenet_names
 from deit_batch.names import alike
 from deit_batch.system.regular_file import read_settings
+
+logger = logging.getLogger("deit_batch")
 
 
 def read_label_map(name: str) -> dict[str, str]:
@@ -132,6 +136,17 @@ class Matching:
 
     def _name(self, label: str) -> str:
         return alike(self._map.get(alike(label), label))
+
+
+_SHOWN = 3
+"""Of the classes that match inexactly."""
+
+
+def log_inexact(matching: Matching, owner: str) -> None:
+    """Which labels are taken for a class of another spelling: the first, and how many. `owner`: of the classes."""
+    more = f" (and {len(matching.inexact) - 1:,} such)" if len(matching.inexact) > _SHOWN else ""
+    for label, name in islice(matching.inexact.items(), _SHOWN):
+        logger.info("%s is %s's %s%s", label, owner, name, more)
 
 
 def _fold(name: str) -> str:

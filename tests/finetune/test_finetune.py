@@ -243,6 +243,18 @@ def test_a_teacher_that_lacks_a_class_is_refused(colours: Path, start: Path, vit
         finetune(settings(colours, start, teacher=str(vit)), tmp_path / "out")
 
 
+def test_a_teacher_knows_classes_by_other_spellings(teacher: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As any data set's names are matched with a checkpoint's; and each by one of its own."""
+    caplog.set_level("INFO", "deit_batch")
+    values = torch.rand(2, 3, 24, 24)
+    exact = Teacher(str(teacher), ["blue", "green"], torch.device("cpu"))(values)
+    assert caplog.messages == []
+    assert torch.equal(Teacher(str(teacher), ["Blue", "GREEN "], torch.device("cpu"))(values), exact)
+    assert caplog.messages == ["Blue is the teacher's blue", "GREEN  is the teacher's green"]
+    with pytest.raises(CheckpointError, match="takes red and Red for one class, red"):
+        Teacher(str(teacher), ["red", "Red"], torch.device("cpu"))
+
+
 def test_a_teacher_sees_images_as_its_processor_gives_them(
     make_checkpoint: MakeCheckpoint, teacher: Path, tmp_path: Path
 ) -> None:
