@@ -334,12 +334,16 @@ def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def json_value(value: object) -> object:
-    """A kept value in JSON's types: no NaN or infinity (null instead), dates and the like as strings."""
+    """A kept value in JSON's types: null for NaN and infinity, bytes in base64, dates and the like as strings."""
     try:
-        text = json.dumps(value, default=str, ensure_ascii=False)
+        text = json.dumps(value, default=_as_text, ensure_ascii=False)
         return json.loads(clean(text), parse_constant=lambda _: None)
     except RecursionError:
         return "(nested too deeply)"
+
+
+def _as_text(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes | bytearray) else str(value)
 
 
 def pack(vector: NDArray[np.float32]) -> str:

@@ -92,13 +92,15 @@ def run(
     time_limit: float | None = None,
     form: Form = PLAIN,
     also_written: Sequence[tuple[str, Path]] = (),
+    remedies: str = "--fresh",
 ) -> RunResult:
     """Scores `options.input` into the file `out` ("-" for stdout), or embeds it if `options.features` says so, and
     leaves a report beside it. With `incremental`, what is found in each image is kept for the next run, which uses it
     unless its mode is "fresh". `source` is the input, if the caller has opened it already. `begun` is called with the
     counts, which then grow, so that they are known however the run ends. After `time_limit` seconds, the run stops with
     the batch in hand. The result is made in that `form`.
-    `also_written`: options and other files that the caller will write: none may be an image of the input.
+    `also_written`: options and other files that the caller will write: none may be an image of the input. `remedies`:
+    the caller's options that replace a finished result whose input has changed.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it.
@@ -125,7 +127,9 @@ def run(
             options.keep, options.features or (), plan.outline.width, most=None if form.layout == "wide" else 0
         )
         output = stack.enter_context(
-            closing(open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out))
+            closing(
+                open_output(path, chosen, settings=settings, columns=columns, mode=mode, name=out, remedies=remedies)
+            )
         )
         cache = stack.enter_context(closing(_prediction_cache(path, plan, options, mode))) if incremental else None
         if cache:

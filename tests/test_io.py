@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.io import Failure, Record, counted, json_line
+from deit_batch.io import Failure, Record, counted, json_line, json_value
 
 _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
@@ -42,6 +43,13 @@ def test_any_record_is_one_line_of_strict_json(
     assert line.count(b"\n") == 1
     values = json.loads(line.decode("utf-8"), parse_constant=no_constant)
     assert [p["score"] for p in values["predictions"]] == [score for _, score in predictions]
+
+
+@given(st.binary())
+def test_kept_bytes_are_base64_wherever_they_stand(data: bytes) -> None:
+    """As of an image column of Parquet."""
+    text = base64.b64encode(data).decode()
+    assert json_value([data, {"bytes": bytearray(data), "path": None}]) == [text, {"bytes": text, "path": None}]
 
 
 @pytest.mark.parametrize(

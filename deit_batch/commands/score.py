@@ -262,7 +262,7 @@ def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any
     for name, value in cluster.items():
         if value is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --engine ray")
-    return run(options, mode=mode, **more)
+    return run(options, mode=mode, remedies="--fresh or --incremental", **more)
 
 
 def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, incremental: bool, **more: Any) -> RunResult:

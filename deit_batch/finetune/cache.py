@@ -41,9 +41,10 @@ logger = logging.getLogger("deit_batch")
 
 BATCH = 64
 FIRST_SHOWN = 3
-IMAGES, ENDS, LABELS = "images", "ends.npy", "labels.jsonl"
+IMAGES, ENDS, LABELS, DIGESTS = "images", "ends.npy", "labels.jsonl", "digests.npy"
 PREPARED = "prepared.json"
 """Written last: where it is, the rest is whole."""
+_DIGEST_BYTES = np.uint64().itemsize
 ROOM_USED = 0.95
 """Of what is free, at most, for a cache: the checkpoints want some, too."""
 
@@ -69,7 +70,8 @@ class Keeping:
 class Prepared:
     """The images that can be trained on. `rows`: int64 [n], which of the `pictures` is which image's; `labels`: of each
     image, in the data set's names; `class_names`: all of them, in the order of the model's outputs; `fingerprint`:
-    SHA-256 over the bytes and labels of all that were decoded."""
+    SHA-256 over the bytes and labels of all that were decoded; `digests`: uint64 [n], the beginning of the SHA-256 of
+    each image's bytes, None if an earlier version has left none."""
 
     pictures: Pictures
     rows: NDArray[np.int64]
@@ -79,6 +81,7 @@ class Prepared:
     layout: str
     fingerprint: str
     skipped: list[Skipped]
+    digests: NDArray[np.uint64] | None
 
     def targets(self, class_names: Sequence[str]) -> NDArray[np.float32]:
         """float32 [n, classes]: 1 for what an image shows, 0 for the rest. Raises UsageError for a class that is not
@@ -224,6 +227,7 @@ def _decode_all(
     skipped: list[Skipped] = []
     left_out: list[int] = []
     digest = hashlib.sha256()
+    digests = bytearray()
     deep_gray = seen = 0
     images: list[str | None] = []
     given: list[tuple[str | None, list[str]]] = []
@@ -249,9 +253,11 @@ def _decode_all(
                 given.append((identity_of(name_fields(reference)), labels))
                 line = json_line(labels)
                 digest.update(decoded.digests[place].encode() + line)
+                digests += bytes.fromhex(decoded.digests[place])[:_DIGEST_BYTES]
                 lines.write(line)
             seen += len(batch)
         pictures = keeper.pictures(recipe, limits)
+    np.save(folder / DIGESTS, np.frombuffer(digests, np.uint64))
     unclear = find_unclear(given)
     skipped += [Skipped(images[row], RowError.__name__, LABELLED_TWICE) for row in unclear]
     about = {
@@ -299,7 +305,8 @@ def _prepared(folder: Path, pictures: Pictures) -> Prepared:
         logger.warning("classes without an image that can be read, which the model won't know: %s", ", ".join(lost))
     for of_the_cache in ("left_out", "keeping"):
         about.pop(of_the_cache, None)  # an earlier version has none
-    return Prepared(pictures, rows, [labels[row] for row in rows], skipped=skipped, **about)
+    digests = np.load(folder / DIGESTS)[rows] if (folder / DIGESTS).exists() else None
+    return Prepared(pictures, rows, [labels[row] for row in rows], skipped=skipped, digests=digests, **about)
 
 
 def _report(skipped: Sequence[Skipped]) -> None:

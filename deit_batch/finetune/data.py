@@ -198,6 +198,7 @@ def load_sets(
         raise UsageError("no image can be spared for validation: no class has two; name others with --validation")
     if not any(last.labels[place] for place in validation):
         raise UsageError("no image to validate with has a label; name others with --validation")
+    _warn_of_images_in_both(first, training, last, validation)
     return Sets(
         training=Examples(first, first.class_names, training, Augmentation(settings, recipe)),
         validation=Examples(last, first.class_names, validation),
@@ -241,6 +242,22 @@ def _check_there_is_something_to_learn(prepared: Prepared) -> None:
         raise nothing_left(f"{names[0]} is the only class: there is nothing to tell it from", skipped)
     if all(len(row) == len(names) for row in labels):
         raise nothing_left(f"all images show {', '.join(names):.200}: there is nothing to tell apart", skipped)
+
+
+def _warn_of_images_in_both(
+    first: Prepared, training: Sequence[int], last: Prepared, validation: Sequence[int]
+) -> None:
+    """Of images that are trained on and validated with, by their bytes, whatever they are called."""
+    if first.digests is None or last.digests is None:
+        return
+    known = np.isin(last.digests[validation], first.digests[training])
+    if images := int(known.sum()):
+        logger.warning(
+            "%s of %s to validate with are trained on, too, by their bytes: the metrics are better than the model; "
+            "leave them out of one of the two",
+            f"{images:,}",
+            counted(len(validation), "image"),
+        )
 
 
 def _say_what_is_not_renamed(class_names: Sequence[str], label_map: str | None) -> None:

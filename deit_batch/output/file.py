@@ -100,9 +100,17 @@ class Output(Protocol):
 
 
 def open_output(
-    out: str, format: Format, *, settings: Mapping[str, object], columns: Columns, mode: Mode, name: str
+    out: str,
+    format: Format,
+    *,
+    settings: Mapping[str, object],
+    columns: Columns,
+    mode: Mode,
+    name: str,
+    remedies: str = "--fresh",
 ) -> Output:
-    """`name` is what messages call it.
+    """`name` is what messages call it; `remedies` are the options of the command that replace a finished result whose
+    input has changed.
 
     Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
     nothing can be written there."""
@@ -120,7 +128,7 @@ def open_output(
     with writing(files.result):
         lock = Lock(files.beside("lock"), name)
         try:
-            return _File(files, lock, format, {**settings, "format": format.name}, columns, mode, name)
+            return _File(files, lock, format, {**settings, "format": format.name}, columns, mode, name, remedies)
         except DeitBatchError:
             lock.release()
             raise
@@ -279,6 +287,7 @@ class _File:
         columns: Columns,
         mode: Mode,
         name: str,
+        remedies: str,
     ) -> None:
         for path in (files.result, files.rows, files.report):
             sweep_files(path)
@@ -287,7 +296,7 @@ class _File:
         if "settings" not in existing.report:
             require_ours(files.stamps, stamps.are_stamps)
         self.tally = Tally()
-        self._files, self._lock, self._name = files, lock, name
+        self._files, self._lock, self._name, self._remedies = files, lock, name, remedies
         self._format, self._settings, self._columns = format, settings, columns
         self._earlier = existing.report
         is_old = existing.result is not None and existing.result == existing.report.get("replaces")
@@ -351,10 +360,6 @@ class _File:
             if results.readline():
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
         changed.warn(f"{self._remedies} makes new ones")
-
-    @property
-    def _remedies(self) -> str:
-        return "--fresh" if self._columns.features else "--fresh or --incremental"
 
     def _stamps_of_result(self) -> Iterator[bytes]:
         """Of each record of the result that stands."""

@@ -27,10 +27,17 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     if is_pointer_file(str(path)):
         raise UsageError(f"{path}: {NOT_HERE}")
     number = 0
+    first = None
     try:
         for number, record in enumerate(read(path), 1):
             if not _is_record(record):
                 raise UsageError(f"{path}, record {number}: no record of predictions, as score writes them")
+            if record["index"] == first:
+                raise UsageError(
+                    f"{path}, record {number}: index {first} is there again, as in several results that were put into "
+                    "one file; shards of one input are put together by merge"
+                )
+            first = record["index"] if first is None else first
             yield without_best(record)
     except (*MALFORMED, csv.Error) as error:  # of pyarrow's, those about content are ValueErrors
         why = in_words(error)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -189,6 +190,26 @@ def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, sta
     kept = len(read_jsonl(tmp_path / "p.jsonl.partial"))
     assert 0 < kept < 40_000
     assert os.listdir(temporary) == []
+
+
+@pytest.mark.parametrize("imported", ["click", "deit_batch.commands.sort", "deit_batch.runner"])
+def test_ctrl_c_while_the_program_is_still_being_imported_is_a_line(imported: str, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {imported!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from deit_batch.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", program, "score", "--input", str(EXAMPLES), "--model", "demo", "--out", "p.jsonl"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "deit-batch: stopped by SIGINT; run the same command again to continue\n"
+    assert os.listdir(tmp_path) == []
+    scripts = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"deit-batch": "deit_batch.__main__:main"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

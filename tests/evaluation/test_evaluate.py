@@ -563,6 +563,10 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     again = evaluated(*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1")
     assert again.exit_code == 0, again.output  # nothing is scored again for it
     assert document(tmp_path / "e")["judged"] == 5
+    (imgs / "jar" / "broken.jpg").unlink()
+    again = evaluated(*command)
+    assert (again.exit_code, "its input has changed since" in again.stderr) == (2, True)
+    assert again.stderr.endswith("or replace it with --fresh\n")  # evaluate has no --incremental
 
 
 def test_labels_of_which_the_model_knows_none_are_found_before_the_first_image(vit: Path, tmp_path: Path) -> None:

@@ -150,10 +150,13 @@ def changed(one: Path, other: Path) -> set[str]:
     return {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
 
 
-def test_a_validation_measures_what_an_evaluation_does(canvases: Path, start: Path, tmp_path: Path) -> None:
+def test_a_validation_measures_what_an_evaluation_does(
+    canvases: Path, start: Path, tmp_path: Path, messages: list[str]
+) -> None:
     validation = str(canvases)
     chosen = settings(canvases, start, max_steps=2, validation=validation, metric_for_best_model="jaccard_samples")
     found = finetune(chosen, tmp_path / "out").metrics
+    assert any("36 of 36 images to validate with are trained on, too" in message for message in messages)
     command = ["evaluate", "--input", validation, "--model", str(tmp_path / "out"), "--out", str(tmp_path / "e")]
     done = CliRunner().invoke(main, [*command, "--workers", "0"])
     assert done.exit_code == 0, done.output
@@ -162,8 +165,9 @@ def test_a_validation_measures_what_an_evaluation_does(canvases: Path, start: Pa
         assert found[name] == pytest.approx(values[name], abs=1e-4), name
 
 
-def test_a_frozen_backbone_stays_as_it_was(colours: Path, start: Path, tmp_path: Path) -> None:
+def test_a_frozen_backbone_stays_as_it_was(colours: Path, start: Path, tmp_path: Path, messages: list[str]) -> None:
     finetune(settings(colours, start, freeze_backbone=True), tmp_path / "out")
+    assert not any("are trained on, too" in message for message in messages)
     assert changed(start, tmp_path / "out") == {"classifier.weight", "classifier.bias"}
 
 

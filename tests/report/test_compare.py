@@ -91,6 +91,19 @@ def test_names_that_are_not_utf8_are_not_mixed_up(tmp_path: Path) -> None:
     assert [change.record["image"] for change in found.changed] == ["\ufffd.jpg"] * 3
 
 
+@pytest.mark.parametrize("command", ["report {0}", "compare {0} {1}", "compare {1} {0}", "convert {0}"])
+def test_several_results_in_one_file_are_refused_and_shards_in_one_are_not(command: str, tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", OLD[:5])
+    twice = write(tmp_path / "twice.jsonl", OLD[:5] + OLD[:5])
+    write(tmp_path / "shards.jsonl", OLD[1::2] + OLD[::2])
+    out = ["--out", str(tmp_path / f"out{'.csv' if 'convert' in command else '.html'}")]
+    refused = invoke(*command.format(twice, one).split(), *out)
+    assert refused.exit_code == 2
+    assert "twice.jsonl, record 6: index 0 is there again" in refused.stderr
+    taken = invoke(*command.format(tmp_path / "shards.jsonl", one).split(), *out)
+    assert taken.exit_code == 0, taken.output
+
+
 RECORDS = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "c", None]),
