@@ -28,7 +28,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from deit_batch.errors import MALFORMED, DeitBatchError, UsageError, in_words
+from deit_batch.errors import MALFORMED, DeitBatchError, OutputError, UsageError, in_words
 from deit_batch.input import stamps
 from deit_batch.io import Record, Reference, Tally, pretty
 from deit_batch.output.formats import FORMATS, Columns, convert
@@ -287,6 +287,7 @@ class Folder:
         result = self.partial.inside(format) if converted else self.partial
         names = [REPORT, STAMPS, *(part_name(part.number, format) for part in parts), MANIFEST]
         with writing(self._out):
+            self._held.require()
             result.make()
             noted = result.write_chunks(STAMPS, self._stamps_of(parts))
             digest = parts[-1].after if parts else NOTHING_YET
@@ -313,7 +314,12 @@ class Folder:
         self._held.require()
 
     def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
+        """Says how the run has ended, if no other has taken the folder over."""
         with writing(self._out):
+            try:
+                self._held.require()
+            except OutputError:
+                return
             self._write_report("gave up" if gave_up else "interrupted", report)
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:

@@ -159,6 +159,21 @@ def test_what_has_been_copied_is_not_copied_again(bucket: Bucket) -> None:
     assert bucket.seen("PUT out/manifest") == 1
 
 
+def test_a_run_that_was_taken_for_dead_changes_nothing_any_more(bucket: Bucket) -> None:
+    out = bucket.address("out")
+    with closing(Folder(out, {**SETTINGS, "input": "new"}, fresh=False)) as folder:
+        folder.begin()
+        parts = [write(folder.partial, block) for block in blocks()]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lease, "DEAD", -1.0)
+            run(out)  # as another would, a minute later
+            there = found(bucket)
+            folder.interrupt({}, gave_up=True)
+            with pytest.raises(OutputError, match="is another run's: it has gone on with this"):
+                folder.finish(parts, REPORT, "jsonl")
+    assert found(bucket) == there
+
+
 def test_a_part_that_comes_after_the_end_is_taken_away(bucket: Bucket) -> None:
     out = bucket.address("out")
     run(out)
