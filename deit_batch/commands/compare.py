@@ -97,8 +97,10 @@ def compare(
     limits = limits_from(chosen)
     with write_junit(junit, "deit-batch compare") as cases, needing("report"):
         from deit_batch.report import changes, comparison
+        from deit_batch.report.files import JSON, PAGES, require_place
 
-        changes.check_names(out)
+        for path in out:
+            require_place(path, (*PAGES, *JSON))
         compared = comparison.compare(old, new, most_rows=rows, most_shown=thumbnails)
         document = compared.as_dict(fail_under)
         changes.write(compared, document, out, images=images, fetch=fetch, limits=limits)

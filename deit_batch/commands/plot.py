@@ -35,10 +35,16 @@ logger = logging.getLogger("deit_batch")
         help="PNG file to write.",
     ),
     *PREDICTIONS,
+    option(
+        "--attention",
+        is_flag=True,
+        help="Also draw what the model looked at: the attention rollout of its class token, and of a distilled model "
+        "also that of its distillation token, over the image as the model gets it. For DeiT and ViT.",
+    ),
 )
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, VERBOSE)
-def plot(*, image: str, out: Path, **chosen: Any) -> None:
+def plot(*, image: str, out: Path, attention: bool, **chosen: Any) -> None:
     """Score one image and draw it beside its labels and scores.
 
     IMAGE is a path, a URL or base64. The picture looks like the one in the model card. Needs the extra report.
@@ -48,10 +54,11 @@ def plot(*, image: str, out: Path, **chosen: Any) -> None:
     """
     limits = limits_from(chosen)
     with needing("report"):
-        from deit_batch.report.files import write_file
+        from deit_batch.report.files import PICTURES, require_place, write_file
         from deit_batch.report.plot import plot as draw
 
-        record, picture = draw(Options(input=image, limits=limits, workers=1, **chosen))
+        require_place(out, PICTURES)
+        record, picture = draw(Options(input=image, limits=limits, workers=1, **chosen), attention=attention)
         write_file(out, picture)
         best = record.predictions[0] if record.predictions else {"label": "no label", "score": 0.0}
         logger.info("%s %.4f: %s", best["label"], best["score"], out)

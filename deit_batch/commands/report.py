@@ -78,9 +78,11 @@ def report(**chosen: Any) -> None:
     """
     limits = limits_from(chosen)
     with needing("report"):
+        from deit_batch.report.files import PAGES, require_place
         from deit_batch.report.report import ReportRequest
         from deit_batch.report.report import report as write
 
+        require_place(chosen["out"], PAGES)
         summary = write(ReportRequest(limits=limits, **chosen))
         logger.info(
             "%s, %s failed: %s", counted(summary.tally.inputs, "image"), f"{summary.tally.failed:,}", chosen["out"]

@@ -73,9 +73,15 @@ class Geometry:
         return {name: tokens[name] for name in FEATURES if name in tokens}
 
     @property
-    def patches(self) -> int:
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; what is left at the right and at the bottom, none sees."""
         height, width = self.image_size
-        return height // self.patch_size * (width // self.patch_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
 
     @property
     def tokens(self) -> int:

@@ -8,6 +8,7 @@ laid out for it beforehand (benchmarks/choices.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -22,6 +23,9 @@ from deit_batch.model.weights import read_tensors, require_finite
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
+
+Look: TypeAlias = Callable[[Tensor, Tensor], None]
+"""At a layer's query and key, each [n, heads, tokens, width / heads]."""
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -98,12 +102,34 @@ class Transformer(nn.Module):
         hidden = self._norm(self._encode(pixel_values)).float()
         return torch.stack([hidden[:, self._geometry.features[name]].mean(1) for name in names], 1)
 
-    def _encode(self, pixel_values: Tensor) -> Tensor:
-        """Hidden states of the last layer, before the norm: [n, tokens, width]."""
+    def rollout(self, pixel_values: Tensor) -> Tensor:
+        """Instead of logits, how much of each token that a head looks at comes from which patch: float32 [n, heads,
+        rows, columns], which with the shares of the other tokens add up to 1. This is the attention rollout of arXiv
+        2005.00928, section 3: the product of all layers' attention, each the mean of its heads (arXiv 2010.11929,
+        appendix D, "Attention maps"), and half of it what the residual connection passes by."""
+        geometry = self._geometry
+        rolled = passed_by = torch.eye(geometry.tokens, device=pixel_values.device)
+
+        def roll(query: Tensor, key: Tensor) -> None:
+            nonlocal rolled
+            products = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
+            attention = products.softmax(-1).mean(1)  # [n, tokens, tokens]
+            rolled = (attention + passed_by) / 2 @ rolled
+
+        self._encode(pixel_values, roll)
+        looked_at = rolled[:, : len(self._heads), len(geometry.parts.special_tokens) :]  # [n, heads, patches]
+        return looked_at.reshape(*looked_at.shape[:2], *geometry.grid)
+
+    def _encode(self, pixel_values: Tensor, look: Look | None = None) -> Tensor:
+        """Hidden states of the last layer, before the norm: [n, tokens, width]. `look` is shown each layer's query and
+        key, and changes nothing."""
         n, width = pixel_values.shape[0], self._geometry.hidden_size  # len() would fix it in an export
         hidden = self._embed(pixel_values).reshape(-1, width)  # [n * tokens, width]
         for norm_before, qkv, out, norm_after, up, down in self._layers:
-            hidden = hidden + out(self._attend(qkv(norm_before(hidden)), n))  # [n * tokens, width]
+            query, key, value = self._split(qkv(norm_before(hidden)), n)
+            if look:
+                look(query, key)
+            hidden = hidden + out(self._attend(query, key, value))  # [n * tokens, width]
             hidden = hidden + down(up(norm_after(hidden)))  # in between [n * tokens, intermediate_size]
         return hidden.view(n, -1, width)
 
@@ -111,19 +137,21 @@ class Transformer(nn.Module):
         """A patch is a row of its own, so that the convolution is a matrix product."""
         n, channels, _, _ = pixel_values.shape
         side = self._geometry.patch_size
-        height, width = (length // side * side for length in self._geometry.image_size)  # what is beyond, no patch sees
+        height, width = (count * side for count in self._geometry.grid)
         patches = pixel_values[:, :, :height, :width].reshape(n, channels, height // side, side, width // side, side)
         rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * side * side)  # [n * patches, channels * side²]
         embedded = self._patches(rows).view(n, -1, self._geometry.hidden_size) + self._position  # [n, patches, width]
         return torch.cat([self._special_tokens.expand(n, -1, -1), embedded], 1)  # [n, tokens, width]
 
-    def _attend(self, qkv: Tensor, n: int) -> Tensor:
-        """[n * tokens, 3 * width] to [n * tokens, width]."""
+    def _split(self, qkv: Tensor, n: int) -> Tensor:
+        """[n * tokens, 3 * width] to query, key and value, [3, n, heads, tokens, width / heads]."""
         heads, width = self._geometry.num_attention_heads, self._geometry.hidden_size
-        # Each [n, heads, tokens, width / heads].
-        query, key, value = qkv.view(n, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        return qkv.view(n, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each [n, heads, tokens, width / heads], to [n * tokens, width]."""
         attended = functional.scaled_dot_product_attention(query, key, value)  # as the query
-        return attended.transpose(1, 2).reshape(-1, width)
+        return attended.transpose(1, 2).reshape(-1, self._geometry.hidden_size)
 
 
 def _linear(weight: Tensor, bias: Tensor | None, activation: str, rows: int | None) -> Linear:

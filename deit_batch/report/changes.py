@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.io import Failure, counted
 from deit_batch.limits import Limits
@@ -19,14 +18,6 @@ from deit_batch.report.table import Bar, Column, PageRow, PageTable
 
 MOST_LINES = 10  # of one kind in the text
 MOST_FLIPS = 50  # pairs of labels on the page
-_SUFFIXES = (".html", ".htm", ".json")
-
-
-def check_names(paths: Sequence[Path]) -> None:
-    """Before anything is read. Raises UsageError for a file whose ending says of no format that there is."""
-    for path in paths:
-        if path.suffix.lower() not in _SUFFIXES:
-            raise UsageError(f"--out {path}: end it in .html or .json")
 
 
 def write(

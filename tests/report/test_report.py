@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import faulthandler
+import fcntl
 import json
 import os
 import re
@@ -173,6 +174,33 @@ def test_labels_that_are_not_there_are_wrong_usage(tmp_path: Path) -> None:
         assert invoke("report", predictions, "--out", tmp_path / "r.html", *wrong).exit_code == 2, wrong
     assert invoke("report", predictions, "--out", tmp_path / "no" / "no" / "r.html").exit_code == 2
     assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+def test_an_ending_that_is_not_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Nothing that is named is read: none of it could be."""
+    broken = str(write(tmp_path / "p.jsonl", []))
+    (tmp_path / "p.jsonl").write_text("no records")
+    for command, out, told in (
+        (["report", broken], "r.pdf", "end it in .html or .htm,"),
+        (["report", broken], "r", "end it in .html or .htm,"),
+        (["compare", broken, broken], "r.csv", "end it in .html or .htm or .json,"),
+        (["plot", "none.jpg", "--model", "none"], "cat.jpg", "end it in .png,"),
+    ):
+        done = invoke(*command, "--out", tmp_path / "new" / out)
+        assert (done.exit_code, f"{out}: {told}" in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+def test_a_page_may_go_into_a_pipe(tmp_path: Path) -> None:
+    """Which has no ending."""
+    predictions = write(tmp_path / "p.jsonl", [record(0, "a.jpg", ("can", 0.9))])
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)  # the page waits in it
+    assert invoke("report", predictions, "--thumbnails", "0", "--out", tmp_path / "pipe").exit_code == 0
+    assert os.read(reader, 2**20).startswith(b"<!doctype html>")
+    os.close(reader)
 
 
 def test_an_image_is_counted_where_the_table_finds_it() -> None:
