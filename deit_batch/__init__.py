@@ -15,15 +15,26 @@ from deit_batch.io import Prediction, Record
 from deit_batch.limits import Limits
 
 __version__ = "0.1.0"
-__all__ = ["DeitBatchError", "Limits", "Model", "Prediction", "Record", "__version__", "embed", "load", "score"]
+__all__ = [
+    "DeitBatchError",
+    "Limits",
+    "Model",
+    "Prediction",
+    "Record",
+    "Records",
+    "__version__",
+    "embed",
+    "load",
+    "score",
+]
 
 if TYPE_CHECKING:
-    from deit_batch.api import Model, embed, load, score
+    from deit_batch.api import Model, Records, embed, load, score
 
 
 def __getattr__(name: str) -> object:
     # Imported when first used: `deit-batch --help` must not wait for it.
-    if name in ("Model", "embed", "load", "score"):
+    if name in ("Model", "Records", "embed", "load", "score"):
         from deit_batch import api
 
         return getattr(api, name)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from deit_batch.io import FeatureName, Record, Source
+from PIL import Image
+
+from deit_batch.errors import DecodeError, UsageError
+from deit_batch.input.given import GIVEN, Images, names_or_rows
+from deit_batch.input.open import OpenTable
+from deit_batch.io import Failure, FeatureName, Picture, Record, Reference, Source, Tally
+from deit_batch.loading.decode import decode_held
 from deit_batch.model.checkpoint import DEFAULT_MODEL
+from deit_batch.output.frame import frame_of
 from deit_batch.plan import (
     EmbedOptions,
     Input,
@@ -24,17 +32,27 @@ from deit_batch.plan import (
 )
 from deit_batch.runner import warn_of_images
 from deit_batch.scorer import Scorer
+from deit_batch.system.progress import Progress, Stopwatch
+
+if TYPE_CHECKING:
+    import pandas
 
 
-def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> Iterator[Record]:
-    """Scores images: yields one Record per input, in input order, as they are ready. Nothing is written.
+def score(input: Images, *, progress: bool = False, **options: Unpack[ScoreOptions]) -> Records:
+    """Scores images: an iterator of one Record per input, in input order, as they are ready. Nothing is written.
 
     All is checked when it is called, the model's weights when the first record is asked for. An image that can't be
     scored is a Record with an `error`.
 
     Args:
-        input: What `deit-batch score --input` takes: a folder, image, glob, table, list, tar, `hf://…` or address on a
-            store; or a sequence of them, which are taken one after another.
+        input: A path as `deit-batch score --input` takes it: a folder, image, glob, table, list, tar, `hf://…` or
+            address on a store; or a list of them, which are taken one after another.
+            Or images: one of them, or a list, Series, generator or whatever else can be iterated over, which is read a
+            few batches ahead and never held whole. Each is a path or URL (of one image: of a list of paths, all must be
+            that), the bytes of an encoded image, an image of Pillow in any mode, or a NumPy array of uint8: [height,
+            width], [height, width, 3] in RGB, or [height, width, 4] in RGBA, whose transparency is left out.
+            Or a DataFrame of pandas or polars, or an iterable of dicts, with such an image in one column.
+        progress: Whether a progress bar is shown, on stderr.
         column: The column of a table that holds the image. Default: found by its usual names.
         keep: Columns that are carried into `Record.keep`. Default: none.
         id: The column that says which image a row is of. Default: its name or address says it.
@@ -61,6 +79,9 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
         workers: Processes that fetch and decode, from 0 up. Default: from the cores.
         limits: What one image may cost, a `deit_batch.Limits`. Default: Limits().
 
+    Returns:
+        An iterator; its method `to_frame` makes a DataFrame of pandas of what is left of it.
+
     Raises:
         UsageError: An option that there is not, a value that the command line would refuse, no such input.
         CheckpointError: No such model, or one that must not be scored with.
@@ -70,19 +91,25 @@ def score(input: Input | Sequence[Input], **options: Unpack[ScoreOptions]) -> It
         for record in score("imgs/", model="demo", top_k=1):
             print(record.image, record.predictions, record.error)
     """
-    return _records(options_of("score", input, options, ScoreOptions.__optional_keys__))
+    return _scored_once(_asked("score", input, options, ScoreOptions.__optional_keys__, progress))
 
 
 def embed(
-    input: Input | Sequence[Input], *, features: Sequence[FeatureName] = ("cls",), **options: Unpack[EmbedOptions]
-) -> Iterator[Record]:
-    """Features instead of predictions: yields one Record per input, as `score` does, with `features` of the image.
+    input: Images,
+    *,
+    features: Sequence[FeatureName] = ("cls",),
+    progress: bool = False,
+    **options: Unpack[EmbedOptions],
+) -> Records:
+    """Features instead of predictions: an iterator of one Record per input, as `score` gives, with `features` of the
+    image.
 
     Args:
         input: As of `score`.
         features: Which: "cls", "distillation" (of checkpoints that have that token) and "mean" (of the patches).
             `Record.features` has of each name a float32 array [width] of the encoder's last layer, after its norm.
             Default: ("cls",).
+        progress: As of `score`.
         **options: Those of `score`, but `top_k` and `threshold`.
 
     Raises:
@@ -92,7 +119,8 @@ def embed(
         for record in embed("imgs/", model="demo"):
             print(record.image, record.features and record.features["cls"])
     """
-    return _records(options_of("embed", input, options, EmbedOptions.__optional_keys__, features=_names(features)))
+    known = EmbedOptions.__optional_keys__
+    return _scored_once(_asked("embed", input, options, known, progress, features=_names(features)))
 
 
 def load(model: Input = DEFAULT_MODEL, **options: Unpack[ModelOptions]) -> Model:
@@ -129,25 +157,26 @@ class Model:
             self.close()
             raise
 
-    def score(self, input: Input | Sequence[Input], **options: Unpack[PredictionOptions]) -> Iterator[Record]:
+    def score(self, input: Images, *, progress: bool = False, **options: Unpack[PredictionOptions]) -> Records:
         """As `deit_batch.score`, with the options that say what is read and what of the scores comes out: `column`,
-        `keep`, `id`, `recursive`, `limit`, `shard`, `top_k` and `threshold`."""
-        return self._records(options_of("score", input, options, PredictionOptions.__optional_keys__, **self._kept))
+        `keep`, `id`, `recursive`, `limit`, `map`, `shard`, `top_k` and `threshold`."""
+        known = PredictionOptions.__optional_keys__
+        return self._scored(_asked("score", input, options, known, progress, **self._kept))
 
     def embed(
         self,
-        input: Input | Sequence[Input],
+        input: Images,
         *,
         features: Sequence[FeatureName] = ("cls",),
+        progress: bool = False,
         **options: Unpack[InputOptions],
-    ) -> Iterator[Record]:
+    ) -> Records:
         """As `deit_batch.embed`, with the options that say what is read. The first call loads the weights once more:
         features are another model's output."""
-        chosen = options_of(
-            "embed", input, options, InputOptions.__optional_keys__, **self._kept, features=_names(features)
-        )
-        require_features(chosen.features or (), chosen, self._plan.checkpoint, self._plan.outline)
-        return self._records(chosen)
+        known = InputOptions.__optional_keys__
+        asked = _asked("embed", input, options, known, progress, **self._kept, features=_names(features))
+        require_features(asked.options.features or (), asked.options, self._plan.checkpoint, self._plan.outline)
+        return self._scored(asked)
 
     def close(self) -> None:
         """Ends the workers, and lets the model go."""
@@ -165,27 +194,111 @@ class Model:
     def _kept(self) -> dict[str, object]:
         return {name: getattr(self._options, name) for name in ("model", *ModelOptions.__optional_keys__)}
 
-    def _records(self, options: Options) -> Iterator[Record]:
-        return _scored(self._scorer, options.open_source(), self._plan, options)
+    def _scored(self, asked: _Asked) -> Records:
+        return Records(_scored(self._scorer, asked.open(), self._plan, asked), asked.options)
+
+
+class Records(Iterator[Record]):
+    """What `score` and `embed` give: the records, in input order, made as they are asked for."""
+
+    def __init__(self, records: Generator[Record, None, None], options: Options) -> None:
+        self._records, self._options = records, options
+
+    def __next__(self) -> Record:
+        return next(self._records)
+
+    def close(self) -> None:
+        """Ends what is under way for those that were not asked for."""
+        self._records.close()
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row for each record that is left: `index`, `image`, the best `label` and its `score` (NaN if there is
+        none), all `predictions` as dicts, `error_type` and `error_message`, what else says which input it is, and the
+        columns that are kept. With features, a column of each by its name: arrays of float32 [width].
+
+        Raises UsageError if pandas is not installed, or a kept column has one of these names."""
+        return frame_of(self._records, self._options.features, self._options.keep)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Of one call; `given`: what is scored, unless the options name it."""
+
+    options: Options
+    given: OpenTable | None
+    progress: bool
+
+    def open(self) -> Source:
+        return self.options.open_source(given=self.given)
+
+
+def _asked(
+    function: str, input: Images, options: Mapping[str, Any], known: Iterable[str], progress: bool, **more: object
+) -> _Asked:
+    if not isinstance(progress, bool):
+        raise UsageError(f"progress is {progress!r:.60}; it must be True or False")
+    found = names_or_rows(input)
+    if isinstance(found, str | tuple):
+        return _Asked(options_of(function, found, options, known, **more), None, progress)
+    return _Asked(options_of(function, GIVEN, options, known, **more), found, progress)
 
 
 def _names(features: Sequence[FeatureName]) -> tuple[object, ...]:
     return tuple(features) if isinstance(features, list | tuple) else (features,)
 
 
-def _records(options: Options) -> Iterator[Record]:
-    source = options.open_source()
-    plan = Plan.of(options)
-    return _scored_once(source, plan, options)
+def _scored_once(asked: _Asked) -> Records:
+    source = asked.open()
+    plan = Plan.of(asked.options)
+
+    def records() -> Generator[Record, None, None]:
+        with closing(Scorer(plan, asked.options)) as scorer:
+            yield from _scored(scorer, source, plan, asked)
+
+    return Records(records(), asked.options)
 
 
-def _scored_once(source: Source, plan: Plan, options: Options) -> Iterator[Record]:
-    with closing(Scorer(plan, options)) as scorer:
-        yield from _scored(scorer, source, plan, options)
-
-
-def _scored(scorer: Scorer, source: Source, plan: Plan, options: Options) -> Iterator[Record]:
+def _scored(scorer: Scorer, source: Source, plan: Plan, asked: _Asked) -> Generator[Record, None, None]:
     met: Counter[str] = Counter()
-    for records in scorer.scored(plan.batches(source.references), options, met=met):
-        yield from records
+    reading = _Reading(source.references, plan, asked.options, met)
+    tally, stopwatch = Tally(), Stopwatch()
+    work = scorer.scored(plan.batches(reading), asked.options, stopwatch=stopwatch, met=met)
+    with closing(Progress(source.total, tally, stopwatch, quiet=not asked.progress, always_bar=asked.progress)) as bar:
+        for records in work:
+            for record in records:
+                tally.count_error(record.error.type if record.error else None)
+            bar.update(reading.count)
+            yield from records
+    if reading.error:
+        raise reading.error
     warn_of_images(source, plan, met)
+
+
+class _Reading:
+    """References on their way to the loader, each once. `count`: how many have passed. `error`: why there are no more;
+    it is kept, so that what came before it is scored.
+
+    A picture that the program holds becomes what the model is to see of it at once, here: to hand the whole of it to a
+    worker would take as long, and memory for each that is under way."""
+
+    def __init__(self, references: Iterator[Reference], plan: Plan, options: Options, met: Counter[str]) -> None:
+        self._references, self._recipe, self._limits, self._met = references, plan.recipe, options.limits, met
+        self.count = 0
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Reference]:
+        try:
+            for reference in self._references:
+                self.count += 1
+                yield self._ready(reference)
+        except Exception as error:
+            self.error = error
+
+    def _ready(self, reference: Reference) -> Reference:
+        image = reference.location.pixels if isinstance(reference.location, Picture) else None
+        if not isinstance(image, Image.Image):
+            return reference
+        try:
+            return replace(reference, location=Picture(decode_held(image, self._recipe, self._limits, met=self._met)))
+        except DecodeError as error:
+            return replace(reference, location=Failure.of(error))

@@ -6,6 +6,7 @@ them as JSONL, which output/formats.py converts at the end)."""
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
@@ -18,16 +19,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from deit_batch.errors import ImageError
+from deit_batch.escaping import escape_controls
 from deit_batch.names import path_on_disk
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 NAME_FIELDS = ("image", "image_bytes", "image_sha256", "image_id")
 """The fields of a record that say which input it is of, beside its index (input/identity.py)."""
 
 RECORD_FIELDS = ("index", *NAME_FIELDS, "predictions", "error")
+
+MOST_LABELS_SHOWN = 5
+"""Of a record, to people."""
 
 LONGEST_MESSAGE = 1000
 """Characters of why an image can't be scored."""
@@ -81,8 +87,15 @@ class Failure:
         return cls(type(error).__name__, message)
 
 
-Location: TypeAlias = LocalFile | Url | StoredFile | Base64 | bytes | Failure
-"""Where an image's bytes are; the bytes themselves; or why that can't be told."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image that a Python program holds; and then what the model is to see of it, as loading.decode gives it."""
+
+    pixels: Image.Image | NDArray[Any]
+
+
+Location: TypeAlias = LocalFile | Url | StoredFile | Base64 | bytes | Picture | Failure
+"""Where an image's bytes are; the bytes themselves; its pixels; or why that can't be told."""
 
 
 class Prediction(TypedDict):
@@ -242,6 +255,31 @@ class Record:
             stamp=stamp,
         )
 
+    def __repr__(self) -> str:
+        """One line for people, with the best labels alone."""
+        image = "" if self.image is None else f" {self.image!r}"
+        keep = f", keep={dict(self.keep)!r:.200}" if self.keep else ""
+        return f"<Record {self.index}{image}: {escape_controls(self._in_short())}{keep}>"
+
+    def _in_short(self) -> str:
+        if self.error:
+            return f"{self.error.type}: {self.error.message}"
+        if self.features is not None:
+            return ", ".join(f"{name} [{len(vector)}]" for name, vector in self.features.items())
+        best = [f"{each['label']} {each['score']:.3f}" for each in self.predictions[:MOST_LABELS_SHOWN]]
+        more = len(self.predictions) - len(best)
+        return ", ".join([*best, *([f"{more:,} more"] if more else [])]) or "no label"
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        name = f"{self.index} {self.image or ''}".strip()
+        if self.error or self.features is not None or not self.predictions:
+            rows = [[self._in_short()]]
+        else:
+            rows = [[each["label"], f"{each['score']:.3f}"] for each in self.predictions[:MOST_LABELS_SHOWN]]
+        cells = ("".join(f"<td>{_html(cell)}</td>" for cell in row) for row in rows)
+        return f"<table><caption>{_html(name)}</caption>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
     def as_dict(self) -> dict[str, object]:
         """The record as it is written: JSON values only, every string valid Unicode."""
         values = name_fields(self)
@@ -261,6 +299,10 @@ class Record:
             return json_line(self.as_dict())
         pairs = [f'{{"label": {_label_json(p["label"])}, "score": {p["score"]!r}}}' for p in self.predictions]
         return f'{line_start(self)}, "predictions": [{", ".join(pairs)}]}}\n'.encode()
+
+
+def _html(text: str) -> str:
+    return html.escape(escape_controls(text))
 
 
 @lru_cache(maxsize=2**16)

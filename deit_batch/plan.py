@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self, Type
 
 from deit_batch.errors import UsageError
 from deit_batch.input.elsewhere import find_here
-from deit_batch.input.open import Shard, open_source
+from deit_batch.input.open import OpenTable, Shard, open_source
 from deit_batch.io import FeatureName, Reference, Source, pretty
 from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_whole_number
 from deit_batch.loading import turbo
@@ -133,9 +133,10 @@ class Options:
     def _given_inputs(self) -> tuple[str, ...]:
         return (self.input,) if isinstance(self.input, str) else self.input
 
-    def open_source(self, stdin: BinaryIO | None = None) -> Source:
+    def open_source(self, stdin: BinaryIO | None = None, given: OpenTable | None = None) -> Source:
+        """`given`: what a Python program has given, which is no file."""
         return open_source(
-            self.inputs,
+            given or self.inputs,
             column=self.column,
             keep=self.keep,
             id=self.id,
@@ -212,7 +213,7 @@ Input: TypeAlias = str | os.PathLike[str]
 
 
 def options_of(
-    function: str, input: Input | Sequence[Input], given: Mapping[str, Any], known: Iterable[str], **more: Any
+    function: str, input: str | tuple[str, ...], given: Mapping[str, Any], known: Iterable[str], **more: Any
 ) -> Options:
     """From what Python's `function` was called with. `known`: the options that it has. Raises UsageError, by name, for
     one that there is not and for a value that the command line would refuse."""
@@ -221,16 +222,12 @@ def options_of(
             close = get_close_matches(name, known, 1)
             hint = f"; do you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
             raise UsageError(f"{function}() has no option {name}{hint}")
-    inputs = [input] if isinstance(input, str | os.PathLike) else input
-    try:
-        specs = tuple(os.fspath(each) for each in inputs)
-    except TypeError:
-        raise UsageError(f"input is {input!r:.80}; it must be a path, or a sequence of paths") from None
+    names = input[0] if isinstance(input, tuple) and len(input) == 1 else input
     paths = {name: os.fspath(value) for name, value in given.items() if isinstance(value, os.PathLike)}
     keep = {"keep": tuple(given["keep"])} if isinstance(given.get("keep"), list) else {}
     places = given.get("map", ())
     pairs = {"map": tuple(places.items() if isinstance(places, Mapping) else places)}
-    return Options(input=specs[0] if len(specs) == 1 else specs, **{**given, **paths, **keep, **pairs, **more})
+    return Options(input=names, **{**given, **paths, **keep, **pairs, **more})
 
 
 def checkpoint_of(options: Options, *, fetch: bool = True) -> Checkpoint:

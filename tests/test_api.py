@@ -1,20 +1,29 @@
-"""`deit_batch.load`: a model and its workers, kept between the calls of a Python program."""
+"""From Python: what is scored, by a model and workers that are kept between calls, and what comes out."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
+from helpers import jpeg, photo
+from PIL import Image
 
-from deit_batch import Model, embed, load, score
+from deit_batch import Limits, Model, embed, load, score
 from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.io import Failure
 
 NOTEBOOK = """
 import asyncio, multiprocessing
@@ -32,23 +41,30 @@ asyncio.run(cell())
 """As a kernel runs it: from no file, in an event loop, and never closed."""
 
 
-@pytest.fixture(params=[0, 2])
+@pytest.fixture(scope="module", params=[(None, 0), ("fork", 2), ("spawn", 1), ("forkserver", 1)], ids=str)
 def model(vit: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
-    with load(vit, workers=request.param) as made:
-        yield made
+    """With workers that are started in each way that there is, or without."""
+    start, workers = request.param
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(start or before, force=True)
+    try:
+        with load(vit, workers=workers) as made:
+            yield made
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_each_call_gives_what_a_call_by_itself_does(photos: Path, vit: Path, model: Model) -> None:
     for options in ({"top_k": 1}, {"limit": 3, "threshold": 0.1}, {"shard": (1, 2)}):
         chosen: dict[str, Any] = options
-        assert list(model.score(photos, **chosen)) == list(score(photos, model=vit, **chosen))
-    pairs = zip(model.embed(photos), embed(photos, model=vit), strict=True)
+        assert list(model.score(photos, **chosen)) == list(score(photos, model=vit, workers=0, **chosen))
+    pairs = zip(model.embed(photos), embed(photos, model=vit, workers=0), strict=True)
     assert all(np.array_equal(a.features["cls"], b.features["cls"]) for a, b in pairs if a.features and b.features)
-    assert list(model.score(photos)) == list(score(photos, model=vit))
+    assert list(model.score(photos)) == list(score(photos, model=vit, workers=1))
 
 
 def test_calls_of_two_threads_and_one_within_another(photos: Path, vit: Path, model: Model) -> None:
-    expected = list(score(photos, model=vit))
+    expected = list(score(photos, model=vit, workers=0))
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: list(model.score(photos)), range(2), timeout=60)
     assert first == second == expected
@@ -62,10 +78,126 @@ def test_calls_of_two_threads_and_one_within_another(photos: Path, vit: Path, mo
 
 def test_a_call_that_is_left_early_is_no_trouble(photos: Path, vit: Path, model: Model) -> None:
     (photos / "07.jpg").write_bytes(b"broken")
-    expected = list(score(photos, model=vit))
+    expected = list(score(photos, model=vit, workers=0))
     for _ in range(3):
         list(itertools.islice(model.score(photos), 3))
+    with closing(model.score(photos)) as records:
+        assert next(records) == expected[0]
+    assert list(records) == []
     assert list(model.score(photos)) == expected
+
+
+def test_what_a_program_holds_is_scored_as_its_file_is(photos: Path, model: Model) -> None:
+    """One of each kind, out of a generator, among others that are no image."""
+    expected = [record.predictions for record in model.score(photos)]
+    paths = sorted(photos.iterdir())
+    opened = [Image.open(path) for path in paths[2:4]]
+    held: list[Any] = [str(paths[0]), paths[1], *opened, np.asarray(Image.open(paths[4])), paths[5].read_bytes()]
+    odd: list[Any] = [None, photos / "gone.jpg", np.zeros((3, 8, 8)), b"broken"]
+    records = list(model.score(item for pair in itertools.zip_longest(held, odd) for item in pair))
+    assert [record.index for record in records] == list(range(12))
+    assert [record.predictions for record in records[::2]] == expected[:6]
+    errors = [record.error.type for record in records[1::2] if record.error]
+    assert errors == ["RowError", "FetchError", "RowError", "DecodeError", "RowError", "RowError"]
+    assert [record.image for record in records[:4]] == [str(paths[0]), None, str(paths[1]), f"{photos}/gone.jpg"]
+    (alone,) = model.score(opened[0], top_k=1)
+    assert (alone.image, alone.predictions) == (None, expected[2][:1])
+    features = [record.features for record in model.embed([paths[4], held[4]])]
+    assert all(each and np.array_equal(each["cls"], (features[0] or {})["cls"]) for each in features)
+    for image in opened:
+        image.close()
+
+
+@pytest.mark.parametrize("make", [np.asarray, Image.Image.copy])
+def test_a_generator_is_never_held_whole(make: Callable[[Image.Image], Any], model: Model) -> None:
+    alive: set[int] = set()
+    most = 0
+
+    def images() -> Iterator[Any]:
+        nonlocal most
+        for number in range(150):
+            image = make(photo(seed=number % 3).copy())
+            alive.add(number)
+            weakref.finalize(image, alive.discard, number)
+            most = max(most, len(alive))
+            yield image
+
+    assert sum(not record.error for record in model.score(images())) == 150
+    assert most <= 4
+
+
+def test_pixels_are_bounded_in_what_is_held(vit: Path) -> None:
+    with load(vit, workers=0, limits=Limits(image_pixels=2000)) as model:
+        small, large = model.score([photo(20, 10), np.asarray(photo(50, 41))])
+    assert (small.error, large.error) == (None, Failure("DecodeError", "50x41 is more than 2,000 pixels"))
+
+
+def test_the_error_of_a_generator_comes_after_what_it_gave(model: Model) -> None:
+    def images() -> Iterator[Image.Image]:
+        yield photo()
+        yield photo()
+        raise OSError("the camera is gone")
+
+    records = model.score(images())
+    assert [next(records).index, next(records).index] == [0, 1]
+    with pytest.raises(OSError, match="the camera is gone"):
+        next(records)
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_a_data_frame_is_scored_and_made(frame: Any, photos: Path, model: Model) -> None:
+    paths = sorted(map(str, photos.iterdir()))[:3]
+    table = frame({"where": [*paths, "gone.jpg"], "kind": ["x", "y", "z", None]})
+    records = list(model.score(table, column="where", keep=["kind"]))
+    assert [record.image for record in records] == [*paths, "gone.jpg"]
+    made = model.score(table, column="where", keep=["kind"]).to_frame()
+    columns = "index image label score predictions error_type error_message kind".split()
+    assert (list(made.columns), made["index"].to_list(), made["kind"].to_list()[:3]) == (
+        columns,
+        [0, 1, 2, 3],
+        [*"xyz"],
+    )
+    assert made["predictions"].to_list() == [record.predictions for record in records]
+    assert made["score"].to_list()[:3] == [record.predictions[0]["score"] for record in records[:3]]
+    assert made[["label", "score", "error_message"]].isna().to_numpy().tolist() == [[False, False, True]] * 3 + [
+        [True, True, False]
+    ]
+
+
+def test_a_frame_of_features_and_one_of_nothing(photos: Path, model: Model) -> None:
+    (photos / "01.jpg").write_bytes(b"broken")
+    made = model.embed(photos, features=["cls", "mean"], limit=2).to_frame()
+    assert list(made.columns) == "index image cls mean error_type error_message".split()
+    (record,) = model.embed(photos, limit=1)
+    assert np.array_equal(made["cls"][0], (record.features or {})["cls"])
+    assert made["cls"].isna().to_list() == [False, True]
+    nothing = model.score(iter([])).to_frame()
+    assert (len(nothing), list(nothing.columns)[:3]) == (0, ["index", "image", "label"])
+    inline = model.score([jpeg()]).to_frame()
+    assert inline["image_sha256"].to_list() == [hashlib.sha256(jpeg()).hexdigest()]
+
+
+def test_a_frame_that_can_not_be_made_is_refused_before_the_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = model.score([{"image": jpeg(), "label": "cat"}], keep=["label"])
+    with pytest.raises(UsageError, match="--keep label: the DataFrame has a column of that name already"):
+        records.to_frame()
+    assert [record.keep for record in records] == [{"label": "cat"}]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UsageError, match=r"this needs pandas: pip install '\.\[pandas\]' in a clone of deit-batch"):
+        model.score([jpeg()]).to_frame()
+
+
+def test_progress_is_shown_if_asked_for(photos: Path, model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    list(model.score(photos, limit=3))
+    assert capsys.readouterr() == ("", "")
+    list(model.score(photos, limit=3, progress=True))
+    out, err = capsys.readouterr()
+    assert (out, err.rstrip().endswith("failed=0]"), "3/3" in err) == ("", True, True)
+    list(model.embed((path for path in photos.iterdir()), progress=True))
+    assert "40images" in capsys.readouterr().err
+    wrong: Any = "yes"
+    with pytest.raises(UsageError, match="progress is 'yes'; it must be True or False"):
+        model.score(photos, progress=wrong)
 
 
 @pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
@@ -73,7 +205,7 @@ def test_a_notebook(photos: Path, vit: Path, start: str, workers: int) -> None:
     program = NOTEBOOK.format(start=start, workers=workers, model=str(vit), photos=str(photos))
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    expected = [record.predictions[0]["score"] for record in score(photos, model=vit, limit=20)]
+    expected = [record.predictions[0]["score"] for record in score(photos, model=vit, limit=20, workers=0)]
     assert ended.stdout.splitlines() == [str(expected)] * 2
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.io import Failure, Record, counted, json_line, json_value
+from deit_batch.io import Failure, Prediction, Record, counted, json_line, json_value
 
 _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
@@ -58,3 +60,38 @@ def test_kept_bytes_are_base64_wherever_they_stand(data: bytes) -> None:
 def test_one_is_no_plural(number: int, words: str) -> None:
     assert counted(number, "image") == words
     assert counted(number, "class", "classes") == words.replace("image", "class").replace("classs", "classes")
+
+
+def test_a_record_shows_itself_in_one_line() -> None:
+    predictions: list[Prediction] = [{"label": f"l{number}", "score": 0.1} for number in range(7)]
+    failure = Failure("DecodeError", "can't be\ndecoded")
+    vector = np.zeros(4, np.float32)
+    assert [
+        repr(record)
+        for record in (
+            Record(0, "a\n.jpg", predictions[:2], keep={"id": 7}),
+            Record(1, None, predictions),
+            Record(2, "b.jpg", []),
+            Record(3, "c.jpg", [], failure),
+            Record(4, "d.jpg", [], features={"cls": vector, "mean": vector}),
+        )
+    ] == [
+        r"<Record 0 'a\n.jpg': l0 0.100, l1 0.100, keep={'id': 7}>",
+        "<Record 1: l0 0.100, l1 0.100, l2 0.100, l3 0.100, l4 0.100, 2 more>",
+        "<Record 2 'b.jpg': no label>",
+        r"<Record 3 'c.jpg': DecodeError: can't be\ndecoded>",
+        "<Record 4 'd.jpg': cls [4], mean [4]>",
+    ]
+
+
+@given(st.text(st.characters()), st.text(st.characters()))
+def test_a_record_in_a_notebook_is_markup_of_ours_alone(image: str, label: str) -> None:
+    records = [Record(0, image, [{"label": label, "score": 0.5}]), Record(0, image, [], Failure("X", label))]
+    for record in records:
+        shown = record._repr_html_()
+        assert set(re.findall("<[^>]*>", shown)) <= {f"<{end}{name}>" for name in TAGS for end in ("", "/")}
+        assert "\n" not in shown
+        assert shown.encode()
+
+
+TAGS = ("table", "caption", "tr", "td")

@@ -509,7 +509,7 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
         ({"shard": (0, 1, 2)}, "shard is"),
         ({"limit": 10**30}, "limit is 1000"),
         ({"input": "a\0b.csv"}, "input is"),
-        ({"input": [b"imgs"]}, "input is"),
+        ({"input": ["a.csv", "a\0b.csv"]}, "input is"),
         ({"model": None}, "model is None; it must be text"),
     ],
     ids=str,
@@ -528,7 +528,7 @@ def test_python_refuses_limits_and_inputs_that_the_command_would(photos: Path, v
         with pytest.raises(UsageError, match=next(iter(limits))):
             Limits(**limits)
     nothing: Any = 5
-    with pytest.raises(UsageError, match="input is 5; it must be a path, or a sequence of paths"):
+    with pytest.raises(UsageError, match="input is 5; it must be a path, an image, a DataFrame, or a list"):
         score(nothing, model=vit)
     with pytest.raises(UsageError, match="no such file or folder"):
         score(photos / "none", model=vit)

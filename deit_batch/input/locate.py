@@ -14,7 +14,7 @@ from deit_batch.errors import RowError
 from deit_batch.input import tables
 from deit_batch.input.columns import BASE64_COLUMNS
 from deit_batch.input.elsewhere import Map, find_here
-from deit_batch.io import Base64, LocalFile, Location, StoredFile, Url
+from deit_batch.io import Base64, LocalFile, Location, Picture, StoredFile, Url
 from deit_batch.system import object_store
 
 # The first characters of the base64 of a JPEG, PNG, GIF, WebP, BMP (with its reserved zeros), TIFF and AVIF.
@@ -24,6 +24,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
 _LONGEST_PATH = 4096  # PATH_MAX on Linux
 _LONGEST_URL = 2**16  # no server takes as much
+
+
+_OF_TABLES = (str, bytes, int, float, list, type(None))
+"""What a cell is, but for an image of a Python program, and odd values of Parquet."""
 
 
 def digest_of_inline(location: Location) -> str | None:
@@ -44,7 +48,15 @@ def locate_value(value: Any, column: str, folder: str, line: int, known: Map = (
         if isinstance(value.get("bytes"), bytes):
             return path if isinstance(path, str) else None, value["bytes"]
         value = path
-    if isinstance(value, bytes):
+    if not isinstance(value, _OF_TABLES):
+        from deit_batch.input.held_image import held_image
+
+        try:
+            held = held_image(value)
+            value = value if held is None else held
+        except RowError as error:
+            return None, tables.row_failure(f"line {line}: {error}")
+    if isinstance(value, bytes | Picture):
         return None, value
     if not isinstance(value, str) or not value.strip():
         is_empty = value is None or isinstance(value, str)

@@ -47,6 +47,12 @@ logger = logging.getLogger("deit_batch")
 ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
 """Raises UsageError if there is no such column."""
 
+ChooseColumns: TypeAlias = Callable[[Sequence[str]], list[str]]
+"""Those to be read, of all that there are; the image's first. Raises UsageError if one is not there."""
+
+OpenTable: TypeAlias = Callable[[ChooseColumns], Table]
+"""Opens what a Python program has given (given.py)."""
+
 Shard: TypeAlias = tuple[int, int]
 """(i, n): every n-th reference, from number i on, counted from 0."""
 
@@ -95,7 +101,7 @@ class Fields:
 
 
 def open_source(
-    specs: str | Sequence[str],
+    specs: str | Sequence[str] | OpenTable,
     *,
     column: str | None = None,
     keep: Sequence[str] = (),
@@ -124,6 +130,8 @@ def open_source(
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
     fields = Fields(column, keep, id, label, image_optional, map)
+    if callable(specs):
+        return _part_of(_given(specs, fields), limit, shard)
     specs = [specs] if isinstance(specs, str) else list(specs)
     specs = [part for spec in specs for part in parts_of(spec)]
     if specs.count("-") > 1:
@@ -146,9 +154,25 @@ def open_source(
         return _of_rows(opened, spec, given, fields, folder, shows_folder=len(specs) > 1)
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
+    _require_columns(source, names_of_inputs(specs), fields)
+    return _part_of(source, limit, shard)
+
+
+def _given(open_table: OpenTable, fields: Fields) -> Source:
+    """Of a table, or of images in a row, which may be no files at all."""
+    table = open_table(fields.wanted)
+    first = list(islice(table.rows, 1)) if table.columns is None else []
+    is_table = table.columns is not None or (first and isinstance(first[0].value, Mapping))
+    name = InputName(InputKind.JSON_LINES if is_table else InputKind.LIST)
+    table = replace(table, rows=chain(first, table.rows))
+    source = _of_rows(table, "what is given", name, fields, "", shows_folder=False)
+    _require_columns(source, "what is given", fields)
+    return source
+
+
+def _require_columns(source: Source, name: str, fields: Fields) -> None:
     if fields.options and not source.has_columns:
-        raise UsageError(f"{names_of_inputs(specs)} has no columns; {', '.join(fields.options)} is for tables")
-    return source if limit is None and shard is None else _part(source, limit, shard or (0, 1))
+        raise UsageError(f"{name} has no columns; {', '.join(fields.options)} is for tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +248,11 @@ def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> So
     return Source(references(), total, passed_over, has_columns=has_columns)
 
 
-def _part(source: Source, limit: int | None, shard: Shard) -> Source:
+def _part_of(source: Source, limit: int | None, shard: Shard | None) -> Source:
     """The shard of the first `limit` references, which keep their indices."""
-    number, of = shard
+    if limit is None and shard is None:
+        return source
+    number, of = shard or (0, 1)
     digest = hashlib.sha256()
 
     def digested() -> Iterator[Reference]:

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 from deit_batch.errors import MALFORMED, RowError, UsageError, cut_off, in_words
 from deit_batch.input.columns import usual_image_column
-from deit_batch.io import Failure, Wanted, counted, unique_fields
+from deit_batch.io import Failure, Picture, Wanted, counted, unique_fields
 from deit_batch.limits import require_number, require_whole_number
 
 logger = logging.getLogger("deit_batch")
@@ -42,7 +42,8 @@ MAX_VALUES = 10**6
 _LINE_BYTES = 64
 """What a line takes in memory beside its characters, roughly."""
 
-Value: TypeAlias = Mapping[str, Any] | str | Failure
+Value: TypeAlias = Mapping[str, Any] | str | bytes | Picture | Failure
+"""Of a row: its cells; or, where it has none, where its image is, the image's bytes, or its pixels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,9 @@ megapixels, as one and its turned copy are."""
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations whose rows are the image's columns."""
 
+_EXIF_TROUBLE = (OSError, SyntaxError, TypeError, ValueError, KeyError, struct.error)
+"""Of EXIF that can't be read: the picture is whole, only its orientation is not known."""
+
 FAST_GAP = 1.5
 """With `Recipe.fast`, how many times the result's size is left for the resampling filter to do."""
 
@@ -62,6 +65,18 @@ def decode(data: bytes, recipe: Recipe, limits: Limits, *, met: Counter[str] | N
     with _as_decode_errors(limits):
         pixels = _by_turbo(data, recipe, limits.image_pixels)
         return _by_pillow(data, recipe, limits, met) if pixels is None else pixels
+
+
+def decode_held(image: Image.Image, recipe: Recipe, limits: Limits, *, met: Counter[str] | None = None) -> NDArray[Any]:
+    """As `decode`, of an image that the program holds; one that it has merely opened is loaded, as the program has told
+    Pillow to load images. Nothing else in it changes."""
+    with _trouble_as_decode_errors():
+        _require_few_pixels(image, limits.image_pixels)
+        image.load()
+        upright = image.copy()
+        with suppress(*_EXIF_TROUBLE):
+            upright = ImageOps.exif_transpose(image)
+        return _by_recipe(_in_rgb(upright, recipe, limits, met, tags=image), recipe, limits)
 
 
 def decode_part(
@@ -90,6 +105,12 @@ def _as_decode_errors(limits: Limits) -> Iterator[None]:
     # Pillow keeps these three in its modules; there is no other way to tell it.
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, limits.allow_truncated
     Image.core.set_blocks_max(BLOCKS_KEPT)  # type: ignore[attr-defined]
+    with _trouble_as_decode_errors():
+        yield
+
+
+@contextmanager
+def _trouble_as_decode_errors() -> Iterator[None]:
     try:
         # Pillow warns about every oddity in a file; a million odd files would bury what matters.
         with warnings.catch_warnings():
@@ -136,7 +157,11 @@ def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | 
         # A JPEG is then decoded to a half, quarter or eighth of its size: libjpeg scales the DCT's blocks.
         side = _least_side(recipe.resize)
         image.draft(None, (side, side))
-    image = _finished(image, recipe, limits, met)
+    return _by_recipe(_finished(image, recipe, limits, met), recipe, limits)
+
+
+def _by_recipe(image: Image.Image, recipe: Recipe, limits: Limits) -> NDArray[Any]:
+    """Of one that is upright, and RGB."""
     if recipe.processor:
         return _processed(image, recipe, recipe.processor, limits.image_pixels)
     image = _opaque(image, recipe)
@@ -145,10 +170,16 @@ def _by_pillow(data: bytes, recipe: Recipe, limits: Limits, met: Counter[str] | 
 
 def _finished(image: Image.Image, recipe: Recipe, limits: Limits, met: Counter[str] | None) -> Image.Image:
     """The pixels of an image that was opened: upright, RGB, with few enough pixels."""
-    image = _upright(image)
+    return _in_rgb(_upright(image), recipe, limits, met, tags=image)
+
+
+def _in_rgb(
+    image: Image.Image, recipe: Recipe, limits: Limits, met: Counter[str] | None, *, tags: Image.Image
+) -> Image.Image:
+    """Of one that is upright; `tags`: the image that has its file's."""
     _require_few_pixels(image, limits.image_pixels)  # HEIF's size is known for sure when it is decoded
     if is_deep_gray(image):
-        image = scaled_to_8_bits(image) if recipe.scale_deep_gray else image
+        image = scaled_to_8_bits(image, tags) if recipe.scale_deep_gray else image
         if met is not None:
             met[DEEP_GRAY] += 1
     return _rgb(image)
@@ -198,8 +229,7 @@ def _require_few_pixels(image: Image.Image, max_pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # so that only EXIF trouble can be mistaken for EXIF trouble
-    # Unreadable EXIF: the picture is whole, only its orientation is not known.
-    with suppress(OSError, SyntaxError, TypeError, ValueError, KeyError, struct.error):
+    with suppress(*_EXIF_TROUBLE):
         ImageOps.exif_transpose(image, in_place=True)
     return image
 

@@ -29,11 +29,12 @@ def is_deep_gray(image: Image.Image) -> bool:
     return image.mode in _SIXTEEN_BITS or image.mode in _WIDER
 
 
-def scaled_to_8_bits(image: Image.Image) -> Image.Image:
+def scaled_to_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     """A deep grey image as one of mode L: of 16 bits (or 12, as its TIFF says) all that they can hold becomes 0..255,
-    of wider integers and floats what lies between the least and the greatest. Raises DecodeError if none is finite."""
+    of wider integers and floats what lies between the least and the greatest. `opened`: the same, or the one that it
+    was made of, with its file's tags. Raises DecodeError if no value is finite."""
     values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
+    tags = getattr(opened, "tag_v2", {})
     if image.mode in _SIXTEEN_BITS:
         bits = min(16, (tags.get(_BITS_PER_SAMPLE) or (16,))[0])
         table = np.rint(np.arange(2**16) * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import cached_property
 
 from deit_batch.errors import DeitBatchError, FetchError, ImageError, RowError
-from deit_batch.io import Base64, Failure, LocalFile, Location, StoredFile, Url
+from deit_batch.io import Base64, Failure, LocalFile, Location, Picture, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading.local_file import read_file
 from deit_batch.loading.remote import TransientFetchError, too_large
@@ -63,11 +63,14 @@ class Fetcher:
             except BaseException as error:
                 future.set_exception(error)
 
-    def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Failure]:
-        """The bytes at each location, in order, or why they can't be had. What is far away is fetched at the same
-        time."""
+    def fetch_all(self, locations: Sequence[Location]) -> list[bytes | Picture | Failure]:
+        """The bytes at each location, in order, or why they can't be had; of a picture, itself. What is far away is
+        fetched at the same time."""
         coming = [(i, self.start(at)) for i, at in enumerate(locations) if isinstance(at, Url | StoredFile)]
-        results = [b"" if isinstance(at, Url | StoredFile) else self.fetch(at) for at in locations]
+        results: list[bytes | Picture | Failure] = [
+            b"" if isinstance(at, Url | StoredFile) else at if isinstance(at, Picture) else self.fetch(at)
+            for at in locations
+        ]
         for i, future in coming:
             results[i] = future.result()
         return results
@@ -92,7 +95,7 @@ class Fetcher:
             return Failure.of(FetchError(f"can't be fetched: {type(error).__name__}: {error}"))
         return data
 
-    def _read(self, location: LocalFile | Url | StoredFile | Base64 | bytes, gone: threading.Event) -> bytes:
+    def _read(self, location: LocalFile | Url | StoredFile | Base64 | Picture | bytes, gone: threading.Event) -> bytes:
         match location:
             case bytes():
                 return location
@@ -104,6 +107,8 @@ class Fetcher:
                 return self._read_with_retries(lambda: self._urls.read(url, gone), gone)
             case StoredFile():
                 return self._read_with_retries(lambda: self._stored_files.read(location), gone)
+            case Picture():
+                raise TypeError("it is decoded already")
 
     def _read_with_retries(self, read: Callable[[], bytes], gone: threading.Event) -> bytes:
         for attempt in range(self._limits.retries + 1):

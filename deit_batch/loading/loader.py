@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from deit_batch.errors import DecodeError, DeitBatchError, UsageError
 from deit_batch.input.stamps import stamp_of
-from deit_batch.io import Base64, Failure, Reference, StoredFile, Url
+from deit_batch.io import Base64, Failure, Picture, Reference, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading.buffers import PixelBuffers
 from deit_batch.loading.worker import NOT_BEGUN, Deadly, Decoder, Sent, Settled, Task, Wanted
@@ -148,6 +148,8 @@ def _inline_chars(reference: Reference) -> int:
             return len(text)
         case bytes() as data:
             return len(data)
+        case Picture(pixels):
+            return getattr(pixels, "nbytes", 0)
         case _:
             return 0
 

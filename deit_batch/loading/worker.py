@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from deit_batch.errors import DecodeError
 from deit_batch.input.stamps import stamp_of
-from deit_batch.io import Failure, Location
+from deit_batch.io import Failure, Location, Picture
 from deit_batch.limits import Limits, end_process_after
 from deit_batch.loading.buffers import PixelBuffers
 from deit_batch.loading.decode import decode
@@ -122,6 +122,9 @@ class Decoder(Dataset[Sent]):
         for place, data in enumerate(self._fetcher.fetch_all(places)):
             if isinstance(data, Failure):
                 settled[place] = data
+                continue
+            if isinstance(data, Picture):
+                rows[place - len(settled)][:] = data.pixels
                 continue
             if self._digests:
                 digests[place] = hashlib.sha256(data).hexdigest()

@@ -46,18 +46,28 @@ def is_watched() -> bool:
 
 
 class Progress:
-    """A bar where stderr is a terminal, a plain line now and then where it is a log, nothing if `quiet`.
+    """A bar where stderr is a terminal, or `always_bar`; a plain line now and then where it is a log; nothing if
+    `quiet`.
 
-    `total(n)` is as in `io.Source`; `done` is how many records an earlier run has left."""
+    `total(n)` is as in `io.Source`; `tally` has what an earlier run has left."""
 
-    def __init__(self, total: Callable[[int], int | None], tally: Tally, stopwatch: Stopwatch, *, quiet: bool) -> None:
+    def __init__(
+        self,
+        total: Callable[[int], int | None],
+        tally: Tally,
+        stopwatch: Stopwatch,
+        *,
+        quiet: bool,
+        always_bar: bool = False,
+    ) -> None:
         self._total = total
         self._tally = tally
         self._stopwatch = stopwatch
+        self._quiet = quiet
         self._start = self._last = time.monotonic()
         self._done_before = tally.inputs
         self._bar: tqdm[NoReturn] | None = None
-        if not quiet and sys.stderr.isatty():
+        if always_bar or (not quiet and sys.stderr.isatty()):
             # 80 by 24 where the terminal doesn't say; tqdm would take that for 0 by 0, and show nothing.
             columns, rows = shutil.get_terminal_size()
             self._bar = tqdm(
@@ -77,7 +87,7 @@ class Progress:
             self._bar.total = self._total(read)
             self._bar.set_postfix(failed=tally.failed, refresh=False)
             self._bar.update(tally.inputs - self._bar.n)
-        elif time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+        elif not self._quiet and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             total = self._total(read)
             logger.info(

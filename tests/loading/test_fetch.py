@@ -46,7 +46,7 @@ def answer(*headers: str | bytes, status: str = "200 OK", body: bytes = jpeg(1))
     return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
-def message(result: bytes | Failure) -> str:
+def message(result: object) -> str:
     assert isinstance(result, Failure)
     return f"{result.type}: {result.message}"
 

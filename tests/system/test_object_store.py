@@ -24,7 +24,7 @@ from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.input.labels import open_labelled
 from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
-from deit_batch.io import Failure, LocalFile, StoredFile
+from deit_batch.io import Failure, LocalFile, Picture, StoredFile
 from deit_batch.limits import Limits
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.system import object_store
@@ -38,11 +38,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deit_batch.loading.fetch.LONGEST_WAIT", 0.0)
 
 
-def fetch(bucket: Bucket, *keys: str, limits: Limits = LIMITS) -> list[bytes | Failure]:
+def fetch(bucket: Bucket, *keys: str, limits: Limits = LIMITS) -> list[bytes | Picture | Failure]:
     return Fetcher(limits).fetch_all([StoredFile(bucket.address(key)) for key in keys])
 
 
-def message(result: bytes | Failure) -> str:
+def message(result: object) -> str:
     assert isinstance(result, Failure)
     return f"{result.type}: {result.message}"
 

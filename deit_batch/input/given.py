@@ -1,0 +1,119 @@
+"""What a Python program hands over: names of inputs, or images and DataFrames, which become the rows of a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from deit_batch.errors import RowError, UsageError
+from deit_batch.input.held_image import held_image, is_array
+from deit_batch.input.kinds import InputKind, parse_input_name
+from deit_batch.input.locate import locate
+from deit_batch.input.open import ChooseColumns, OpenTable
+from deit_batch.input.tables import Row, Table, Value, row_failure
+from deit_batch.io import Base64, Url
+
+GIVEN = "what is given"
+"""The name of an input that has none."""
+
+Images: TypeAlias = str | os.PathLike[str] | Image.Image | Iterable[Any]
+"""What `score` takes: see `names_or_rows`."""
+
+
+def names_or_rows(input: Images) -> str | tuple[str, ...] | OpenTable:
+    """A path, or a list of them: the name of what is opened, or several. But where all in a list are paths of images or
+    URLs, or where one is no path, and in whatever else can be iterated over, each is one image: where it is, as a line
+    of a list says it; its encoded bytes; or the image itself, as `held_image` takes it. So are the rows of a DataFrame,
+    and dicts, if their column is one.
+
+    Raises UsageError for what is none of this."""
+    if isinstance(input, str | os.PathLike):
+        return _text(input)
+    if isinstance(input, bytes | bytearray | memoryview | Image.Image) or is_array(input):
+        return partial(_open_items, [input])
+    if isinstance(input, list | tuple) and all(isinstance(each, str | os.PathLike) for each in input):
+        names = tuple(map(_text, input))
+        return partial(_open_items, names) if names and all(map(_is_one_image, names)) else names
+    if _is_frame(input):
+        return partial(_open_frame, input)
+    with suppress(TypeError):  # of what can't be iterated over
+        if not isinstance(input, Mapping):
+            iter(input)
+            return partial(_open_items, input)
+    raise UsageError(
+        f"input is {input!r:.80}; it must be a path, an image, a DataFrame, or a list or iterator of images, of where "
+        "they are, or of dicts"
+    )
+
+
+def _text(name: str | os.PathLike[Any]) -> str:
+    path = os.fspath(name)
+    return os.fsdecode(path) if isinstance(path, bytes) else path
+
+
+def _is_one_image(name: str) -> bool:
+    """Whether it is where one image is, there or not; a name without an ending that is known may be one if it is
+    there."""
+    with suppress(RowError):  # hf://, for one, is no image's
+        if isinstance(locate(name), Url | Base64 | bytes):
+            return True
+    given = parse_input_name(name)
+    return given.kind is InputKind.IMAGE or (given.kind is InputKind.UNKNOWN and given.exists)
+
+
+def _is_frame(value: object) -> bool:
+    """Whether it is a DataFrame of pandas or polars, or of whoever's that can be asked in the same way."""
+    return hasattr(type(value), "iterrows") or hasattr(type(value), "iter_rows")
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def _open_items(items: Iterable[object], wanted: ChooseColumns) -> Table:
+    try:
+        total = len(items)  # type: ignore[arg-type]
+    except TypeError:
+        return Table(_rows(items))
+    return Table(_rows(items), total=lambda read: total)
+
+
+def _rows(items: Iterable[object]) -> Iterator[Row]:
+    for number, item in enumerate(items, 1):
+        yield Row(number, _value(item, number))
+
+
+def _value(item: object, number: int) -> Value:
+    if isinstance(item, Mapping):
+        return item
+    try:
+        image = held_image(item)
+    except RowError as error:
+        return row_failure(f"item {number}: {error}")
+    if item is None or (isinstance(image, str) and not image.strip()):
+        return row_failure(f"item {number} is empty")
+    return row_failure(f"item {number} is no image, but of type {type(item).__name__}") if image is None else image
+
+
+# --- DataFrames ------------------------------------------------------------------------------------------------------
+
+
+def _open_frame(frame: Any, wanted: ChooseColumns) -> Table:
+    columns = [name for name in frame.columns if isinstance(name, str)]
+    taken = wanted(columns)
+    cells = zip(*(frame[name] for name in taken), strict=True)
+    rows = (Row(number, dict(zip(taken, map(_plain, row), strict=True))) for number, row in enumerate(cells, 1))
+    return Table(rows, columns, lambda read: len(frame))
+
+
+def _plain(cell: Any) -> Any:
+    """As Python has it; None for what pandas has in place of a value that is missing."""
+    if isinstance(cell, np.generic):
+        cell = cell.item()
+    is_missing = type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and cell != cell)
+    return None if is_missing else cell

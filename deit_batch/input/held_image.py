@@ -1,0 +1,51 @@
+"""An image that a Python program holds, in whatever form, to what the loader takes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deit_batch.errors import RowError
+from deit_batch.io import Picture
+
+_CHANNELS = ((), (3,), (4,))
+"""What may follow on an array's height and width: grey, RGB, RGBA."""
+
+
+def is_array(value: object) -> bool:
+    """Of more than one axis, whoever's. (Text in an array, and a Series, are iterated over.)"""
+    return hasattr(value, "dtype") and len(getattr(value, "shape", ())) > 1
+
+
+def held_image(value: object) -> str | bytes | Picture | None:
+    """Where it is, its encoded bytes, or its pixels: of an image of Pillow in any mode, or of a NumPy array uint8 of
+    shape [height, width], [height, width, 3] (RGB) or [height, width, 4] (RGBA). None for what is nothing of this.
+
+    Raises RowError for an array that might be more than one thing: of other numbers, or with other axes."""
+    match value:
+        case str() | bytes():
+            return value
+        case bytearray() | memoryview():
+            return bytes(value)
+        case os.PathLike():
+            return os.fsdecode(value)
+        case Image.Image():
+            return Picture(value)
+        case _ if is_array(value):
+            return Picture(_of_array(value))
+        case _:
+            return None
+
+
+def _of_array(array: Any) -> Image.Image:
+    is_plain = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.size > 0
+    if not is_plain or array.shape[2:] not in _CHANNELS:
+        shape = ", ".join(map(str, array.shape))
+        raise RowError(
+            f"{type(array).__name__} of {array.dtype} [{shape}]; give a NumPy array of uint8 [height, width], "
+            "[height, width, 3] (RGB) or [height, width, 4] (RGBA)"
+        )
+    return Image.fromarray(array)
