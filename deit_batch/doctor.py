@@ -33,6 +33,7 @@ EXTRAS = {
     "train": ("accelerate", "peft", "scikit-learn"),
     "mlflow": ("mlflow-skinny",),
     "azureml": ("azureml-inference-server-http",),
+    "pandas": ("pandas",),
     "ray": ("ray",),
 }
 GIBIBYTE = 2**30
