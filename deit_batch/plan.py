@@ -471,7 +471,8 @@ def require_features(names: Sequence[FeatureName], options: Options, checkpoint:
         )
 
 
-def default_workers(device: torch.device) -> int:
-    """On a CPU decoding is the smaller part of the work, and the model wants the cores; but one worker alone would
-    leave them idle while it waits for a network."""
-    return max(2, cores() // 4 if device.type == "cpu" else cores() - 1)
+def default_workers(device: torch.device, granted: int | None = None) -> int:
+    """For so many cores, or all. On a CPU decoding is the smaller part of the work, and the model wants the cores; but
+    one worker alone would leave them idle while it waits for a network."""
+    granted = granted or cores()
+    return max(2, granted // 4 if device.type == "cpu" else granted - 1)

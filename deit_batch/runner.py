@@ -117,7 +117,7 @@ def run(
         source = source or options.open_source(stdin)
         source = replace(source, references=_apart_from([("--out", out), *also_written], source.references))
         plan = Plan.of(options)
-        stack.enter_context(_long_lived_objects_left_alone())
+        stack.enter_context(long_lived_objects_left_alone())
         settings = {
             **plan.settings(options),
             "incremental": incremental,
@@ -179,7 +179,7 @@ def _require_free(form: Form, keep: Sequence[str]) -> None:
 
 
 @contextmanager
-def _long_lived_objects_left_alone() -> Iterator[None]:
+def long_lived_objects_left_alone() -> Iterator[None]:
     """The garbage collector looks at new objects alone, not again and again at all that libraries have made, which is a
     tenth of the main process's time with Parquet. The workers are forked from here, and share that memory longer."""
     gc.freeze()

@@ -69,9 +69,10 @@ class Scorer:
         met: Counter[str] | None = None,
     ) -> Generator[list[Record], None, None]:
         """The records of each batch, in order. The next batch is being scored while the records of one are made and
-        written; if the model is not there yet, the first images are decoded while it loads. In `met`, images of deep
-        grey are counted. `options`, if they are others than the scorer's, say what comes out of the scores, nothing
-        else.
+        written; if the model is not there yet, the first images are decoded while it loads. An empty batch says that
+        there is no other for the moment: it has no records, and those of all before it come without waiting for the
+        next. In `met`, images of deep grey are counted. `options`, if they are others than the scorer's, say what comes
+        out of the scores, nothing else.
 
         Raises UsageError if the scorer is closed, or busy with whom it asks for the batches."""
         steps = self._steps(batches, options or self._options, stopwatch or Stopwatch(), cache, met)
@@ -150,6 +151,10 @@ class Scorer:
                     if item is None:
                         break
                     references, decoded = item
+                    if not references:
+                        while under_way:
+                            yield finished()
+                        continue
                     if met is not None:
                         met[DEEP_GRAY] += decoded.deep_gray
                     under_way.append((references, decoded, classifier.submit(decoded.pixels)))

@@ -140,3 +140,20 @@ def test_the_first_records_do_not_wait_for_the_second_batch(photos: Path, vit: P
         assert sum(1 for record in records if record.predictions) == 23
         httpd.shutdown()
     assert came_first == [True] * 8
+
+
+def test_the_records_of_all_before_an_empty_batch_come_without_the_next_one(
+    photos: Path, kept: Kept, expected: list[Record]
+) -> None:
+    """As where batches are handed in one by one, each when the records of the last have come."""
+    found: list[Record] = []
+
+    def batches() -> Iterator[list[Reference]]:
+        for batch in kept.plan.batches(references(photos)):
+            yield batch
+            while len(found) < batch[-1].index + 1:
+                yield []
+
+    for records in kept.scorer.scored(batches()):
+        found += records
+    assert found == expected

@@ -7,6 +7,15 @@ from typing import Any
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
+from deit_batch.commands._engine import (
+    CLUSTER,
+    PART,
+    choose_engine,
+    cluster_from,
+    is_in_parts,
+    require_folder,
+    require_here,
+)
 from deit_batch.commands._exit import finish, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
@@ -31,6 +40,7 @@ from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.architecture import FEATURES
 from deit_batch.output.failures import describe_failures
+from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 
@@ -50,8 +60,9 @@ from deit_batch.plan import Options
         required=True,
         type=PLACE,
         metavar="FILE",
-        help="File for the features: .parquet, or .npy with the names of the inputs in FILE.rows.jsonl. It appears "
-        "when the run is complete.",
+        help="File for the features: .parquet, or .npy with the names of the inputs in FILE.rows.jsonl. DIR/ with a "
+        "slash, or with --part-size or --engine ray, is a folder of several .parquet files. It appears when the run is "
+        "complete.",
     ),
     option(
         "--features",
@@ -63,15 +74,19 @@ from deit_batch.plan import Options
         "patches. Repeatable.",
     ),
     FRESH,
+    PART,
     ERROR_THRESHOLD,
 )
 @section("Speed", *SPEED)
+@section("Cluster", *CLUSTER)
 @section("Limits of one image", *LIMITS)
 @section("Run", TIME_LIMIT, CONFIG, QUIET, VERBOSE, LOG_FORMAT)
 def embed(
     *,
     out: str,
     fresh: bool,
+    part_size: int | None,
+    engine: str,
     error_threshold: ErrorThreshold | None,
     time_limit: float | None,
     **chosen: Any,
@@ -84,17 +99,26 @@ def embed(
     The exit statuses are those of score: 3 if some inputs failed; these have no features.
     """
     chosen["limits"] = limits_from(chosen)
-    from deit_batch.runner import run
-
+    cluster = cluster_from(chosen)
     chosen["input"] = input_from(chosen)
-    outcome = run(
-        Options(**chosen),
-        out=out,
-        mode="fresh" if fresh else "continue",
-        error_threshold=error_threshold,
-        quiet=is_quiet(),
-        time_limit=time_limit,
-    )
+    options = Options(**chosen)
+    common: dict[str, Any] = {
+        "out": out,
+        "error_threshold": error_threshold,
+        "quiet": is_quiet(),
+        "time_limit": time_limit,
+    }
+    if is_in_parts(out, part_size, engine):
+        require_folder(out, "features")
+        open_engine = choose_engine(engine, cluster)
+        from deit_batch import block_runner
+
+        outcome = block_runner.run(options, open_engine, part_size=part_size or PART_SIZE, fresh=fresh, **common)
+    else:
+        require_here(cluster)
+        from deit_batch import runner
+
+        outcome = runner.run(options, mode="fresh" if fresh else "continue", **common)
     failed = describe_failures(str(out)) if outcome.tally.failed else ""
     finish(
         f"{outcome.summary('embedded')}: {out}{failed}", too_many_failed=outcome.has_failures_beyond(error_threshold)

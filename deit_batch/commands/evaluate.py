@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
+from deit_batch.commands._engine import CLUSTER, choose_engine, cluster_from, is_in_parts
 from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
@@ -30,11 +31,12 @@ from deit_batch.commands._options import (
     VERBOSE,
     limits_from,
 )
-from deit_batch.commands._types import SHARE, Threshold, TopK
-from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, METRICS, NAMES, PLOTS, PREDICTIONS, REPORT
+from deit_batch.commands._types import AT_LEAST_ONE, SHARE, Threshold, TopK
+from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, METRICS, NAMES, PARTS, PLOTS, PREDICTIONS, REPORT
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.output.formats import readable_suffixes
+from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 from deit_batch.system.extras import needing
@@ -67,7 +69,7 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
     """Files in the folder, of which only these are replaced."""
     from deit_batch.output.file import written_for
 
-    files = [os.path.join(out, name) for name in (METRICS, REPORT, *PLOTS)]
+    files = [os.path.join(out, name) for name in (METRICS, REPORT, *PLOTS, PARTS)]
     return files if params["predictions"] else [*files, *written_for(os.path.join(out, PREDICTIONS))]
 
 
@@ -147,8 +149,16 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
         is_flag=True,
         help="Score all images again, and replace the predictions of an earlier evaluation in DIR.",
     ),
+    option(
+        "--part-size",
+        type=AT_LEAST_ONE,
+        metavar="N",
+        help="Write the predictions to a folder of several files, each of N images, instead of predictions.jsonl. "
+        f"[default, with --engine ray: {PART_SIZE}]",
+    ),
 )
 @section("Speed", *SPEED)
+@section("Cluster", *CLUSTER)
 @section("Limits of one image", *LIMITS)
 @section("Run", CONFIG, QUIET, VERBOSE, LOG_FORMAT)
 def evaluate(
@@ -163,6 +173,8 @@ def evaluate(
     error_threshold: ErrorThreshold | None,
     junit: Path | None,
     fresh: bool,
+    part_size: int | None,
+    engine: str,
     **chosen: Any,
 ) -> None:
     """Score labelled images and measure how good the model is.
@@ -173,10 +185,12 @@ def evaluate(
     or an unknown label, 4 if a metric is below --fail-under, 130 if interrupted.
     """
     chosen["limits"] = limits_from(chosen)
+    cluster = cluster_from(chosen)
     with write_junit(junit, "deit-batch evaluate") as cases, needing("eval"):
         from deit_batch.evaluation.evaluate import EvaluationRequest
         from deit_batch.evaluation.evaluate import evaluate as run
 
+        open_engine = choose_engine(engine, cluster)
         evaluation = run(
             EvaluationRequest(
                 options=Options(**chosen),
@@ -184,6 +198,8 @@ def evaluate(
                 label_column=label_column,
                 label_map=label_map,
                 predictions=predictions,
+                open_engine=open_engine if is_in_parts(None, part_size, engine) else None,
+                part_size=part_size or PART_SIZE,
                 threshold=threshold,
                 gates=dict(sorted(fail_under)),  # of two for one metric, the higher
                 baseline=baseline,

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
-from deit_batch.commands._exit import DONE, exit_on_error, finish, is_quiet, is_verbose
+from deit_batch.commands._engine import (
+    CLUSTER,
+    PART,
+    choose_engine,
+    cluster_from,
+    is_in_parts,
+    require_folder,
+    require_here,
+)
+from deit_batch.commands._exit import DONE, exit_on_error, finish, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
@@ -35,7 +44,7 @@ from deit_batch.commands._options import (
     input_from,
     limits_from,
 )
-from deit_batch.commands._types import AT_LEAST_ONE, PLACE, ShardType
+from deit_batch.commands._types import PLACE, ShardType
 from deit_batch.errors import CheckpointAccessError, UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
@@ -51,7 +60,6 @@ from deit_batch.system.prometheus import write_metrics_file
 
 if TYPE_CHECKING:
     from deit_batch.output.resume import Mode
-    from deit_batch.runner import RunResult
 
 FIRST_SHOWN = 5
 
@@ -83,7 +91,8 @@ FIRST_SHOWN = 5
         type=PLACE,
         metavar="FILE",
         help=f"File for the predictions ({', '.join(suffixes('predictions'))}), which may be on an object store "
-        "(s3://…), or - for JSONL on stdout. The file appears when the run is complete.",
+        "(s3://…), or - for JSONL on stdout. DIR/ with a slash, or with --part-size or --engine ray, is a folder of "
+        "several files. It appears when the run is complete.",
     ),
     option(
         "--format",
@@ -105,45 +114,11 @@ FIRST_SHOWN = 5
         is_flag=True,
         help="Score again only the inputs that failed in a finished FILE (.jsonl).",
     ),
+    PART,
     ERROR_THRESHOLD,
 )
 @section("Speed", *SPEED)
-@section(
-    "Cluster",
-    option(
-        "--engine",
-        default="local",
-        show_default=True,
-        type=click.Choice(["local", "ray"]),
-        help="Where the run takes place: on this machine, or on a Ray cluster. With ray, --out is a folder of several "
-        "files; needs the extra ray.",
-    ),
-    option(
-        "--ray-address",
-        metavar="HOST:PORT|auto|local",
-        help="Address of the Ray cluster. [default: that of the variable RAY_ADDRESS, or a cluster on this machine, "
-        "which is started if there is none]",
-    ),
-    option(
-        "--actors",
-        type=AT_LEAST_ONE,
-        metavar="N",
-        help="Number of Ray actors that score images. [default: as many as the Ray cluster has room for]",
-    ),
-    option(
-        "--actor-cores",
-        type=AT_LEAST_ONE,
-        metavar="N",
-        help="CPU cores of each Ray actor, if the model runs on CPUs. [default: those of the smallest machine, at most "
-        "8]",
-    ),
-    option(
-        "--part-size",
-        type=AT_LEAST_ONE,
-        metavar="N",
-        help=f"Number of images in each file of a result of --engine ray. [default: {PART_SIZE}]",
-    ),
-)
+@section("Cluster", *CLUSTER)
 @section("Limits of one image", *LIMITS)
 @section(
     "Run",
@@ -169,6 +144,7 @@ def score(
     fresh: bool,
     incremental: bool,
     retry_failed: bool,
+    part_size: int | None,
     error_threshold: ErrorThreshold | None,
     engine: str,
     dry_run: bool,
@@ -188,36 +164,54 @@ def score(
     """
     form = form_from(chosen)
     chosen["limits"] = limits_from(chosen)
-    cluster = {name: chosen.pop(name) for name in ("ray_address", "actors", "actor_cores", "part_size")}
+    cluster = cluster_from(chosen)
     chosen["input"] = input_from(chosen)
     if dry_run:
-        sys.exit(_dry_run(chosen, None if engine == "ray" else out, format))
+        sys.exit(_dry_run(chosen, None if is_in_parts(out, part_size, engine) else out, format))
     with write_metrics_file(metrics_file, good=DONE) as ending, exit_on_error():
         mode = _mode(out, fresh=fresh, incremental=incremental, retry_failed=retry_failed)
         if out == "-" and time_limit:
             raise UsageError("--out -: stdout keeps nothing that a run after --time-limit could go on from")
-        where: dict[str, Any] = {
-            "out": _given(out),
+        options, target = Options(**chosen), _given(out)
+        in_parts = is_in_parts(target, part_size, engine)
+        _check_form(form, review, out=target, mode=mode, in_parts=in_parts, shard=options.shard)
+        common: dict[str, Any] = {
+            "out": target,
             "format": format,
-            "incremental": incremental,
             "error_threshold": error_threshold,
             "quiet": is_quiet(),
             "begun": ending.begun,
             "time_limit": time_limit,
         }
-        _check_form(form, review, out=_given(out), mode=mode, engine=engine, shard=chosen["shard"])
-        if engine == "ray":
-            outcome = _run_on_ray(Options(**chosen), mode, cluster, verbose=is_verbose(), **where)
+        if in_parts:
+            _check_parts(options, target, mode, incremental=incremental)
+            open_engine = choose_engine(engine, cluster)
+            from deit_batch import block_runner
+
+            outcome = block_runner.run(
+                options, open_engine, part_size=part_size or PART_SIZE, fresh=mode == "fresh", **common
+            )
         else:
+            require_here(cluster)
+            from deit_batch import runner
+
             written = (("--review", review), ("--metrics-file", metrics_file))
             others = [(option, Path(file)) for option, file in written if file]
-            outcome = _run_here(Options(**chosen), mode, cluster, form=form, also_written=others, **where)
+            outcome = runner.run(
+                options,
+                mode=mode,
+                incremental=incremental,
+                form=form,
+                also_written=others,
+                remedies="--fresh or --incremental",
+                **common,
+            )
         if review:
             from deit_batch.output.convert import write_review
 
-            write_review(Path(_given(out)), review, form.unsure_below)
+            write_review(Path(target), review, form.unsure_below)
         where_to = "" if out == "-" else f": {out}"
-        failed = describe_failures(_given(out)) if outcome.tally.failed else ""
+        failed = describe_failures(target) if outcome.tally.failed else ""
         finish(
             f"{outcome.summary('scored')}{where_to}{failed}",
             too_many_failed=outcome.has_failures_beyond(error_threshold),
@@ -230,11 +224,11 @@ def _given(out: str | None) -> str:
     return out
 
 
-def _check_form(form: Form, review: Path | None, *, out: str, mode: Mode, engine: str, shard: object) -> None:
+def _check_form(form: Form, review: Path | None, *, out: str, mode: Mode, in_parts: bool, shard: object) -> None:
     """Raises UsageError where the result can't have the form that is asked for, or no list for review be made of it."""
-    if form != PLAIN and (engine == "ray" or shard or mode == "retry-failed"):
+    if form != PLAIN and (in_parts or shard or mode == "retry-failed"):
         raise UsageError(
-            "--layout, --flat, --excel and --unsure-below go neither with --engine ray nor with --shard nor with "
+            "--layout, --flat, --excel and --unsure-below go neither with a folder of parts nor with --shard nor with "
             "--retry-failed; use deit-batch convert on the result"
         )
     if not review:
@@ -256,25 +250,15 @@ def _mode(out: str | None, *, fresh: bool, incremental: bool, retry_failed: bool
     return "fresh" if fresh else "retry-failed" if retry_failed else "continue"
 
 
-def _run_here(options: Options, mode: Mode, cluster: dict[str, Any], **more: Any) -> RunResult:
-    from deit_batch.runner import run
-
-    for name, value in cluster.items():
-        if value is not None:
-            raise UsageError(f"--{name.replace('_', '-')} is for --engine ray")
-    return run(options, mode=mode, remedies="--fresh or --incremental", **more)
-
-
-def _run_on_ray(options: Options, mode: Mode, cluster: dict[str, Any], *, incremental: bool, **more: Any) -> RunResult:
+def _check_parts(options: Options, out: str, mode: Mode, *, incremental: bool) -> None:
+    """Raises UsageError for what a result in parts can't be or have."""
+    require_folder(out, "predictions")
     local = "--incremental" if incremental else "--retry-failed" if mode == "retry-failed" else None
+    local = "--shard" if options.shard else local
     if local:
         raise UsageError(
-            f"{local} is for the local engine; --engine ray can continue a run, or start over with --fresh"
+            f"{local} is for a result in one file; one in parts can be continued, or started over with --fresh"
         )
-    from deit_batch.distributed.run import Where, run
-
-    where = Where(**{name: value for name, value in cluster.items() if value is not None})
-    return run(options, where, fresh=mode == "fresh", **more)
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:

@@ -1,11 +1,13 @@
-"""`deit-batch score --engine ray`: the records that the local engine would make, made on the machines of a cluster.
+"""`--engine ray`: blocks of the input are scored on the machines of a cluster, each by what scores them here.
 
-cluster.py   connecting, and how cores and GPUs are shared out
-stages.py    what runs on the machines: reading, decoding, scoring
-run.py       the driver, from the options to a folder that is whole
+cluster.py   connecting, what an actor has of its machine, and what Ray says when something went wrong
+actor.py     what runs on the machines: a BlockScorer, and its model and workers, for as long as the run lasts
+crew.py      the actors of a run, which come and go: work is handed out, and again when one has died
+work.py      what is handed out: a block to be scored, an image to be tried alone, a part to be converted
+engine.py    all of it, as block_runner.py wants it
 """
 
 from deit_batch.system.extras import needing
 
 with needing("ray"):
-    import ray.data  # noqa: F401 - missing, it is missed here, and not in the middle of the modules that use it
+    import ray  # noqa: F401 - missing, it is missed here, and not in the middle of the modules that use it

@@ -4,53 +4,47 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.data
+from ray._private import worker as _worker
 
-from deit_batch import errors
 from deit_batch.errors import DeitBatchError, UsageError
 
 MOST_CORES = 8
 """Of one actor, unless it is told: its passes run in threads of one process (classifier.MOST_PASSES)."""
-DECODING_SHARE = 0.25
-"""Of each core, where the model runs on cores, too: decoding is the lesser part of the work (plan.default_workers)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """The cluster and how to use it; the command line's options of the same names."""
+
+    ray_address: str | None = None
+    actors: int | None = None
+    actor_cores: int | None = None
+    actors_per_gpu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How many actors score, each with so many cores, or with a GPU of its own and no core."""
+class Share:
+    """What an actor has of a machine, on which others may have as much."""
 
-    actors: int
+    node: str
+    machine: str
     cores: int
-
-    @property
-    def on_gpus(self) -> bool:
-        return self.cores == 0
-
-    @property
-    def of_an_actor(self) -> dict[str, float]:
-        """What Ray sets aside for one. On cores it leaves a share to decoding."""
-        if self.on_gpus:
-            return {"num_cpus": 0, "num_gpus": 1}
-        return {"num_cpus": self.cores * (1 - DECODING_SHARE), "num_gpus": 0}
-
-    @property
-    def of_a_decoder(self) -> dict[str, float]:
-        return {"num_cpus": 1 if self.on_gpus else DECODING_SHARE}
+    gpus: float
 
 
 @contextmanager
 def connected(address: str | None, *, verbose: bool) -> Iterator[None]:
     """To the cluster at `address`; without one, to that of RAY_ADDRESS, to one that was started on this machine, or to
     one that is started here and ends with the run. A program that has connected before stays so."""
-    level = logging.INFO if verbose else logging.ERROR
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(level)
     if ray.is_initialized():
         yield
         return
@@ -60,43 +54,82 @@ def connected(address: str | None, *, verbose: bool) -> Iterator[None]:
             "'auto', there"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # if one is started: nothing is sent to anybody
-    if not verbose:  # stderr is for our own messages
+    if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray.init(address=address, log_to_driver=verbose, logging_level=level)
+        with _signals_kept(), nullcontext() if verbose else _quiet():
+            ray.init(address=address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"--ray-address {address}" if address else "Ray"
         reason = str(error).strip().partition("\n")[0]
         raise DeitBatchError(f"{where}: there is no cluster to be reached: {reason}") from error
+    if not verbose:
+        _worker._worker_logs_enabled = False  # or it would tell stdout of each process that died
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def lay_out(device: str, *, actors: int | None, cores: int | None) -> Layout:
-    """One actor for each GPU, or for each so many `cores` of each machine; fewer or more if `actors` says so. Raises
-    UsageError for what the cluster does not have."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = int(sum(resources.get("GPU", 0) for resources in machines))
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would end the program at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's library says on descriptor 2 how loud it will be."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def machines() -> list[Mapping[str, Any]]:
+    """Those of the cluster that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def scores_on_gpus(device: str, where: Where) -> bool:
+    """Whether each actor has a GPU, or a share of one. Raises UsageError for what the cluster does not have."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: with --engine ray give auto, cpu or cuda; Ray gives each actor its GPU")
-    if device == "cuda" or (device == "auto" and gpus):
-        if not gpus:
-            raise UsageError("--device cuda: no machine of the cluster has a GPU")
-        if cores is not None:
-            raise UsageError("--actor-cores is for scoring on CPUs; here each actor has a GPU (--device cpu: none)")
-        return Layout(actors or gpus, 0)
-    granted = [int(resources.get("CPU", 0)) for resources in machines if resources.get("CPU", 0) >= 1]
-    if not granted or max(granted) < (cores or 1):
-        raise UsageError(f"no machine of the cluster has {cores or 1} cores for an actor")
-    cores = cores or min(MOST_CORES, *granted)
-    return Layout(actors or sum(here // cores for here in granted), cores)
+    has_gpus = any(node["Resources"].get("GPU", 0) >= 1 for node in machines())
+    on_gpus = device != "cpu" and has_gpus
+    if device == "cuda" and not has_gpus:
+        raise UsageError("--device cuda: no machine of the cluster has a GPU")
+    if on_gpus and where.actor_cores is not None:
+        raise UsageError("--actor-cores is for scoring on CPUs; here each actor has a GPU (--device cpu: none)")
+    if not on_gpus and where.actors_per_gpu is not None:
+        raise UsageError("--actors-per-gpu is for scoring on GPUs; here the actors have none")
+    if not any(share_out(node, where, on_gpus=on_gpus) for node in machines()):
+        raise UsageError(f"no machine of the cluster has {where.actor_cores or 1} cores for an actor")
+    return on_gpus
 
 
-def task(function: Callable[..., object], resources: Mapping[str, float]) -> Any:
-    """Ray's form of a function: its `remote(...)` runs it on a machine that has these to spare."""
-    return ray.remote(function).options(**resources)
+def share_out(node: Mapping[str, Any], where: Where, *, on_gpus: bool) -> list[Share]:
+    """All of a machine: its GPUs, each to so many actors, and its cores among those; or else its cores, so many to each
+    actor, or as few actors as may be."""
+    cores, gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
+    if on_gpus:
+        each = where.actors_per_gpu or 1
+        count = gpus * each
+        shares = [(cores // count, 1 / each) for _ in range(count)]
+    elif where.actor_cores:
+        shares = [(where.actor_cores, 0.0)] * (cores // where.actor_cores)
+    else:
+        count = -(-cores // MOST_CORES)
+        shares = [(cores // count + (place < cores % count), 0.0) for place in range(count)]
+    return [Share(node["NodeID"], node["NodeManagerHostname"], *share) for share in shares]
 
 
 @contextmanager
@@ -106,21 +139,17 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise _ours(error) from error
+        raise as_ours(error) from error
 
 
-def _ours(error: BaseException) -> DeitBatchError:
+def as_ours(error: BaseException) -> DeitBatchError:
+    """The DeitBatchError in it, or one that says what it is."""
     inner: Any = error
     while inner is not None:
         if isinstance(inner, DeitBatchError) and not isinstance(inner, ray.exceptions.RayError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    of_ours = [line for line in lines if line.startswith("deit_batch.errors.")]  # of an actor that did not start
-    if of_ours:
-        name, _, message = of_ours[-1].removeprefix("deit_batch.errors.").partition(": ")
-        kind: type[DeitBatchError] = getattr(errors, name, DeitBatchError)
-        return kind(message)
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DeitBatchError(
-        f"the cluster gave up: {lines[0]}; run the same command again to continue, with --verbose to see more"
+        f"the cluster gave up: {first}; run the same command again to continue, with --verbose to see more"
     )

@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deit_batch import __version__
+from deit_batch import __version__, block_runner
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels, given_in, kept_in
 from deit_batch.evaluation.judged import Judged, judge, known_classes, summarise_predictions, unknown_labels
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
-from deit_batch.evaluation.names import CARD_NAMES, METRICS, PLOTS, PREDICTIONS, REPORT
+from deit_batch.evaluation.names import CARD_NAMES, METRICS, PARTS, PLOTS, PREDICTIONS, REPORT
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
 from deit_batch.evaluation.report import as_markdown
 from deit_batch.input.labels import LabelledSource, open_labelled
-from deit_batch.io import counted
+from deit_batch.io import Source, counted
 from deit_batch.model.labels import read_id2label
 from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.names import alike
+from deit_batch.output.parts import PART_SIZE
+from deit_batch.output.parts import REPORT as REPORT_OF_PARTS
 from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, checkpoint_of
@@ -43,13 +45,16 @@ _SHOWN = 5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
     """What `deit-batch evaluate` is asked for; `options` are those of a run of `score`. `predictions`: made before, to
-    be joined to the labels; without it the images are scored. `gates`: metrics and what they must at least be."""
+    be joined to the labels; without it the images are scored: into parts of `part_size`, if `open_engine` says by whom.
+    `gates`: metrics and what they must at least be."""
 
     options: Options
     out: Path
     label_column: str | None = None
     label_map: str | None = None
     predictions: Path | None = None
+    open_engine: Callable[[Options, int], block_runner.Engine] | None = None
+    part_size: int = PART_SIZE
     threshold: float = 0.5
     gates: Mapping[str, float]
     baseline: Path | None = None
@@ -102,7 +107,7 @@ class _Material:
 
 
 def evaluate(request: EvaluationRequest) -> Evaluation:
-    """Writes metrics.json, report.md and pictures into `request.out`, and predictions.jsonl unless it was given some.
+    """Writes metrics.json, report.md and pictures into `request.out`, and the predictions unless it was given some.
 
     Raises DeitBatchError if there is nothing to evaluate, or the run of `score` fails; then the same call continues it.
     """
@@ -152,22 +157,15 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
 
 
 def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Material:
-    """Scores the images, as `score` does, into predictions.jsonl, which keeps the labels."""
-    options, path, mapped = request.options, request.out / PREDICTIONS, len(label_map)
+    """Scores the images, as `score` does, into predictions.jsonl or a folder of parts, which keeps the labels."""
+    options, mapped = request.options, len(label_map)
     checkpoint = checkpoint_of(options)
     classes = list(dict.fromkeys(checkpoint.labels))
     if options.input != "-":  # which can be read but once
         given = (label for example in request.open_input(again=True).examples for label in example.labels)
         label_map = _checked_label_map(given, checkpoint.labels, label_map)
     source = request.open_input()
-    run(
-        options,
-        out=str(path),
-        mode="fresh" if request.fresh else "continue",
-        error_threshold=request.error_threshold,
-        quiet=request.quiet,
-        source=source.as_source(),
-    )
+    path, report = _run(request, source.as_source())
     multi_label = checkpoint.multi_label or source.multi_label
     if source.multi_label and not checkpoint.multi_label:
         logger.warning(
@@ -187,15 +185,31 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
         threshold=request.threshold,
         unpaired=labels.failures,
     )
-    run_report = json.loads(path.with_name(path.name + ".run.json").read_bytes())
     about = {
         "input": options.input,
         "labels": f"{source.layout}, numbers of the model's classes" if len(label_map) > mapped else source.layout,
         "multi_label": multi_label,
         "predictions": path.name,
-        "model": run_report["settings"],
+        "model": json.loads(report.read_bytes())["settings"],
     }
     return _Material(judged, labels.inputs, about, source.class_names)
+
+
+def _run(request: EvaluationRequest, source: Source) -> tuple[Path, Path]:
+    """The predictions, in a file or a folder of parts, and the report of the run that has made them."""
+    common: dict[str, Any] = {
+        "error_threshold": request.error_threshold,
+        "quiet": request.quiet,
+        "source": source,
+    }
+    if request.open_engine:
+        parts = request.out / PARTS
+        how: dict[str, Any] = {"part_size": request.part_size, "fresh": request.fresh}
+        block_runner.run(request.options, request.open_engine, out=str(parts), **how, **common)
+        return parts, parts / REPORT_OF_PARTS
+    path = request.out / PREDICTIONS
+    run(request.options, out=str(path), mode="fresh" if request.fresh else "continue", **common)
+    return path, path.with_name(f"{path.name}.run.json")
 
 
 def _as_it_is(label: str | list[str] | None) -> str | list[str] | None:

@@ -199,7 +199,8 @@ class Loader:
             self._start([])
 
     def stream(self, batches: Iterable[list[Reference]]) -> Generator[tuple[list[Reference], Decoded], None, None]:
-        """(references, decoded) of each batch, in order. If this starts the workers, they begin with it at once."""
+        """(references, decoded) of each batch, in order. If this starts the workers, they begin with it at once. A
+        batch may be empty: there is no other for the moment, and there may be one when its turn has come."""
         self._asking = _Stream(iter(batches))
         self.start()
         return self._results(self._asking)
@@ -251,7 +252,10 @@ class Loader:
         yield from tasks
         while True:
             references = self._asking.next_batch() if self._asking else None
-            batch = self._cut_into_tasks(references, self._asking) if references else _Batch(None, [], [Task([])], None)
+            if references:
+                batch = self._cut_into_tasks(references, self._asking)
+            else:
+                batch = _Batch(None if references is None else self._asking, [], [Task([])], None)
             self._in_flight.append(batch)
             if batch.stream:
                 batch.stream.under_way += 1

@@ -36,6 +36,8 @@ NOTHING = -1
 NOT_BEGUN = -2
 """The same, of one that is still being started."""
 
+SECONDS_TO_NOTICE = 0.5  # that the process is no more that has started it
+
 Settled: TypeAlias = Failure | Literal["same"]
 """Of an image that is not to be scored: why it can't be, or that its bytes are those that an earlier run scored."""
 
@@ -215,13 +217,18 @@ def start_worker(worker: int) -> None:
     """Ctrl-C, and often SIGTERM too, go to the whole process group: only the main process acts on them. And libtiff
     writes hundreds of lines about a broken file straight to descriptor 2, past Python."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _end_when_the_parent_says() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
+    """Or when it is no more: as long as a worker lives, what it has inherited stays open, and whoever was connected
+    with its parent does not hear that it was killed."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        signalled = signal.sigtimedwait([signal.SIGTERM], SECONDS_TO_NOTICE)
+        if signalled and signalled.si_pid == parent:
+            break
     os._exit(0)

@@ -19,7 +19,12 @@ logger = logging.getLogger("deit_batch")
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file of predictions, in their form as JSON. Raises UsageError if it is none."""
+    """The records of a file of predictions, or of a folder of parts, in their form as JSON. Raises UsageError if it is
+    none."""
+    if path.is_dir():
+        for part in sorted(path.glob("part-*")):
+            yield from read_records(part)
+        return
     # What has another ending is taken for JSONL: a shard may be called preds.0, and a partial file is one, too.
     read = (format_by_suffix(path, "predictions") or FORMATS["jsonl"]).read
     if read is None:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -49,7 +49,8 @@ class Progress:
     """A bar where stderr is a terminal, or `always_bar`; a plain line now and then where it is a log; nothing if
     `quiet`.
 
-    `total(n)` is as in `io.Source`; `tally` has what an earlier run has left."""
+    `total(n)` is as in `io.Source`; what is in `tally` already, an earlier run has left. `state()`: other numbers to be
+    shown, by what they count."""
 
     def __init__(
         self,
@@ -59,8 +60,10 @@ class Progress:
         *,
         quiet: bool,
         always_bar: bool = False,
+        state: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._total = total
+        self._state = state
         self._tally = tally
         self._stopwatch = stopwatch
         self._quiet = quiet
@@ -80,22 +83,27 @@ class Progress:
                 file=sys.stderr,
             )
 
+    def take_over(self, records: int) -> None:
+        """So many more, which this run has found in the tally, an earlier one has left."""
+        self._done_before += records
+
     def update(self, read: int) -> None:
         """After each batch; `read` counts the references read so far."""
         tally = self._tally
         if self._bar is not None:
             self._bar.total = self._total(read)
-            self._bar.set_postfix(failed=tally.failed, refresh=False)
+            self._bar.set_postfix({"failed": tally.failed, **self._state()}, refresh=False)
             self._bar.update(tally.inputs - self._bar.n)
         elif not self._quiet and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             total = self._total(read)
             logger.info(
-                "%s, %.1f images/s%s, %s failed",
+                "%s, %.1f images/s%s, %s failed%s",
                 f"{tally.inputs:,} of {counted(total, 'image')}" if total else counted(tally.inputs, "image"),
                 self.images_per_second,
                 self._time_left(total),
                 f"{tally.failed:,}",
+                "".join(f", {number:,} {what}" for what, number in self._state().items()),
             )
 
     @property

@@ -1,32 +1,38 @@
-"""--engine ray on a real cluster of three nodes on this machine: equal to the local engine, whoever is killed."""
+"""--engine ray on a real cluster of one-core nodes on this machine: equal to the local engine, whoever is killed."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
-import ray
-from helpers import EXAMPLES, HEIC, deit_batch, read_json, read_jsonl
+from helpers import COMMAND, EXAMPLES, HEIC, LOOPBACK, deit_batch, read_json, read_jsonl
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from deit_batch import runner
-from deit_batch.distributed.run import Where, run
-from deit_batch.errors import CheckpointError, Interrupted, TooManyFailures, UsageError
+from deit_batch import block_runner, runner
+from deit_batch.block_runner import LocalEngine
+from deit_batch.distributed.cluster import Where, connected
+from deit_batch.distributed.engine import RayEngine
+from deit_batch.errors import CheckpointError
 from deit_batch.io import RECORD_FIELDS
-from deit_batch.output.merge import merge
-from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
 
 PART_SIZE, ROWS = 8, 320
+BATCH = 4  # images; so an actor has three parts at a time
+DEADLY = 100  # a row
 MEMORY = 80 * 2**20  # of an object store, in bytes: the least that Ray takes is 75 MiB
 
 
@@ -40,9 +46,8 @@ def cluster() -> Iterator[Cluster]:
         made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(num_cpus=1, object_store_memory=MEMORY)
-        ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield made
-        ray.shutdown()
+        with connected(made.address, verbose=False):
+            yield made
         made.shutdown()
 
 
@@ -57,154 +62,193 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(HEIC[0], folder / "phone.heic")
     Image.new("I;16", (9, 9), 300).save(folder / "deep.png")
     rows[50], rows[310] = "phone.heic,50", "deep.png,310"
-    rows[3], rows[100], rows[200] = "one field only", "missing.png,100", "broken.png,200"
+    rows[3], rows[90], rows[200] = "one field only", "missing.png,90", "broken.png,200"
     (folder / "t.csv").write_text("image,number\n" + "\n".join(rows) + "\n")
     return folder / "t.csv"
 
 
 @pytest.fixture(scope="module")
-def local(table: Path) -> Path:
-    """What the local engine makes of it."""
-    runner.run(chosen(table), out=str(table.with_name("local.jsonl")), quiet=True)
+def local(table: Path, vit: Path) -> Path:
+    """What the local engine makes of it, in one file."""
+    runner.run(chosen(table, vit), out=str(table.with_name("local.jsonl")), quiet=True)
     return table.with_name("local.jsonl")
 
 
-def chosen(table: Path, **more: Any) -> Options:
-    return Options(**{"input": str(table), "model": "demo", "keep": ("number",), **more})
+def chosen(table: Path, model: Path, **more: Any) -> Options:
+    return Options(**{"input": str(table), "model": str(model), "keep": ("number",), "batch_size": BATCH, **more})
 
 
-def on_ray(table: Path, out: Path, *, options: dict[str, Any] | None = None, **more: Any) -> runner.RunResult:
-    return run(chosen(table, **(options or {})), Where(part_size=PART_SIZE), out=str(out), quiet=True, **more)
+def on_ray(options: Options, out: Path, where: Where | None = None, **more: Any) -> runner.RunResult:
+    engine = partial(RayEngine, where=where or Where(), verbose=False)
+    return block_runner.run(options, engine, out=str(out), part_size=PART_SIZE, quiet=True, **more)
 
 
-def lines(folder: Path) -> list[bytes]:
-    return sorted(line for path in folder.glob("part-*.jsonl") for line in path.read_bytes().splitlines())
+def records(folder: Path) -> bytes:
+    names = [row["name"] for row in read_json(folder / "manifest.json")["parts"]]
+    return b"".join((folder / name).read_bytes() for name in names)
 
 
-class when_there_are:  # noqa: N801 - reads as a sentence
-    """Does something in a thread as soon as the run in the block has finished some parts."""
-
-    def __init__(self, parts: int, out: Path, action: Callable[[], object]) -> None:
-        self._parts, self._action = parts, action
-        self._partial = out.with_name(f"{out.name}.partial")
-        self._thread = threading.Thread(target=self._watch)
-        self._over = False
-        self.acted = False
-
-    def _watch(self) -> None:
-        while len(list(self._partial.glob("part-*.jsonl"))) < self._parts:
-            if self._over:
-                return
-            time.sleep(0.01)
-        self.acted = True
-        self._action()
-
-    def __enter__(self) -> when_there_are:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._over = True
-        self._thread.join()
+def finished_parts(out: Path) -> dict[str, int]:
+    """Of a run that is under way: their names and inode numbers."""
+    return {path.name: path.stat().st_ino for path in out.with_name(f"{out.name}.partial").glob("part-*.jsonl")}
 
 
-def an_actor() -> int:
-    """The process of one that scores."""
-    processes = Path("/proc").glob("[0-9]*/cmdline")
-    return next(int(path.parent.name) for path in processes if path.read_bytes().startswith(b"ray::MapWorker("))
+def actors() -> list[int]:
+    """The processes of those that score, without their decode workers."""
+    found = {
+        process.pid: process.ppid()
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::BlockActor")
+    }
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_run_that_was_stopped_continues_from_its_parts_to_the_local_result(
-    table: Path, local: Path, tmp_path: Path
+def wait_until(condition: Callable[[], object]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come to that")
+
+
+@contextmanager
+def beside(action: Callable[[], object]) -> Iterator[None]:
+    """Does something in a thread while the block runs, which must not end before that."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    yield
+    thread.join(0)
+    assert not thread.is_alive()
+
+
+def command(cluster: Cluster, table: Path, model: Path, out: Path, *more: str) -> list[str]:
+    """That of the same run in a process of its own."""
+    words = ["score", "--input", str(table), "--model", str(model), "--keep", "number", "--out", str(out)]
+    words += ["--batch-size", str(BATCH), "--part-size", str(PART_SIZE)]
+    return [*words, "--engine", "ray", "--ray-address", cluster.address, *more]
+
+
+def ended_by(signum: int, words: list[str], out: Path) -> subprocess.CompletedProcess[str]:
+    """Started, and sent the signal when it has finished three parts."""
+    with subprocess.Popen([COMMAND, *words], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(finished_parts(out)) >= 3 or process.poll() is not None)
+        process.send_signal(signum)
+        _, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(words, process.returncode, "", stderr)
+
+
+def test_a_run_that_was_stopped_on_the_cluster_goes_on_here(
+    cluster: Cluster, table: Path, local: Path, vit: Path, tmp_path: Path
 ) -> None:
+    """Its parts are those of either engine, to the byte."""
     out = tmp_path / "out"
-    with when_there_are(3, out, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Interrupted):
-        on_ray(table, out)
+    stopped = ended_by(signal.SIGTERM, command(cluster, table, vit, out), out)
+    assert (stopped.returncode, "stopped by SIGTERM" in stopped.stderr) == (143, True), stopped.stderr
     assert not out.exists()
-    before = {path.name: path.stat().st_ino for path in (tmp_path / "out.partial").glob("part-*.jsonl")}
-    assert 3 <= len(before) < ROWS / PART_SIZE
-    outcome = on_ray(table, out)
-    assert (outcome.tally.inputs, dict(outcome.tally.failures)) == (
-        ROWS,
-        {"RowError": 1, "FetchError": 1, "DecodeError": 1},
-    )
-    assert {name: (out / name).stat().st_ino for name in before} == before
-    assert lines(out) == sorted(local.read_bytes().splitlines())
-
-    counts = read_json(out / "run.json")["counts"]
-    assert counts["inputs"] == read_json(out / "manifest.json")["inputs"] == ROWS
-    assert counts["deep_gray"] == 1
-    assert on_ray(table, out).report == {}  # finished already
-    with pytest.raises(UsageError, match="top_k was 5, is 1"):
-        on_ray(table, out, options={"top_k": 1})
-
-    merge([out], str(tmp_path / "merged.jsonl"))
-    assert read_json(tmp_path / "merged.jsonl.run.json")["parts"] == str(out)
-    assert (tmp_path / "merged.jsonl").read_bytes() == local.read_bytes()
-    runner.run(chosen(table), out=str(tmp_path / "merged.jsonl"), quiet=True)  # takes it for its own
+    left = finished_parts(out)
+    assert 3 <= len(left) < ROWS / PART_SIZE
+    report = read_json(tmp_path / "out.partial" / "run.json")
+    assert (report["status"], report["actors"]["lost"]) == ("interrupted", 0)
+    assert report["actors"]["cores"] == report["actors"]["actors"] > 0
+    done = block_runner.run(chosen(table, vit), LocalEngine, out=str(out), part_size=PART_SIZE, quiet=True)
+    assert (done.tally.inputs, dict(done.tally.failures)) == (ROWS, {"RowError": 1, "FetchError": 1, "DecodeError": 1})
+    assert {name: (out / name).stat().st_ino for name in left} == left
+    assert records(out) == local.read_bytes()
 
 
-@pytest.mark.usefixtures("cluster")
-def test_after_giving_up_it_goes_on_and_parquet_comes_out(table: Path, local: Path, tmp_path: Path) -> None:
+def test_after_a_killed_driver_the_next_one_goes_on_at_once(
+    cluster: Cluster, table: Path, local: Path, vit: Path, tmp_path: Path
+) -> None:
     import pyarrow.parquet as pq
 
     out = tmp_path / "out"
-    with pytest.raises(TooManyFailures):
-        on_ray(table, out, format="parquet", options={"limit": 20}, error_threshold=ErrorThreshold(0))
-    assert read_json(tmp_path / "out.partial" / "run.json")["status"] == "gave up"
-    on_ray(table, out, format="parquet", options={"limit": 20})
+    words = command(cluster, table, vit, out, "--format", "parquet")
+    ended_by(signal.SIGKILL, words, out)
+    assert 3 <= len(finished_parts(out)) < ROWS / PART_SIZE
+    done = deit_batch(*words, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == ""
+    assert all(line.startswith("deit-batch: ") for line in done.stderr.splitlines()), done.stderr
+    assert "parts that an earlier run has left" in done.stderr
     names = [row["name"] for row in read_json(out / "manifest.json")["parts"]]
-    assert names == [f"part-{number:06}.parquet" for number in range(3)]
+    assert names == [f"part-{number:06}.parquet" for number in range(ROWS // PART_SIZE)]
     rows = [row for name in names for row in pq.read_table(out / name).to_pylist()]
-    for row, record in zip(rows, read_jsonl(local)[:20], strict=True):
+    for row, record in zip(rows, read_jsonl(local), strict=True):
         assert {name: row[name] for name in RECORD_FIELDS} == {name: record.get(name) for name in RECORD_FIELDS}
+
+
+class Deadly(BaseHTTPRequestHandler):
+    """Kills whoever asks for an image, be it an actor."""
+
+    def do_GET(self) -> None:
+        port = self.client_address[1]
+        for each in psutil.net_connections("tcp"):
+            if each.laddr and each.laddr.port == port and each.pid:
+                os.kill(each.pid, signal.SIGKILL)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def deadly() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Deadly) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/x.png"
+        server.shutdown()
+
+
+def test_an_image_that_kills_actors_a_node_that_goes_and_one_that_comes(
+    cluster: Cluster,
+    table: Path,
+    local: Path,
+    vit: Path,
+    deadly: str,
+    tmp_path: Path,
+    messages: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    lines = table.read_text().splitlines()
+    lines[DEADLY + 1] = f"{deadly},{DEADLY}"
+    (other := table.with_name("deadly.csv")).write_text("\n".join(lines) + "\n")
+    out, first = tmp_path / "out", next(iter(cluster.worker_nodes))
+    options = chosen(other, vit, workers=0, limits=LOOPBACK)  # without workers, an actor decodes by itself
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(on_ray, options, out)
+        wait_until(lambda: finished_parts(out))
+        cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        wait_until(lambda: len(actors()) == 3)
+        cluster.remove_node(first, allow_graceful=False)
+        done = run.result(60)
+    assert done.tally.inputs == ROWS
+    expected = read_jsonl(local)
+    found = [record for path in sorted(out.glob("part-*.jsonl")) for record in read_jsonl(path)]
+    assert found[DEADLY]["error"] == {"type": "DecodeError", "message": "two actors of the cluster died of it"}
+    found[DEADLY] = expected[DEADLY]
+    assert found == expected
+    report = read_json(out / "run.json")["actors"]
+    assert report["lost"] >= 5
+    told = [message for message in messages if "handed out again" in message]
+    assert len(told) == report["lost"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_several_actors_share_a_gpu(cluster: Cluster, table: Path, local: Path, vit: Path, tmp_path: Path) -> None:
+    """As the cluster declares it: there is none."""
+    node = cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=MEMORY)
+    try:
+        with beside(lambda: wait_until(lambda: len(actors()) == 2)):
+            done = on_ray(chosen(table, vit, limit=80), tmp_path / "out", Where(actors_per_gpu=2))
+    finally:
+        cluster.remove_node(node)
+    assert done.tally.inputs == 80
+    report = read_json(tmp_path / "out" / "run.json")["actors"]
+    assert report["gpus"] == report["actors"] / 2 > 0
+    assert records(tmp_path / "out") == b"".join(local.read_bytes().splitlines(keepends=True)[:80])
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_model_that_is_none_ends_the_run_before_it_begins(table: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"):
-        on_ray(table, tmp_path / "out", options={"model": str(tmp_path)})
+        on_ray(chosen(table, tmp_path), tmp_path / "out", Where(actors=1))
     assert os.listdir(tmp_path) == []
-
-
-def test_an_actor_and_then_a_node_are_killed_and_nothing_is_lost(
-    cluster: Cluster, table: Path, local: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    node = sorted(cluster.worker_nodes, key=id)[0]
-    finished: dict[str, int] = {}
-
-    def remove() -> None:
-        finished.update({path.name: path.stat().st_ino for path in (tmp_path / "out.partial").glob("part-*.jsonl")})
-        cluster.remove_node(node, allow_graceful=False)
-
-    def kill() -> None:
-        os.kill(an_actor(), signal.SIGKILL)
-        with when_there_are(12, out, remove):
-            while (tmp_path / "out.partial").exists():
-                time.sleep(0.05)
-
-    with when_there_are(4, out, kill) as killing:
-        outcome = on_ray(table, out)
-    assert killing.acted
-    assert len(cluster.worker_nodes) == 1
-    assert outcome.tally.inputs == ROWS
-    assert lines(out) == sorted(local.read_bytes().splitlines())
-    assert len(finished) >= 12
-    again = [name for name, inode in finished.items() if (out / name).stat().st_ino != inode]
-    assert len(again) < 6  # those whose ends had not come through to the driver yet
-
-
-def test_what_only_the_local_engine_can_do_is_said_before_anything_is_started(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text("a.png\n")
-    for options, message in {
-        ("--engine", "ray", "--out", "-"): "--engine ray writes a folder of parts",
-        ("--engine", "ray", "--out", "s3://bucket/x"): "writes to a folder that all machines see, not to a store",
-        ("--engine", "ray", "--out", "x", "--incremental"): "--incremental is for the local engine",
-        ("--engine", "ray", "--out", "x", "--shard", "0/2"): "--engine ray shares out by itself",
-        ("--out", "x.jsonl", "--actors", "2"): "--actors is for --engine ray",
-    }.items():
-        done = deit_batch("score", "--input", "t.txt", *options, cwd=tmp_path)
-        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["t.txt"]
