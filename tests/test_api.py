@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from helpers import jpeg, photo
+from helpers import LOOPBACK, jpeg, photo
 from PIL import Image
 
 from deit_batch import Limits, Model, embed, load, score
@@ -85,6 +85,25 @@ def test_a_call_that_is_left_early_is_no_trouble(photos: Path, vit: Path, model:
         assert next(records) == expected[0]
     assert list(records) == []
     assert list(model.score(photos)) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_call_that_is_interrupted_is_no_trouble_for_the_next(photos: Path, vit: Path, workers: int) -> None:
+    def images() -> Iterator[Path]:
+        yield from itertools.islice(photos.iterdir(), 20)
+        raise KeyboardInterrupt
+
+    with load(vit, workers=workers, batch_size=4) as model:
+        expected = list(model.score(photos))
+        with pytest.raises(KeyboardInterrupt):
+            list(model.score(images()))
+        assert list(model.score(photos)) == expected
+
+
+def test_a_url_among_others_is_fetched(photos: Path, server: str, vit: Path) -> None:
+    with load(vit, workers=0, limits=LOOPBACK) as model:
+        (path, url) = model.score([photos / "00.jpg", f"{server}/00.jpg"])
+    assert (url.image, url.predictions) == (f"{server}/00.jpg", path.predictions)
 
 
 def test_what_a_program_holds_is_scored_as_its_file_is(photos: Path, model: Model) -> None:
