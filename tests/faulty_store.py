@@ -1,10 +1,12 @@
-"""A real S3 server on loopback (moto's, in a process of its own), and before it a proxy that does to a client what S3
-does on a bad day: throttles, answers 500, cuts connections."""
+"""A real S3 server on loopback (moto's, in a process of its own), and before it, or before the server of another kind
+of store, a proxy that does to a client what stores do on a bad day: throttles, answers 500, cuts connections."""
 
 from __future__ import annotations
 
 import http.client
 import http.server
+import json
+import random
 import re
 import subprocess
 import sys
@@ -17,6 +19,36 @@ from typing import Any, Literal
 Kind = Literal["SlowDown", "InternalError", "AccessDenied", "cut", "refused", "slow", "silence"]
 STATUS = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}
 SECRET = "not-to-be-shown"
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers, body."""
+
+
+def _refusal(status: int, code: str, kind: str, body: str) -> Answer:
+    headers = [("Content-Type", kind), ("x-ms-error-code", code), ("Content-Length", str(len(body)))]
+    return status, headers, body.encode()
+
+
+def _xml(status: int, code: str) -> Answer:
+    text = f"<Error><Code>{code}</Code><Message>Please reduce your request rate.</Message></Error>"
+    return _refusal(status, code, "application/xml", text)
+
+
+def _google(status: int, reason: str, message: str) -> Answer:
+    error = {"code": status, "message": message, "errors": [{"message": message, "reason": reason}]}
+    return _refusal(status, reason, "application/json", json.dumps({"error": error}))
+
+
+REFUSALS: dict[str, list[Answer]] = {
+    "s3": [_xml(503, "SlowDown"), _xml(429, "TooManyRequests")],
+    "gs": [
+        _google(503, "backendError", "Backend Error"),
+        _google(429, "rateLimitExceeded", "Rate limit exceeded"),
+        _google(403, "rateLimitExceeded", "Rate Limit Exceeded"),
+    ],
+    "abfs": [_xml(503, "ServerBusy"), _xml(429, "TooManyRequests")],
+}
+"""How a store of each kind says that it is asked too often."""
 
 
 @dataclass
@@ -31,11 +63,16 @@ class Fault:
 
 
 class FaultyStore(http.server.ThreadingHTTPServer):
-    """The proxy. `page_size`: how many objects a page of a listing has."""
+    """The proxy. `page_size`: how many objects a page of a listing has. `refused`: the share of all requests that are
+    refused, as a store of the `kind` does that is asked too often; which ones, is drawn with a seed."""
 
-    def __init__(self, moto_port: int) -> None:
+    def __init__(self, port: int, kind: str = "s3", *, refused: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.moto_port = moto_port
+        self.port = port
+        self.kind = kind
+        self.refused = refused
+        self.refusals = 0
+        self.random = random.Random(0)
         self.page_size = 1000
         self.faults: list[Fault] = []
         self.requests: list[str] = []
@@ -46,6 +83,13 @@ class FaultyStore(http.server.ThreadingHTTPServer):
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def refusal(self) -> Answer | None:
+        with self.lock:
+            if self.random.random() >= self.refused:
+                return None
+            self.refusals += 1
+            return self.random.choice(REFUSALS[self.kind])
 
     def next_fault(self, request: str) -> Kind | None:
         with self.lock:
@@ -86,7 +130,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.server.next_fault(f"{self.command} {self.path}")
-        if fault == "refused":
+        if refusal := self.server.refusal():
+            self._send(*refusal)
+        elif fault == "refused":
             self.close_connection = True
         elif fault == "silence":
             self.server.release.wait(20)
@@ -99,21 +145,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.server.release.wait(0.2)
             self._send(*self._forward(body), cut=fault == "cut")
 
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forward(self, body: bytes) -> Answer:
         path = self.path
         if "list-type=2" in path:
             path += f"&max-keys={self.server.page_size}"
-        moto = http.client.HTTPConnection("127.0.0.1", self.server.moto_port)
-        moto.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
+        behind = http.client.HTTPConnection("127.0.0.1", self.server.port)
+        behind.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            moto.putheader(name, value)
-        moto.endheaders(body)
-        answer = moto.getresponse()
+            behind.putheader(name, value)
+        behind.endheaders(body)
+        answer = behind.getresponse()
         data = answer.read()
-        headers = [pair for pair in answer.getheaders() if pair[0].lower() not in ("connection", "transfer-encoding")]
+        here, there = f"127.0.0.1:{self.server.server_port}", f"127.0.0.1:{self.server.port}"
+        headers = [
+            (name, value.replace(there, here))  # where an upload goes on
+            for name, value in answer.getheaders()
+            if name.lower() not in ("connection", "transfer-encoding")
+        ]
         if answer.getheader("Content-Length") is None:
             headers.append(("Content-Length", str(len(data))))
-        moto.close()
+        behind.close()
         return answer.status, headers, data
 
     def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, *, cut: bool = False) -> None:
@@ -151,7 +202,7 @@ class Bucket:
 
         self.proxy = proxy
         self.name = name
-        self._client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.moto_port}")
+        self._client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.port}")
         self._client.create_bucket(Bucket=name)
 
     def address(self, key: str) -> str:
@@ -187,8 +238,8 @@ class Bucket:
 
 
 @contextmanager
-def misbehaving(port: int) -> Iterator[FaultyStore]:
-    with FaultyStore(port) as store:
+def misbehaving(port: int, kind: str = "s3", *, refused: float = 0.0) -> Iterator[FaultyStore]:
+    with FaultyStore(port, kind, refused=refused) as store:
         threading.Thread(target=store.serve_forever, daemon=True).start()
         yield store
         store.release.set()

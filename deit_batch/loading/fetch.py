@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -16,9 +15,8 @@ from deit_batch.loading.local_file import read_file
 from deit_batch.loading.remote import TransientFetchError, too_large
 from deit_batch.loading.stored_file import StoredFileReader
 from deit_batch.loading.url import UrlReader
-
-LONGEST_WAIT = 30.0
-"""Seconds between two tries, at most, whatever a server's Retry-After says."""
+from deit_batch.system import backoff
+from deit_batch.system.object_store import THROTTLED_TRIES
 
 MOST_AT_ONCE = 64
 """URLs and stored objects, of all hosts."""
@@ -111,16 +109,19 @@ class Fetcher:
                 raise TypeError("it is decoded already")
 
     def _read_with_retries(self, read: Callable[[], bytes], gone: threading.Event) -> bytes:
-        for attempt in range(self._limits.retries + 1):
+        """A store that is asked too often is tried again on its own account: that says nothing about the image."""
+        most = {False: self._limits.retries + 1, True: THROTTLED_TRIES}
+        failures = {False: 0, True: 0}
+        while True:
             try:
                 return read()
             except TransientFetchError as error:
-                if attempt == self._limits.retries:
+                failures[error.throttled] += 1
+                if failures[error.throttled] == most[error.throttled]:
                     raise FetchError(str(error)) from error
-                # Full jitter: many workers that failed together must not come back together.
-                wait = random.uniform(0, 2.0**attempt) if error.wait is None else error.wait  # noqa: S311
-            gone.wait(min(wait, LONGEST_WAIT))  # not in the `except`: the error's traceback keeps what came of the body
-        raise AssertionError  # the last attempt returns or raises
+                wait = backoff.wait_after(failures[error.throttled]) if error.wait is None else error.wait
+            # not in the `except`: the error's traceback keeps what came of the body
+            gone.wait(min(wait, backoff.LONGEST_WAIT))
 
 
 def decode_base64(text: str) -> bytes:

@@ -10,11 +10,13 @@ from deit_batch.limits import Limits
 
 
 class TransientFetchError(FetchError):
-    """A fault that may be gone in a moment. `wait`: how many seconds the server asks for."""
+    """A fault that may be gone in a moment. `wait`: how many seconds the server asks for. `throttled`: a store says
+    that it is asked too often."""
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
+    def __init__(self, message: str, wait: float | None = None, *, throttled: bool = False) -> None:
         super().__init__(message)
         self.wait = wait
+        self.throttled = throttled
 
 
 def too_large(limits: Limits) -> FetchError:

@@ -41,12 +41,14 @@ class StoredFileReader:
     def _read_object(self, file: StoredFile) -> bytes:
         _require_under(self._limits.root, file.address)
         scheme, _, path = file.address.partition("://")
-        store = self._store(scheme)
         try:
+            store = self._store(scheme)
             with self._host_limit.of(path.partition("/")[0]):
                 return self._read(store, path, file.size)
         except StoreError as error:
-            raise TransientFetchError(str(error)) if error.passing else FetchError(str(error)) from error
+            if error.passing:
+                raise TransientFetchError(str(error), throttled=error.throttled) from error
+            raise FetchError(str(error)) from error
 
     def _store(self, scheme: str) -> Store:
         with self._lock:

@@ -10,28 +10,28 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.io import StoredFile
-from deit_batch.system.extras import needing
-
-_LIBRARIES = {
-    "s3": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gcs"),
-    "gcs": ("gcsfs", "gcs"),
-    "abfs": ("adlfs", "azure"),
-    "abfss": ("adlfs", "azure"),
-    "az": ("adlfs", "azure"),
-    "hf": ("huggingface_hub", ""),
-}
-"""Of each scheme, the library that fsspec finds it in, and the extra that brings it. No other scheme is opened: fsspec
-has some that read local files, or whatever host an address names."""
+from deit_batch.system.backoff import wait_after
+from deit_batch.system.store_errors import NoSuchObjectError as NoSuchObjectError
+from deit_batch.system.store_errors import StoreError as StoreError
+from deit_batch.system.store_errors import translated
+from deit_batch.system.store_library import (
+    ask_azure_to_write,
+    begin_upload_to_google,
+    import_library,
+    is_known,
+    name_of_library,
+    open_file_system,
+)
 
 _SCHEME = re.compile(r"\s*([A-Za-z0-9]+)://")
 # A repository or bucket of the Hub, and something in it; a repository alone is a data set (input.arrow.open_dataset).
@@ -41,36 +41,25 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BLOCK = 8 * 2**20
 """Bytes that are asked for at a time, of what is read as a stream and of what is uploaded."""
 
+THROTTLED_TRIES = 10
+"""Of a request that the store refuses because it has too many: a fifth of all refused, one in ten million fails."""
+
 _MOST_PARTS = 10_000
 """Of an upload, on S3."""
-
-_NO_ANSWER = frozenset(
-    "HTTPClientError IncompleteReadError ResponseParserError "  # botocore
-    "ClientConnectionError ClientPayloadError "  # aiohttp
-    "TransportError ServiceRequestError ServiceResponseError".split()  # Google's and Azure's
-)
-"""The names of exceptions (the libraries may be missing): the connection broke, or the answer was cut short."""
 
 ObjectVersion: TypeAlias = list[object]
 """What tells an object from another that stands under its name later: size, time of change (ns), ETag."""
 
+_Page: TypeAlias = tuple[list[str], list[dict[str, Any]], str | None]
+"""Of a listing: folders, objects, and how the next page is asked for. All names are within the bucket."""
 
-class StoreError(OSError):
-    """What went wrong with an object, in one line. `passing`: it may be gone in a moment."""
-
-    def __init__(self, message: str, *, passing: bool = False) -> None:
-        super().__init__(message)
-        self.passing = passing
-
-
-class NoSuchObjectError(StoreError):
-    """Nothing is there."""
+T = TypeVar("T")
 
 
 def is_stored(text: str) -> bool:
     """Whether it is the address of something on a store."""
     scheme = _SCHEME.match(text)
-    if not scheme or scheme[1].lower() not in _LIBRARIES:
+    if not scheme or not is_known(scheme[1].lower()):
         return False
     return scheme[1].lower() != "hf" or bool(_HUB_FILES.match(text))
 
@@ -92,33 +81,38 @@ def parse(text: str) -> tuple[str, str]:
             del parts[-1:]
         elif part != ".":
             parts.append(part)
-    library, extra = _LIBRARIES[scheme]
-    with needing(extra):
-        import_module(library)
+    import_library(scheme)
     return scheme, bucket + slash + "/".join(parts)
 
 
 class Store:
-    """A store, for one process and any number of threads. `patient`: the library tries again by itself, for a minute or
-    so; otherwise whoever calls does. `connections`: open at a time."""
+    """A store, for one process and any number of threads. `patient`: what passes is tried again, for some minutes;
+    otherwise whoever calls does that. `connections`: open at a time. Raises StoreError where the environment does not
+    say whose it is."""
 
     def __init__(self, scheme: str, *, patient: bool = True, connections: int = 10) -> None:
-        import fsspec
-
-        options: dict[str, Any] = {}
-        if scheme == "s3":
-            own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            options["config_kwargs"] = {"max_pool_connections": connections, **own}
-            if not patient:
-                options["config_kwargs"]["retries"] = {"total_max_attempts": 1}
         self._scheme = scheme
-        # fsspec keeps the instance of a process and thread, for a new one takes a while. Many threads are to share one.
-        self._files: Any = fsspec.filesystem(scheme, skip_instance_cache=not patient, **options)
-        if not patient and hasattr(self._files, "retries"):
-            self._files.retries = 1
+        self._library = name_of_library(scheme)
+        self._patient = patient
+        with translated():
+            self._files: Any = open_file_system(scheme, patient=patient, connections=connections)
 
     def address(self, path: str) -> str:
         return f"{self._scheme}://{path}"
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        """What `call` returns. As long as the store says that it is asked too often, it is asked again later: the
+        libraries see that in some of its ways to say so, and not often enough."""
+        failures = 0
+        while True:
+            try:
+                with translated():
+                    return call()
+            except StoreError as error:
+                failures += 1
+                if not (self._patient and error.throttled and failures < THROTTLED_TRIES):
+                    raise
+            time.sleep(wait_after(failures))
 
     # --- one object -------------------------------------------------------------------------------------------------
 
@@ -135,17 +129,18 @@ class Store:
         return [info["size"], _modified_ns(info), info.get("ETag") or info.get("etag")]
 
     def _info(self, path: str, seconds: float | None) -> dict[str, Any]:
-        with _translated():
+        def ask() -> dict[str, Any]:
             info: dict[str, Any] = self._files.info(path, **self._within(seconds))
             if info["type"] != "file":
                 raise FileNotFoundError(path)
             return info
 
+        return self._tried(ask)
+
     def read(self, path: str, most: int, seconds: float) -> bytes:
         """The first `most` bytes at the most, in one request."""
-        with _translated():
-            data: bytes = self._files.cat_file(path, start=0, end=most, **self._within(seconds))
-            return data
+        data: bytes = self._tried(lambda: self._files.cat_file(path, start=0, end=most, **self._within(seconds)))
+        return data
 
     def _within(self, seconds: float | None) -> dict[str, float]:
         """fsspec ends a call of its asynchronous stores at a time limit; others (hf) have that of their library."""
@@ -153,8 +148,9 @@ class Store:
 
     def open(self, path: str) -> io.BufferedReader:
         """A stream that is read in blocks, each tried again if need be; an error that if it was replaced meanwhile."""
-        with _translated():
-            return io.BufferedReader(_Body(self._files.open(path, "rb", block_size=_BLOCK)), 2**20)
+        options = {"cache_type": "readahead"} if self._library == "gcsfs" else {}  # its own reads on in the background
+        file = self._tried(lambda: self._files.open(path, "rb", block_size=_BLOCK, **options))
+        return io.BufferedReader(_Body(file, self._tried), 2**20)
 
     def put(self, source: Path, path: str) -> None:
         """Uploads a file. Its name appears when it is whole: a multipart upload is completed last."""
@@ -162,46 +158,47 @@ class Store:
         if self._scheme == "s3":
             chunk = max(_BLOCK, math.ceil(source.stat().st_size / _MOST_PARTS))
             options = {"chunksize": chunk, "max_concurrency": 4}
-        elif _LIBRARIES[self._scheme][0] == "adlfs":
+        elif self._library == "adlfs":
             options = {"overwrite": True}
-        with _translated():
-            self._files.put_file(str(source), path, **options)
+        self._tried(lambda: self._files.put_file(str(source), path, **options))
 
     def read_whole(self, path: str) -> bytes:
         """Of one that fits into memory."""
-        with _translated():
-            in_one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
-            data: bytes = self._files.cat_file(path, **in_one_request)
-            return data
+        in_one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
+        data: bytes = self._tried(partial(self._files.cat_file, path, **in_one_request))
+        return data
 
     def write(self, path: str, data: bytes) -> None:
         """The object appears whole, for what was there."""
-        with _translated():
-            self._files.pipe_file(path, data)
+        self._tried(partial(self._files.pipe_file, path, data))
 
     def copy(self, source: str, target: str) -> None:
         """Within the store. The copy is whole when this returns."""
-        if _LIBRARIES[self._scheme][0] == "adlfs":  # Azure answers before it has copied
+        if self._library == "adlfs":  # Azure answers before it has copied
             self.write(target, self.read_whole(source))
             return
-        with _translated():
-            self._files.cp_file(source, target)
+        self._tried(partial(self._files.cp_file, source, target))
 
     def remove(self, path: str) -> None:
         """If it is there."""
-        with suppress(NoSuchObjectError), _translated():
-            self._files.rm_file(path)
+        with suppress(NoSuchObjectError):
+            self._tried(partial(self._files.rm_file, path))
 
     def require_writable(self, path: str) -> None:
-        """Finds out early that there is no such bucket, or no right to write there: by a multipart upload that is begun
-        and given up. Only S3 can be asked."""
-        if self._scheme != "s3":
-            return
+        """Finds out early that there is no such bucket, or no right to write there: by an upload that is begun and
+        given up, or, on Azure, bound to a condition that nothing meets. (The Hub can't be asked.)"""
         bucket, _, key = path.partition("/")
-        with _translated():
-            upload = self._files.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
-        with suppress(Exception):  # no right to give up: the store will, in time
-            self._files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+        match self._library:
+            case "s3fs":
+                upload = self._tried(partial(self._files.call_s3, "create_multipart_upload", Bucket=bucket, Key=key))
+                with suppress(Exception):  # no right to give up: the store will, in time
+                    self._files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload["UploadId"])
+            case "gcsfs":
+                upload = self._tried(partial(begin_upload_to_google, self._files, bucket, key))
+                with suppress(Exception):
+                    self._files.call("DELETE", upload)
+            case "adlfs":
+                self._tried(partial(ask_azure_to_write, self._files, bucket, key))
 
     # --- listing ----------------------------------------------------------------------------------------------------
 
@@ -209,32 +206,49 @@ class Store:
         """What is under a folder (a path that ends in a slash, or is a bucket), by name, byte for byte; the path of a
         folder in it only if that is not entered.
 
-        Objects of S3 come in pages of a thousand. Other stores are listed folder by folder, each of which is held."""
-        with _translated():
-            yield from (self._pages if self._scheme == "s3" else self._walk)(folder, recursive)
+        Objects of S3 and Google come in pages of a thousand. Other stores are listed folder by folder, each of which is
+        held."""
+        match self._library:
+            case "s3fs":
+                return self._pages(folder, recursive, self._page_of_s3)
+            case "gcsfs":
+                return self._pages(folder, recursive, self._page_of_google)
+        return self._walk(folder, recursive)
 
-    def _pages(self, folder: str, recursive: bool) -> Iterator[StoredFile | str]:
+    def _pages(self, folder: str, recursive: bool, ask: Callable[..., _Page]) -> Iterator[StoredFile | str]:
         bucket, _, prefix = folder.partition("/")
-        more: dict[str, str] = {}
+        token = None
         while True:
-            page = self._files.call_s3(
-                "list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="" if recursive else "/", **more
-            )
-            for found in page.get("CommonPrefixes", []):
-                yield f"{bucket}/{found['Prefix']}"
-            for info in page.get("Contents", []):
-                if not info["Key"].endswith("/"):  # the mark of an empty folder
-                    yield self._stored({**info, "name": f"{bucket}/{info['Key']}", "size": info["Size"]})
-            if not page.get("IsTruncated"):
+            folders, infos, token = self._tried(partial(ask, bucket, prefix, "" if recursive else "/", token))
+            for name in folders:
+                yield f"{bucket}/{name}"
+            for info in infos:
+                if not info["name"].endswith("/"):  # the mark of an empty folder
+                    yield self._stored({**info, "name": f"{bucket}/{info['name']}"})
+            if not token:
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _page_of_s3(self, bucket: str, prefix: str, delimiter: str, token: str | None) -> _Page:
+        more = {"ContinuationToken": token} if token else {}
+        page = self._files.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter=delimiter, **more)
+        infos = [{**info, "name": info["Key"], "size": info["Size"]} for info in page.get("Contents", [])]
+        return [found["Prefix"] for found in page.get("CommonPrefixes", [])], infos, page.get("NextContinuationToken")
+
+    def _page_of_google(self, bucket: str, prefix: str, delimiter: str, token: str | None) -> _Page:
+        asked = {"prefix": prefix or None, "delimiter": delimiter or None, "pageToken": token}
+        page = self._files.call("GET", "b/{}/o", bucket, json_out=True, **asked)
+        infos = [
+            {"name": info["name"], "size": int(info["size"]), "mtime": datetime.fromisoformat(info["updated"])}
+            for info in page.get("items", [])
+        ]
+        return page.get("prefixes", []), infos, page.get("nextPageToken")
 
     def _walk(self, folder: str, recursive: bool) -> Iterator[StoredFile | str]:
-        infos = [
-            {**info, "name": info["name"] + "/" if info["type"] == "directory" else info["name"]}
-            for info in self._files.ls(folder.rstrip("/"), detail=True)
-        ]
+        found = self._tried(lambda: self._files.ls(folder.rstrip("/"), detail=True))
         self._files.invalidate_cache()  # or it would keep every folder
+        infos = [
+            {**info, "name": info["name"] + "/" if info["type"] == "directory" else info["name"]} for info in found
+        ]
         for info in sorted(infos, key=lambda info: str(info["name"])):
             if not info["name"].endswith("/"):
                 yield self._stored(info)
@@ -251,8 +265,9 @@ class Store:
 class _Body(io.RawIOBase):
     """A file of fsspec's, of which every error is a StoreError."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, tried: Callable[[Callable[[], int]], int]) -> None:
         self._file = file
+        self._tried = tried
 
     def readable(self) -> bool:
         return True
@@ -261,8 +276,7 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _translated():
-            return int(self._file.readinto(buffer))
+        return self._tried(lambda: int(self._file.readinto(buffer)))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -282,50 +296,17 @@ def _modified_ns(info: dict[str, Any]) -> int | None:
     return int(found.timestamp() * 1000) * 10**6 if isinstance(found, datetime) else None
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Stores raise whatever their libraries do: here that becomes a StoreError."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        raise NoSuchObjectError("no such object") from error
-    except TimeoutError as error:
-        raise StoreError("not complete in time", passing=True) from error
-    except Exception as error:
-        text = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
-        if isinstance(error, PermissionError):
-            text = f"not permitted: {text}"
-        raise StoreError(text, passing=_is_passing(error)) from error
-
-
-def _is_passing(error: Exception) -> bool:
-    """No answer at all, throttling, or a fault of the server: an answer that says no stays no."""
-    names = {base.__name__ for base in type(error).__mro__}
-    if isinstance(error, ConnectionError) or names & _NO_ANSWER:
-        return True
-    status = _status(error) or _status(error.__cause__)
-    return status is not None and (status in (408, 425, 429) or status >= 500)
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The status of the HTTP answer that an error of any of the libraries tells of."""
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):  # botocore's
-        found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        found = getattr(error, "status_code", getattr(error, "code", getattr(error, "status", None)))
-    return found if isinstance(found, int) else None
-
-
 def open_store(address: str) -> tuple[Store, str]:
-    """The store of an address, and the path in it. Raises UsageError if it is no address."""
+    """The store of an address, and the path in it. Raises UsageError if it is no address, or if the environment does
+    not say whose store it is."""
     try:
         scheme, path = parse(address)
     except RowError as error:
         raise UsageError(str(error)) from error
-    return Store(scheme), path
+    try:
+        return Store(scheme), path
+    except StoreError as error:
+        raise UsageError(f"{address}: can't be opened: {error}") from error
 
 
 def open_stream(address: str) -> io.BufferedReader:

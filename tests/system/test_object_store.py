@@ -35,7 +35,7 @@ LIMITS = Limits(image_bytes=5000, retries=2)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between two tries of ours."""
-    monkeypatch.setattr("deit_batch.loading.fetch.LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("deit_batch.system.backoff.LONGEST_WAIT", 0.0)
 
 
 def fetch(bucket: Bucket, *keys: str, limits: Limits = LIMITS) -> list[bytes | Picture | Failure]:
@@ -98,7 +98,7 @@ def test_stores_that_can_only_be_listed_folder_by_folder_give_the_same(bucket: B
     for key in [*keys, "empty/"]:
         bucket.put(f"in/{key}", b"x")
     store, path = object_store.open_store(bucket.address("in/"))
-    assert list(store._walk(path, recursive=True)) == list(store._pages(path, recursive=True))
+    assert list(store._walk(path, recursive=True)) == list(store.list(path, recursive=True))
     assert [str(found) for found in store._walk(path, recursive=False) if isinstance(found, str)] == [
         f"{bucket.name}/in/a/",
         f"{bucket.name}/in/empty/",
@@ -158,7 +158,7 @@ def test_passing_faults_pass(kind: Kind, bucket: Bucket, quick: None) -> None:
 @pytest.mark.parametrize(
     ("kind", "said", "tries"),
     [
-        ("SlowDown", "SlowDown, it said", 3),
+        ("SlowDown", "SlowDown, it said", 10),  # whatever --retries is
         ("InternalError", "InternalError, it said", 3),
         ("cut", "", 3),
         ("AccessDenied", "not permitted: AccessDenied, it said", 1),

@@ -1,0 +1,84 @@
+"""What the stores' libraries raise, each in its own way, as one kind of error in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_NO_ANSWER = frozenset(
+    "HTTPClientError IncompleteReadError ResponseParserError "  # botocore
+    "ClientConnectionError ClientPayloadError "  # aiohttp
+    "TransportError ServiceRequestError ServiceResponseError "  # Google's and Azure's
+    "RequestException ChecksumError".split()  # gcsfs: a 502; a body that was cut
+)
+"""The names of exceptions (the libraries may be missing): the connection broke, or the answer was cut short."""
+
+_RATE_LIMIT = re.compile(r"rate.?limit", re.IGNORECASE)
+
+
+class StoreError(OSError):
+    """What went wrong with an object, in one line. `passing`: it may be gone in a moment. `throttled`: the store is
+    asked too often; that passes, too."""
+
+    def __init__(self, message: str, *, passing: bool = False, throttled: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing or throttled
+        self.throttled = throttled
+
+
+class NoSuchObjectError(StoreError):
+    """Nothing is there."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Stores raise whatever their libraries do: here that becomes a StoreError."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        raise NoSuchObjectError("no such object") from error
+    except TimeoutError as error:
+        raise StoreError("not complete in time", passing=True) from error
+    except Exception as error:
+        text = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+        if isinstance(error, PermissionError):
+            text = f"not permitted: {text}"
+        raise StoreError(text, passing=_is_passing(error), throttled=_is_throttled(error)) from error
+
+
+def _is_passing(error: Exception) -> bool:
+    """No answer at all, or a fault of the server: an answer that says no stays no."""
+    names = {base.__name__ for base in type(error).__mro__}
+    if isinstance(error, ConnectionError) or names & _NO_ANSWER:
+        return True
+    status = _status(error)
+    return status is not None and (status in (408, 425) or status >= 500)
+
+
+def _is_throttled(error: Exception) -> bool:
+    """503 is S3's SlowDown and Azure's ServerBusy; Google answers 429, or 403 with a reason, of which gcsfs leaves no
+    more than the text (cloud.google.com/storage/docs/json_api/v1/status-codes: rateLimitExceeded)."""
+    forbidden, _, reason = str(error).partition("\n")
+    if forbidden.startswith("Forbidden") and _RATE_LIMIT.search(reason):
+        return True
+    return _status(error) in (429, 503)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The status of the HTTP answer that an error of any of the libraries tells of, or the one that it comes from."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):  # botocore's
+            found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            by_name = (
+                getattr(place, name, None) for place in (error, answer) for name in ("status_code", "code", "status")
+            )
+            found = next((value for value in by_name if isinstance(value, int)), None)
+        if isinstance(found, int):
+            return found
+        error = error.__cause__
+    return None

@@ -1,0 +1,103 @@
+"""Runs from and to a store of each kind, on servers that others have made, which refuse a fifth of all requests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import real_stores
+from faulty_store import FaultyStore, misbehaving
+from helpers import COMMAND, jpeg, read_jsonl, scored, valid
+from real_stores import RealBucket
+
+IMAGES = 300
+
+
+@dataclass
+class Store:
+    kind: str
+    proxy: FaultyStore
+    bucket: RealBucket
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(IMAGES):
+        (folder / f"{number:03}.jpg").write_bytes(jpeg(number))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(images: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What a local run makes of each image."""
+    records = read_jsonl(scored(images, vit, tmp_path_factory.mktemp("local")))
+    return {Path(record["image"]).name: record["predictions"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, int]]:
+    with ExitStack() as stack:
+        yield _Servers(stack)
+
+
+class _Servers(dict[str, int]):
+    """The port of each kind, started when it is asked for."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __missing__(self, kind: str) -> int:
+        try:
+            self[kind] = self._stack.enter_context(real_stores.server(kind))
+        except real_stores.Missing as error:
+            (pytest.fail if real_stores.required(kind) else pytest.skip)(f"there is no {error}")
+        return self[kind]
+
+
+@pytest.fixture(params=real_stores.KINDS)
+def store(
+    request: pytest.FixtureRequest, servers: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    """A bucket on a store of each kind in turn, where the environment says that it is."""
+    kind = request.param
+    with misbehaving(servers[kind], kind) as proxy:
+        for name, value in real_stores.environment(kind, proxy).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield Store(kind, proxy, real_stores.make_bucket(kind, proxy))
+
+
+def test_a_run_is_killed_and_goes_on_though_a_fifth_of_all_requests_is_refused(
+    store: Store, images: Path, expected: dict[str, object], vit: Path, tmp_path: Path
+) -> None:
+    for image in images.iterdir():
+        store.bucket.put(f"in/{image.name}", image.read_bytes())
+    store.proxy.refused = 0.2
+    command = [COMMAND, "score", "--input", store.bucket.address("in/"), "--out", store.bucket.address("out/p.jsonl")]
+    command += ["--model", str(vit), "--batch-size", "8", "--workers", "1", "--retries", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path)
+    while not any(path.stat().st_size for path in (tmp_path / "cache").rglob("*.partial")):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not any(name.startswith("out/") for name in store.bucket.names())
+
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("deit-batch: ") for line in done.stderr.splitlines()), done.stderr
+    assert "going on after" in done.stderr
+    records = [json.loads(line) for line in store.bucket.get("out/p.jsonl").splitlines()]
+    assert [record["image"] for record in records] == [store.bucket.address(f"in/{name}") for name in sorted(expected)]
+    assert {Path(record["image"]).name: record["predictions"] for record in records} == expected
+    report = valid(json.loads(store.bucket.get("out/p.jsonl.run.json")), "run-report")
+    assert report["counts"]["failed"] == 0
+    assert store.proxy.refusals > IMAGES / 10
