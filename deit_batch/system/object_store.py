@@ -208,12 +208,11 @@ class Store:
 
         Objects of S3 and Google come in pages of a thousand. Other stores are listed folder by folder, each of which is
         held."""
-        match self._library:
-            case "s3fs":
-                return self._pages(folder, recursive, self._page_of_s3)
-            case "gcsfs":
-                return self._pages(folder, recursive, self._page_of_google)
-        return self._walk(folder, recursive)
+        pages = {"s3fs": self._page_of_s3, "gcsfs": self._page_of_google}.get(self._library)
+        try:
+            yield from self._pages(folder, recursive, pages) if pages else self._walk(folder, recursive)
+        except NoSuchObjectError as error:
+            raise NoSuchObjectError("no such bucket, or no such folder in it") from error
 
     def _pages(self, folder: str, recursive: bool, ask: Callable[..., _Page]) -> Iterator[StoredFile | str]:
         bucket, _, prefix = folder.partition("/")

@@ -14,6 +14,14 @@ _NO_ANSWER = frozenset(
 )
 """The names of exceptions (the libraries may be missing): the connection broke, or the answer was cut short."""
 
+_NO_CREDENTIALS = frozenset(
+    "NoCredentialsError PartialCredentialsError CredentialRetrievalError "  # botocore
+    "GoogleAuthError ClientAuthenticationError".split()
+)
+"""The names of exceptions: nothing in the environment gives access, or what does is incomplete."""
+
+_FOR_SUPPORT = re.compile(r"\n(?=RequestId:|ErrorCode:|Attempted credentials:)")
+
 _RATE_LIMIT = re.compile(r"rate.?limit", re.IGNORECASE)
 
 
@@ -43,10 +51,25 @@ def translated() -> Iterator[None]:
     except TimeoutError as error:
         raise StoreError("not complete in time", passing=True) from error
     except Exception as error:
-        text = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
-        if isinstance(error, PermissionError):
-            text = f"not permitted: {text}"
-        raise StoreError(text, passing=_is_passing(error), throttled=_is_throttled(error)) from error
+        if _status(error) == 404:
+            raise NoSuchObjectError("no such object") from error
+        raise StoreError(_describe(error), passing=_is_passing(error), throttled=_is_throttled(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    """In one line. Azure's errors have more of them, for its support; the code says what it is."""
+    text = getattr(error, "strerror", None) or str(error)
+    text = " ".join(_FOR_SUPPORT.split(text)[0].split()) or type(error).__name__
+    if code := getattr(error, "error_code", None):
+        text = f"{text} ({getattr(code, 'value', code)})"
+    return f"not permitted: {text}" if _is_denied(error) and not _is_throttled(error) else text
+
+
+def _is_denied(error: Exception) -> bool:
+    names = {base.__name__ for base in type(error).__mro__}
+    if isinstance(error, PermissionError) or names & _NO_CREDENTIALS or str(error).startswith("Forbidden"):
+        return True
+    return _status(error) in (401, 403)
 
 
 def _is_passing(error: Exception) -> bool:

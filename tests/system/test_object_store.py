@@ -112,7 +112,7 @@ def test_one_image_and_what_is_not_there(bucket: Bucket) -> None:
     for key, said in {"none.jpg": "no such object", "none/": r"holds no image \(it is empty\)"}.items():
         with pytest.raises(UsageError, match=said):
             open_source(bucket.address(key))
-    with pytest.raises(UsageError, match=r"s3://no-such-bucket/x/: can't be read: no such object"):
+    with pytest.raises(UsageError, match=r"s3://no-such-bucket/x/: can't be read: no such bucket"):
         open_source("s3://no-such-bucket/x/")
 
 

@@ -10,11 +10,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pytest
 import real_stores
-from faulty_store import FaultyStore, misbehaving
+from faulty_store import Fault, FaultyStore, misbehaving
 from helpers import COMMAND, jpeg, read_jsonl, scored, valid
 from real_stores import RealBucket
+
+from deit_batch.errors import UsageError
+from deit_batch.input.open import open_source
+from deit_batch.io import Failure, StoredFile
+from deit_batch.limits import Limits
+from deit_batch.loading.fetch import Fetcher
+from deit_batch.system import object_store
 
 IMAGES = 300
 
@@ -72,6 +80,7 @@ def store(
         for name, value in real_stores.environment(kind, proxy).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        fsspec.get_filesystem_class(kind).clear_instance_cache()  # the environment has changed under it
         yield Store(kind, proxy, real_stores.make_bucket(kind, proxy))
 
 
@@ -101,3 +110,34 @@ def test_a_run_is_killed_and_goes_on_though_a_fifth_of_all_requests_is_refused(
     report = valid(json.loads(store.bucket.get("out/p.jsonl.run.json")), "run-report")
     assert report["counts"]["failed"] == 0
     assert store.proxy.refusals > IMAGES / 10
+
+
+def test_what_is_not_there_or_not_permitted_is_one_line_and_nothing_else_is_said(
+    store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = f"{store.kind}://no-such-bucket"
+    with pytest.raises(UsageError, match=r"in/: can't be read: no such bucket, or no such folder in it$"):
+        open_source(f"{nowhere}/in/")
+    opened, path = object_store.open_store(f"{nowhere}/p.jsonl")
+    with pytest.raises(object_store.StoreError, match=r"^no such object$"):
+        opened.require_writable(path)
+    image = store.bucket.put("in/a.jpg", b"x")
+    store.proxy.faults.append(Fault("AccessDenied", ".*"))
+    with pytest.raises(UsageError, match=r"in/: can't be read: not permitted: .*$"):
+        open_source(store.bucket.address("in/"))
+    failed = Fetcher(Limits()).fetch(StoredFile(image))
+    assert isinstance(failed, Failure)
+    assert failed.message.startswith("not permitted: ")
+    opened, path = object_store.open_store(store.bucket.address("p.jsonl"))
+    with pytest.raises(object_store.StoreError, match=r"^not permitted: "):
+        opened.require_writable(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_account_that_the_environment_does_not_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    fsspec.get_filesystem_class("abfs").clear_instance_cache()
+    with pytest.raises(UsageError, match=r"^abfs://c/in/: can't be opened: .*account_name"):
+        open_source("abfs://c/in/")
+    assert isinstance(Fetcher(Limits()).fetch(StoredFile("abfs://c/a.jpg")), Failure)
