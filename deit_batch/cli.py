@@ -41,7 +41,8 @@ class Program(click.Group):
 
         open_closed_streams()
         lose_what_stderr_cannot_take()
-        return super().main(*arguments, **more)
+        # On Windows, where no shell does it, Click would make names of a pattern, which is for --input to do.
+        return super().main(*arguments, windows_expand_args=False, **more)
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
         arguments = list(args)  # Click takes them off the list as it reads them

@@ -65,6 +65,10 @@ def require_number(name: str, value: object, least: float, most: float) -> None:
 DEFAULT_LIMITS = Limits()
 
 
+OUT_OF_TIME = 1
+"""The exit code of a process that `end_process_after` has ended."""
+
+
 @contextmanager
 def end_process_after(seconds: float) -> Iterator[None]:
     """What is done in here must be done in time, or this process ends: there is no other way out of a decoder that

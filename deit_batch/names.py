@@ -25,7 +25,7 @@ def path_on_disk(path: str) -> str:
     if len(path) > _LONGEST or _is_there(path):
         return path
     found = ""
-    for part in path.split("/"):
+    for part in path.replace(os.sep, "/").split("/"):
         spellings = dict.fromkeys([part, part.strip(), *_forms(part.strip())])
         there = (spelling for spelling in spellings if spelling and _is_there(found + spelling))
         found += next(there, part) + "/"

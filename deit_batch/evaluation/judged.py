@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ntpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,7 +227,7 @@ def file_name(record: Mapping[str, Any]) -> str:
     name = str(record["image"])
     if name.lstrip()[:8].lower().startswith(("http://", "https://")):
         name = name.partition("#")[0].partition("?")[0]
-    return alike(name.rsplit("/", 1)[-1])
+    return alike(ntpath.basename(name))  # also of a name that Windows has written, on whatever machine this is
 
 
 def _digest(told: list[Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
-from deit_batch.errors import InputError, RowError, UsageError, cut_off
+from deit_batch.errors import MALFORMED, InputError, RowError, UsageError, cut_off
 from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, row_failure
 
@@ -127,12 +128,23 @@ def _odd_values() -> tuple[type[Exception], ...]:
 
 
 def _class_names_of_schema(schema: pyarrow.Schema) -> Mapping[str, Sequence[str]]:
-    """What `datasets` has written into a Parquet file beside the numbers of its classes."""
-    if b"huggingface" not in (schema.metadata or {}):
+    """What `datasets` has written into a Parquet file beside the numbers of its classes. It is JSON, for which that
+    library need not be waited for; where it is not as it should be, there are no names."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        found = {column: _names_of_classes(feature) for column, feature in features.items()}
+    except MALFORMED:
         return {}
-    import datasets
+    return {column: names for column, names in found.items() if names}
 
-    return _class_names(datasets.Features.from_arrow_schema(schema))
+
+def _names_of_classes(feature: Any) -> Sequence[str]:
+    """Of one column's feature: numbers of classes, or a list of them, which an earlier version wrote as one."""
+    if isinstance(feature, list):
+        feature = feature[0]
+    feature = feature.get("feature", feature)
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def _class_names(features: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:

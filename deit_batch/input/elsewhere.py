@@ -27,7 +27,8 @@ def parse_map(text: str) -> tuple[str, str]:
 
 def find_here(name: str, known: Map) -> str:
     """Where that is: the place of the longest prefix that the name has, and the rest of the name; the name itself if it
-    has none. A datastore of Azure ML is known by its short form (azureml://datastores/…), too."""
+    has none. Behind a prefix of Windows, the rest has its backslashes turned. A datastore of Azure ML is known by its
+    short form (azureml://datastores/…), too."""
     if not known:
         return name
     text = name.strip()
@@ -38,7 +39,9 @@ def find_here(name: str, known: Map) -> str:
     if not _SCHEME.match(place):
         place = os.path.abspath(place) + ("/" if place.endswith("/") else "")
     rest = form[len(prefix) :]
-    slash = "/" if prefix.endswith("/") and not place.endswith("/") else ""
+    if "\\" in prefix:  # as Windows writes names
+        rest = rest.replace("\\", "/")
+    slash = "/" if prefix.endswith(("/", "\\")) and not place.endswith("/") else ""
     return place + slash + rest
 
 

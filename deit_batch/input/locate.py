@@ -21,6 +21,7 @@ from deit_batch.system import object_store
 _BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_-]{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB")
 _BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DRIVE = re.compile(r"/[A-Za-z]:[/\\]")
 _SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
 _LONGEST_PATH = 4096  # PATH_MAX on Linux
 _LONGEST_URL = 2**16  # no server takes as much
@@ -126,7 +127,8 @@ def _path_of_file_url(url: str) -> str:
             path = f"/{path[len(start) :]}"
     if not path.startswith("/") or path.startswith("//"):
         raise RowError("a file: URL of another machine, or of no absolute path; file:///path is one of this machine")
-    return unquote(path, errors="surrogateescape")
+    path = unquote(path, errors="surrogateescape")
+    return path[1:] if os.name == "nt" and _DRIVE.match(path) else path
 
 
 def _stored(address: str) -> StoredFile:

@@ -418,6 +418,9 @@ def _could_not_begin() -> UsageError:
 def _deaths_unheard() -> Iterator[None]:
     """DataLoader hears of a worker's death by a signal, and raises wherever the program happens to be, be it in the
     middle of writing a record. Without the signal, it finds out when it next waits for that worker."""
+    if not hasattr(signal, "SIGCHLD"):  # Windows has none
+        yield
+        return
     before = signal.getsignal(signal.SIGCHLD)
     yield
     if threading.current_thread() is threading.main_thread():

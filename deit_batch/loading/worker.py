@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, get_worker_info
 from deit_batch.errors import DecodeError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, Location, Picture
-from deit_batch.limits import Limits, end_process_after
+from deit_batch.limits import OUT_OF_TIME, Limits, end_process_after
 from deit_batch.loading.buffers import PixelBuffers
 from deit_batch.loading.decode import decode
 from deit_batch.loading.deep_gray import DEEP_GRAY
@@ -177,13 +177,28 @@ class Decoder(Dataset[Sent]):
         code = process.exitcode or 0
         if code == 0:
             return None
-        how = f"crashed ({signal.Signals(-code).name})" if code < 0 else "did not end in time"
-        return Failure.of(DecodeError(f"its decoder {how}; at most {self._limits.decode_seconds:g} s are allowed"))
+        seconds = self._limits.decode_seconds
+        return Failure.of(DecodeError(f"its decoder {how_it_ended(code)}; at most {seconds:g} s are allowed"))
 
     def _alone_with(self, location: Location) -> None:
         start_worker(0)
         self._alone = True
         self.__getitems__(Task([Wanted(0, location, None)]))
+
+
+def how_it_ended(code: int) -> str:
+    """Of a process that did not end well, by its exit code: a signal's number below 0, or, on Windows, that of an
+    exception (https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-erref, section 2.3)."""
+    if code == OUT_OF_TIME:
+        return "did not end in time"
+    return f"crashed ({f'code {code:#x}' if code > 0 else _name_of_signal(-code)})"
+
+
+def _name_of_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time ones have no name
+        return f"signal {number}"
 
 
 def _new_memory(shape: tuple[int, ...], dtype: str) -> tuple[NDArray[Any], Tensor | NDArray[Any]]:
@@ -195,7 +210,7 @@ def _new_memory(shape: tuple[int, ...], dtype: str) -> tuple[NDArray[Any], Tenso
     if get_worker_info() is None:
         return pixels.numpy(), pixels
     with suppress(RuntimeError):
-        if _can_hand_over_memory():
+        if not hasattr(reduction, "DupFd") or _can_hand_over_memory():
             pixels.share_memory_()
             return pixels.numpy(), pixels
     return pixels.numpy(), pixels.numpy()

@@ -21,6 +21,7 @@ from deit_batch.system.atomic import (
     rename_durably,
     require_room,
     sweep_files,
+    sync_file,
     temporary_file,
 )
 
@@ -69,8 +70,7 @@ def convert(request: Conversion) -> Tally:
     try:
         with temporary_file(target) as temporary:
             _write(request, format, found, temporary)
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
+            sync_file(temporary)
             rename_durably(temporary, target)
         sweep_files(target)
     except OSError as error:

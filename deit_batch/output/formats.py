@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -19,6 +18,7 @@ from deit_batch.errors import UsageError
 from deit_batch.input.tables import MAX_ROW_CHARS
 from deit_batch.io import NAME_FIELDS, FeatureName, json_line, unpack
 from deit_batch.output import spreadsheet
+from deit_batch.system.atomic import sync_file
 
 _CSV_COLUMNS = (*"index image label score predictions error_type error_message".split(), *NAME_FIELDS[1:])
 _CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
@@ -125,8 +125,7 @@ def convert(source: Path, target: Path, write: Write, columns: Columns) -> None:
     if columns.most is None:
         columns = replace(columns, most=max((len(each["predictions"]) for each in read_jsonl(source)), default=0))
     write(read_jsonl(source), target, columns)
-    with open(target, "rb") as written:
-        os.fsync(written.fileno())
+    sync_file(target)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

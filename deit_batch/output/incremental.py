@@ -66,6 +66,7 @@ class PredictionCache:
                 raise
             except sqlite3.DatabaseError as error:
                 logger.warning("%s is damaged (%s): everything is scored again", path, error)
+                self._database.close()  # on Windows, no file is removed that is open
                 self._remove()
                 self._open(text)
 

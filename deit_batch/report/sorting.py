@@ -48,6 +48,8 @@ _NO_LABEL = "no-label"
 _BATCH = 20_000
 """Records whose images are looked for at a time: a table is read once for each."""
 _SETTINGS_BYTES = 2**16
+_NO_LINKS = frozenset((errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
+"""What file systems without links say, and Windows to most users."""
 _SHOWN = 3
 
 
@@ -217,12 +219,24 @@ def _put(source: str, out: Path, place: str, by: By) -> bool:
     _require_file(source, by)
     target.parent.mkdir(exist_ok=True)
     if by == "link":
-        os.symlink(source, target)
+        _link(source, target)
     elif by == "copy":
         _copy(source, target, out)
     else:
         _move(source, target, out)
     return True
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        os.symlink(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        why = (
+            "no links can be made there (Windows allows them in its Developer Mode): give another --out, and --by copy"
+        )
+        raise OSError(errno.EPERM, why, str(target)) from error
 
 
 def _move(source: str, target: Path, out: Path) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import heapq
 import json
 import re
-import resource
 from collections import Counter
 from urllib.parse import unquote
 
 import h11
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from deit_batch.system.machine import most_open_files
 
 HEAD_SECONDS = 10
 """For the head of a request to come, and for a connection to stay that sends none."""
@@ -52,8 +53,8 @@ def _take_off_host(scope: Scope) -> None:
 
 def most_connections() -> int:
     """As the process may have files open."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, max(1, files - OTHER_FILES))
+    files = most_open_files()
+    return MOST_CONNECTIONS if files is None else min(MOST_CONNECTIONS, max(1, files - OTHER_FILES))
 
 
 class Connection(H11Protocol):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import glob
 import hashlib
 import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +25,11 @@ _SHOWN = 40
 """Characters of a name that the names of its temporary files begin with."""
 _REPLACED = ".replaced"
 """The mark in a folder that another takes the place of."""
+_WINDOWS = os.name == "nt"
+"""Where a file that is open can be neither renamed nor removed, no folder can be synced, and no file that was opened
+for reading."""
+_DEAD_AFTER = 86_400.0
+"""Seconds, on Windows."""
 _HERE = -100
 """AT_FDCWD of Linux: paths are as they are for any other call."""
 _SWAP = 2
@@ -115,8 +120,7 @@ def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:
     with temporary_file(target) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        sync_file(temporary)
         rename_durably(temporary, target)
     if sweeps:
         sweep_files(target)
@@ -127,30 +131,55 @@ def temporary_file(target: Path) -> Iterator[Path]:
     """An empty file of a name of its own, to be renamed to `target`, beside it; removed at the end if it was not. It is
     locked meanwhile, by which `sweep_files` knows it from one that a dead process has left."""
     path = _temporary_name(target, "tmp")
-    while True:
-        file = open(path, "xb")  # noqa: SIM115 - open as long as the lock is held
-        with suppress(OSError):  # a file system without locks: there, nothing is swept either
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            break
-        file.close()  # swept, before it was locked
     try:
-        with file:
+        with _locked(path):
             yield path
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Makes the file, and holds a lock of it; on Windows, where that would keep it from being renamed, it only makes
+    it."""
+    if _WINDOWS:
+        path.touch(exist_ok=False)
+        yield
+        return
+    from filelock import lock_descriptor
+
+    while True:
+        file = open(path, "xb")  # noqa: SIM115 - open as long as the lock is held
+        with suppress(OSError):  # a file system without locks: there, nothing is swept either
+            lock_descriptor(file.fileno())
+        if path.exists():
+            break
+        file.close()  # swept, before it was locked
+    with file:
+        yield
+
+
 def sweep_files(target: Path) -> None:
     """Removes what dead writers of this file have left beside it."""
     for path in _litter(target, "tmp"):
         with suppress(OSError):  # gone meanwhile, being written, or not ours to remove
-            if not path.is_file():
-                continue
-            with open(path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+            if path.is_file():
+                _remove_if_dead(path)
+
+
+def _remove_if_dead(path: Path) -> None:
+    """If nobody holds its lock; on Windows, if it is a day old, and nobody has it open: there, that would be an
+    OSError."""
+    if _WINDOWS:
+        if time.time() - path.stat().st_mtime > _DEAD_AFTER:
+            path.unlink()
+        return
+    from filelock import lock_descriptor
+
+    with open(path, "rb") as file:
+        if lock_descriptor(file.fileno(), blocking=False):
+            path.unlink()
 
 
 def _temporary_name(target: Path, ending: str) -> Path:
@@ -175,7 +204,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 def _sync_names(target: Path) -> None:
     try:
-        _sync(target.parent)
+        _sync_folder(target.parent)
     except OSError as error:
         logger.warning(
             "%s is there and whole, but the system does not confirm that it would outlive a power cut: %s",
@@ -207,8 +236,10 @@ def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
     one is renamed away first; if the process is killed before the new one is in its place, `mend_folder` puts the old
     one back."""
     for path in (source, *source.rglob("*")):
-        if path.is_file() or path.is_dir():
-            _sync(path)
+        if path.is_file():
+            sync_file(path)
+        elif path.is_dir():
+            _sync_folder(path)
     if not (replace and target.exists()):
         rename_durably(source, target)
         return
@@ -263,6 +294,8 @@ def _remove_folder(folder: Path, target: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Gives each the other's name in one step: renameat2(2) with RENAME_EXCHANGE, renamex_np(2) with RENAME_SWAP. False
     where the system or the file system has nothing like it."""
+    if _WINDOWS:
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
     first, second = os.fsencode(one), os.fsencode(other)
     if hasattr(libc, "renameat2"):
@@ -272,8 +305,19 @@ def _exchange(one: Path, other: Path) -> bool:
     return False
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Returns when what was written into the file would outlive a power cut."""
+    _sync(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
+
+
+def _sync_folder(path: Path) -> None:
+    """The same of the names in a folder. Windows has no such call: NTFS keeps a journal of names."""
+    if not _WINDOWS:
+        _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, way: int) -> None:
+    descriptor = os.open(path, way)
     try:
         os.fsync(descriptor)
     finally:

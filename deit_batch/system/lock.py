@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -15,6 +14,9 @@ logger = logging.getLogger("deit_batch")
 
 _HOLDER = "process "
 """How the file of a lock begins; nothing stands in it while it is being taken."""
+_MOST_BYTES = 1000
+_PATIENCE = 0.2
+"""Seconds, for one that is just being released."""
 
 
 def describe_this_process() -> str:
@@ -33,32 +35,22 @@ class Lock:
     def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
         """Raises OutputError, saying who holds it, if another process does, unless it is to `wait` for that; and if a
         file of that name is no lock."""
-        self._path = path
-        while True:
-            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                self._file.seek(0)
-                holder = self._file.read().strip() or "another process"
-                self._file.close()
-                raise held_by(holder, what) from None
-            if self._is_there():
-                break
-            self._file.close()  # its last holder has just removed it
-        self._file.seek(0)
-        if self._file.read(len(_HOLDER)) not in ("", _HOLDER):
-            self._file.close()
-            raise UsageError(f"{path} is there and is no lock of a run; give another --out")
-        self._file.truncate(0)
-        self._file.write(describe_this_process())
-        self._file.flush()
+        from filelock import FileLock, Timeout
 
-    def _is_there(self) -> bool:
+        self._path = path
+        self._lock = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=self._sign)
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
-        except FileNotFoundError:
-            return False
+            self._lock.acquire(timeout=-1 if wait else _PATIENCE)
+        except Timeout:
+            raise held_by(_holder_of(path), what) from None
+
+    def _sign(self, descriptor: int) -> None:
+        """Writes into the lock who holds it."""
+        if os.read(descriptor, len(_HOLDER)) not in (b"", _HOLDER.encode()):
+            raise UsageError(f"{self._path} is there and is no lock of a run; give another --out")
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, describe_this_process().encode())
 
     def require(self) -> None:
         """Nothing can take it away."""
@@ -66,7 +58,20 @@ class Lock:
     def release(self) -> None:
         """A file that can't be removed is said, and blocks nothing."""
         try:
-            self._path.unlink(missing_ok=True)
-            self._file.close()
+            if os.name != "nt":  # there, no file is removed that is open; filelock does it afterwards
+                self._path.unlink(missing_ok=True)  # whoever waits for it sees that it is gone, and takes a new one
         except OSError as error:
             logger.warning("%s can't be removed (%s): it blocks nothing", self._path, error.strerror)
+        finally:
+            self._lock.release()
+
+
+def _holder_of(path: Path) -> str:
+    """What stands in the file of a lock but for its first byte, which on Windows is what is locked, and is not read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(1)
+            rest = file.read(_MOST_BYTES)
+    except OSError:  # released just now
+        rest = b""
+    return (_HOLDER[0] + rest.decode(errors="replace")).strip() if rest else "another process"

@@ -115,6 +115,8 @@ def open_closed_streams() -> None:
                 os.close(opened)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the program runs
+    if os.name == "nt" and isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # as on other systems: an old code page has not every name
 
 
 class _LossyFile(io.FileIO):
@@ -131,6 +133,8 @@ def lose_what_stderr_cannot_take() -> None:
     no run whose bar or message it is, and not the program in Python's own last step."""
     if sys.stderr not in (None, sys.__stderr__):
         return  # somebody else's
+    if os.name == "nt" and sys.stderr and sys.stderr.isatty():
+        return  # a console, which is written to by characters, not by bytes
     encoding = sys.stderr.encoding if sys.stderr else "utf-8"
     buffer = io.BufferedWriter(_LossyFile(2, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)

@@ -36,6 +36,17 @@ def free_memory() -> int | None:
     return int(kilobytes) * 1024
 
 
+def most_open_files() -> int | None:
+    """That this process may have open at a time; None where that is not limited, or not by a number that is told, as on
+    Windows."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if files == resource.RLIM_INFINITY else files
+
+
 def cpu_quota(cgroups: Path) -> float:
     """CPU seconds that may be used in a second, as Docker's --cpus and Kubernetes' limits set it; infinite without.
     https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), .../scheduler/sched-bwc.html for version 1."""

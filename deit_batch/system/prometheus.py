@@ -103,7 +103,7 @@ def _metric(name: str, help: str, values: Mapping[str, float], *, task: str) -> 
 def _last_success(path: Path) -> float | None:
     """As an earlier run has left it: a failure must not make it forgotten."""
     try:
-        found = re.search(rf"^{_LAST_SUCCESS}(?:{{.*}})? (\S+)$", path.read_text(), re.MULTILINE)
+        found = re.search(rf"^{_LAST_SUCCESS}(?:{{.*}})? (\S+)$", path.read_text("utf-8"), re.MULTILINE)
         return float(found[1]) if found else None
     except (OSError, ValueError):
         return None

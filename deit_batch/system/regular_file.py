@@ -13,6 +13,9 @@ MOST_SETTINGS_BYTES = 8 * 2**20
 """Of a file that says how others are to be read. The config.json of a model with 20,000 labels has 1.5 MB; JSON of this
 size takes some 200 MB of memory at the worst."""
 
+_NOT_WAITING = getattr(os, "O_NONBLOCK", 0)
+"""Else a pipe would wait for its writer; on Windows, where there is no such way of opening, no file is one."""
+
 
 def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
     """Its bytes, one more than `most_bytes` at the most. Raises OSError; of EINVAL for a pipe or a device, which would
@@ -23,7 +26,7 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
 
 def _open_regular(path: str, flags: int) -> int:
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK)  # else a pipe would wait for its writer
+        descriptor = os.open(path, flags | _NOT_WAITING)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket
             raise OSError(errno.EINVAL, "not a regular file", path) from error

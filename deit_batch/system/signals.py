@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 import time
@@ -14,6 +15,8 @@ from deit_batch.errors import Interrupted, TimeIsUp
 SECONDS_TO_FINISH = 3.0
 """How long the batch in hand may take; then the run stops where it is. What is written stays whole either way."""
 
+_HAS_ALARM = hasattr(signal, "setitimer")
+
 
 class Stop:
     """Whether a signal, or the time, has asked to stop."""
@@ -22,6 +25,7 @@ class Stop:
         self._seconds = seconds
         self._end = None if time_limit is None else time.monotonic() + time_limit
         self._signum: int | None = None
+        self._timer: threading.Timer | None = None
 
     @property
     def asked(self) -> bool:
@@ -31,7 +35,18 @@ class Stop:
         if self._signum is not None:
             raise Interrupted(signum)  # asked twice: now
         self._signum = signum
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        if _HAS_ALARM:
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        else:  # Windows: as if it had come again, for the main thread to see when it is back in Python
+            self._timer = threading.Timer(self._seconds, _thread.interrupt_main, [signum])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_alarm(self) -> None:
+        if _HAS_ALARM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif self._timer:
+            self._timer.cancel()
 
     def _now(self, signum: int, frame: FrameType | None) -> None:
         raise Interrupted(self._signum or signal.SIGTERM)
@@ -51,11 +66,13 @@ def stop_on_signals(seconds: float = SECONDS_TO_FINISH, *, time_limit: float | N
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread, and to the program that runs us in another
         return
-    handlers = {signal.SIGINT: stop._ask, signal.SIGTERM: stop._ask, signal.SIGALRM: stop._now}
+    handlers = {signal.SIGINT: stop._ask, signal.SIGTERM: stop._ask}
+    if _HAS_ALARM:
+        handlers[signal.SIGALRM] = stop._now
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield stop
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        stop._end_alarm()
         for signum, handler in before.items():
             signal.signal(signum, handler)

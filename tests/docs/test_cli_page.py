@@ -104,3 +104,21 @@ def test_who_searches_for_an_option_lands_on_it(asked: str, site: Path, browser:
     assert heading.is_visible()
     assert f"--{name}" in page.locator(":target").inner_text()
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "page"), [("Excel", "spreadsheets"), ("HEIC", "heic-and-16-bit"), ("Windows", "windows")]
+)
+def test_who_searches_for_a_thing_to_do_sees_its_page_among_the_first(
+    asked: str, page: str, site: Path, browser: Browser
+) -> None:
+    """Beside the option that is called so, if there is one."""
+    shown = browser.new_page()
+    shown.goto((site / "docs" / "index.html").as_uri())
+    shown.get_by_role("textbox", name="Search").fill(asked)
+    shown.keyboard.press("Enter")
+    results = shown.locator("#search-results ul.search li > a")
+    results.nth(2).wait_for()
+    first = [results.nth(place).get_attribute("href") for place in range(3)]
+    assert any(f"/how-to/{page}.html" in str(link) for link in first), first
+    shown.close()

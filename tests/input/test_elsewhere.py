@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import datasets
@@ -57,6 +57,8 @@ BOMB = f"metadata:\n  - &x0 [a]\n{_ALIASES}transformations: [*x39]\n"
         (["/mnt/=/a", "/mnt/b/=/c"], "/mnt/b/1.jpg", "/c/1.jpg"),
         (["/mnt/=s3://box/k=1"], "/mnt/1.jpg", "s3://box/k=1/1.jpg"),
         (["/mnt/=/a"], "/other/1.jpg", "/other/1.jpg"),
+        (["D:\\photos\\=/data"], str(PureWindowsPath("D:/photos/bag/1.jpg")), "/data/bag/1.jpg"),
+        (["D:\\=s3://box/"], str(PureWindowsPath("D:/bag/1.jpg")), "s3://box/bag/1.jpg"),
     ],
 )
 def test_the_longest_prefix_says_where_an_image_is(known: list[str], name: str, here: str) -> None:

@@ -251,27 +251,29 @@ def test_pickled_weights_and_those_of_a_wrapper(made: Callable[..., Path], pictu
     assert by_score(folder, pictures, allow_pickle=True) == by_score(made("resnet"), pictures)
 
 
-def test_no_process_of_a_native_run_imports_transformers(vit: Path, photos: Path, tmp_path: Path) -> None:
-    """Neither a command nor a worker; a trap lies where they would find it."""
+def test_no_process_of_a_native_run_imports_transformers_or_datasets(vit: Path, photos: Path, tmp_path: Path) -> None:
+    """Neither a command nor a worker, of a folder, CSV or JSON lines; traps lie where they would find them."""
     trap, mark = tmp_path / "trap", tmp_path / "imported"
     trap.mkdir()
-    (trap / "transformers.py").write_text(f"open({str(mark)!r}, 'w')\nraise ImportError('not for this')\n")
+    for name in ("transformers.py", "datasets.py"):
+        (trap / name).write_text(f"open({str(mark)!r}, 'w')\nraise ImportError('not for this')\n")
     path = os.pathsep.join([str(trap), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": f"{photos}/00.jpg"}) + "\n")
     (tmp_path / "labels.csv").write_text("image,label\n" + f"{photos}/00.jpg,can\n{photos}/01.jpg,jar\n")
     program = (
         "import os, shlex, sys; from click.testing import CliRunner; from deit_batch.cli import main\n"
         "for command in sys.argv[1:]:\n"
         "    done = CliRunner().invoke(main, shlex.split(command))\n"
         "    assert done.exit_code == 0, (command, done.output, done.exception)\n"
-        "assert 'transformers' not in sys.modules\n"
+        "assert not {'transformers', 'datasets'} & {*sys.modules}\n"
         f"assert not os.path.exists({str(mark)!r})\n"
         "import transformers"  # which is the trap
     )
     model = f"--model {vit} --workers 1"
     commands = [
         f"score --input {photos} --out p.jsonl {model}",
-        f"embed --input {photos} --out f.npy {model}",
+        f"embed --input rows.jsonl --out f.npy {model}",
         f"evaluate --input labels.csv --out e {model}",
         f"score --input {photos} --dry-run {model}",
     ]

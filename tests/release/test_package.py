@@ -43,7 +43,7 @@ def commands(text: str) -> list[str]:
     return [line for line in blocks.splitlines() if "deit-batch " in line]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/usage.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/usage.md"])
 def test_every_option_in_the_docs_exists(page: str) -> None:
     found = commands((REPOSITORY / page).read_text())
     assert found

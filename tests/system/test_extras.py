@@ -24,5 +24,8 @@ def test_an_extra_that_is_too_old_is_to_be_upgraded() -> None:
 
 def test_nobody_is_sent_to_an_index_that_does_not_have_the_package() -> None:
     root = Path(__file__).parents[2]
-    told = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "deit_batch").rglob("*.py")]
-    assert [path for path in told if re.search(r"pip install .*deit-batch\[", path.read_text())] == []
+    places = {"docs": "*.md", "deit_batch": "*.py", "deploy": "*", ".github": "*.yml", "scripts": "*"}
+    found = [path for place, pattern in places.items() for path in (root / place).rglob(pattern) if path.is_file()]
+    told = {path: path.read_text() for path in (*found, root / "README.md", root / "Dockerfile", root / "action.yml")}
+    by_its_name = re.compile(r"pip install .*deit-batch\[|^ *- deit-batch(\[\w+\])?$", re.MULTILINE)
+    assert [path for path, text in told.items() if by_its_name.search(text)] == []

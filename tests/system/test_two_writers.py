@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from deit_batch.cli import COMMANDS
-from deit_batch.errors import UsageError
+from deit_batch.errors import OutputError, UsageError
 from deit_batch.output.read import read_records
 from deit_batch.system.atomic import write_atomically
 from deit_batch.system.lock import Lock
@@ -72,6 +73,18 @@ WRITING: dict[str, tuple[list[str], str, Callable[[Path], bool]]] = {
     "export": (["export", "demo"], "out", lambda path: (path / "model.onnx").exists()),
     "pull": (["pull", "demo"], "out", a_checkpoint),
 }
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from deit_batch.system.lock import Lock
+
+held = Lock(Path("it.lock"), "it")
+if os.fork() == 0:  # a worker, which outlives the run
+    time.sleep(60)
+    os._exit(0)
+print(flush=True)
+sys.stdin.read()
+"""
 WRITES_NO_RESULT = {"serve", "doctor"}
 REFUSED = (1, 2)
 """The second of two finds the name being written, or written."""
@@ -163,3 +176,19 @@ def test_a_file_of_the_users_is_no_lock_and_no_work(tmp_path: Path) -> None:
         (folder / "a.txt").write_text("whole")
     assert (tmp_path / "m.lock").read_text() == "version = 1\n"
     assert sorted(os.listdir(tmp_path)) == ["m.lock", "n", "n.partial"]
+
+
+def test_a_lock_goes_with_its_process_though_a_worker_of_it_lives_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline()
+        with pytest.raises(OutputError, match=f"it is being written by process {holder.pid} on "):
+            Lock(tmp_path / "it.lock", "it")
+        holder.kill()
+        holder.wait()
+        Lock(tmp_path / "it.lock", "it").release()
+        os.killpg(holder.pid, signal.SIGKILL)
+    assert os.listdir(tmp_path) == []
