@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from faulty_store import Bucket
-from helpers import scored
+from helpers import COMMAND, scored
 
+from deit_batch import block_runner
 from deit_batch.errors import DeitBatchError, InputError, OutputError, UsageError
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
 from deit_batch.output.formats import Columns
@@ -28,6 +30,7 @@ from deit_batch.output.parts import (
     write_part,
 )
 from deit_batch.output.place import Place, place_at
+from deit_batch.plan import Options
 from deit_batch.system import lease
 
 SETTINGS = {"input": "imgs/", "part_size": 2, "format": "jsonl", "keep": []}
@@ -106,6 +109,35 @@ def test_a_stopped_run_goes_on_elsewhere_to_what_a_folder_would_hold(
     assert bucket.seen("(PUT|POST|DELETE) out/") == 0
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "another").exists()
+
+
+def test_a_command_that_was_killed_is_gone_on_with_where_nothing_is_known_of_it(
+    bucket: Bucket, photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = bucket.address("out/")
+    bucket.fault("slow", r"PUT out\.partial/part")
+    command = [COMMAND, "score", "--input", str(photos), "--model", str(vit), "--batch-size", "4", "--workers", "0"]
+    with subprocess.Popen([*command, "--part-size", "4", "--out", out], stderr=subprocess.PIPE, text=True) as process:
+        while bucket.seen(r"PUT out\.partial/part") < 7:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+        process.kill()
+    assert not any(name.startswith("out/") for name in bucket.names())
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "another"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lease, "DEAD", -1.0)  # a minute later
+    options = Options(input=str(photos), model=str(vit), batch_size=4, workers=0)
+    for to in (out, "local/"):
+        block_runner.run(options, block_runner.LocalEngine, out=to, part_size=4, quiet=True)
+    there = {name.removeprefix("out/"): data for name, data in found(bucket).items()}
+    here = {path.name: path.read_bytes() for path in Path("local").iterdir()}
+    del there["run.json"], here["run.json"]  # which say how long it took
+    assert there == here
+    assert len(there) == 12
+    assert bucket.seen(r"PUT out\.partial/part-000000\.jsonl") == 1
+    assert not Path("another").exists()
 
 
 def parts_in(files: dict[str, bytes]) -> list[bytes]:
