@@ -16,7 +16,7 @@ import pytest
 import release
 import torch
 import transformers
-from faulty_store import SECRET, Bucket, misbehaving, serve_s3
+from faulty_store import Bucket, misbehaving, s3_environment, serve_s3
 from helpers import EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, write_all_kinds
 from misbehaving import Server, serve
 
@@ -122,19 +122,12 @@ def s3_server() -> Iterator[int]:
 @pytest.fixture
 def bucket(s3_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket on it, behind a proxy that misbehaves on request, where the environment says that S3 is."""
-    settings = {
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
     import fsspec
 
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # the environment has changed under it
     with misbehaving(s3_server) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        for name, value in {**s3_environment(proxy.address), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # the environment has changed under it
         yield Bucket(proxy, f"bucket-{uuid.uuid4().hex}")  # a port may come again
 
 

@@ -194,6 +194,16 @@ def serve_s3() -> Iterator[int]:
         process.wait()
 
 
+def s3_environment(address: str) -> dict[str, str]:
+    """Where a program finds the server, and as whom."""
+    return {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": address,
+    }
+
+
 class Bucket:
     """A bucket of its own, seen through the proxy by the code under test and directly by the test."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from faulty_store import Bucket, s3_environment
 from helpers import COMMAND, EXAMPLES, HEIC, LOOPBACK, deit_batch, read_json, read_jsonl
 from PIL import Image
 from ray.cluster_utils import Cluster
@@ -37,11 +38,13 @@ MEMORY = 80 * 2**20  # of an object store, in bytes: the least that Ray takes is
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head that does no work, and two nodes of one core each."""
+def cluster(s3_server: int) -> Iterator[Cluster]:
+    """A head that does no work, and two nodes of one core each, whose environment says where S3 is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         monkeypatch.setenv("RAY_worker_niceness", "0")
+        for name, value in s3_environment(f"http://127.0.0.1:{s3_server}").items():
+            monkeypatch.setenv(name, value)
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
         made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
@@ -154,6 +157,18 @@ def test_a_run_that_was_stopped_on_the_cluster_goes_on_here(
     assert (done.tally.inputs, dict(done.tally.failures)) == (ROWS, {"RowError": 1, "FetchError": 1, "DecodeError": 1})
     assert {name: (out / name).stat().st_ino for name in left} == left
     assert records(out) == local.read_bytes()
+
+
+def test_actors_write_their_parts_to_a_store(
+    cluster: Cluster, bucket: Bucket, table: Path, local: Path, vit: Path
+) -> None:
+    engine = partial(RayEngine, where=Where(ray_address=cluster.address), verbose=False)
+    out = bucket.address("out")
+    block_runner.run(chosen(table, vit, limit=20), engine, out=out, part_size=PART_SIZE, quiet=True)
+    names = [f"out/part-{number:06}.jsonl" for number in range(3)]
+    assert bucket.names() == ["out/manifest.json", *names, "out/run.json", "out/stamps"]
+    assert b"".join(map(bucket.get, names)) == b"".join(local.read_bytes().splitlines(keepends=True)[:20])
+    assert bucket.seen("PUT out.partial/part") == 0  # not through this process
 
 
 def test_after_a_killed_driver_the_next_one_goes_on_at_once(
