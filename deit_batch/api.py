@@ -47,8 +47,8 @@ def score(input: Images, *, progress: bool = False, **options: Unpack[ScoreOptio
     Args:
         input: A path as `deit-batch score --input` takes it: a folder, image, glob, table, list, tar, `hf://…` or
             address on a store; or a list of them, which are taken one after another.
-            Or images: one of them, or a list, Series, generator or whatever else can be iterated over, which is read a
-            few batches ahead and never held whole. Each is a path or URL (of one image: of a list of paths, all must be
+            Or images: one, or a list, Series, generator or whatever else can be iterated over, which is read a few
+            batches ahead and never held whole. Each is a URL, a path (of an image: in a list of paths, all must be
             that), the bytes of an encoded image, an image of Pillow in any mode, or a NumPy array of uint8: [height,
             width], [height, width, 3] in RGB, or [height, width, 4] in RGBA, whose transparency is left out.
             Or a DataFrame of pandas or polars, or an iterable of dicts, with such an image in one column.

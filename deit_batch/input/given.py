@@ -27,14 +27,15 @@ Images: TypeAlias = str | os.PathLike[str] | Image.Image | Iterable[Any]
 
 
 def names_or_rows(input: Images) -> str | tuple[str, ...] | OpenTable:
-    """A path, or a list of them: the name of what is opened, or several. But where all in a list are paths of images or
-    URLs, or where one is no path, and in whatever else can be iterated over, each is one image: where it is, as a line
-    of a list says it; its encoded bytes; or the image itself, as `held_image` takes it. So are the rows of a DataFrame,
-    and dicts, if their column is one.
+    """A path, or a list of them: the name of what is opened, or several. But a URL is one image; and where all in a
+    list are URLs or paths of images, or where one is no path, and in whatever else can be iterated over, each is one:
+    where it is, as a line of a list says it; its encoded bytes; or the image itself, as `held_image` takes it. So are
+    the rows of a DataFrame, and dicts, if their column is one.
 
     Raises UsageError for what is none of this."""
     if isinstance(input, str | os.PathLike):
-        return _text(input)
+        name = _text(input)
+        return partial(_open_items, [name]) if _is_far_or_inline(name) else name
     if isinstance(input, bytes | bytearray | memoryview | Image.Image) or is_array(input):
         return partial(_open_items, [input])
     if isinstance(input, list | tuple) and all(isinstance(each, str | os.PathLike) for each in input):
@@ -60,11 +61,17 @@ def _text(name: str | os.PathLike[Any]) -> str:
 def _is_one_image(name: str) -> bool:
     """Whether it is where one image is, there or not; a name without an ending that is known may be one if it is
     there."""
-    with suppress(RowError):  # hf://, for one, is no image's
-        if isinstance(locate(name), Url | Base64 | bytes):
-            return True
     given = parse_input_name(name)
-    return given.kind is InputKind.IMAGE or (given.kind is InputKind.UNKNOWN and given.exists)
+    return (
+        _is_far_or_inline(name) or given.kind is InputKind.IMAGE or (given.kind is InputKind.UNKNOWN and given.exists)
+    )
+
+
+def _is_far_or_inline(name: str) -> bool:
+    """Whether it is a URL, a data URI or base64, which the command line takes in tables alone."""
+    with suppress(RowError):  # hf://, for one, is no image's
+        return isinstance(locate(name), Url | Base64 | bytes)
+    return False
 
 
 def _is_frame(value: object) -> bool:

@@ -38,6 +38,8 @@ def test_names_are_opened_and_images_are_rows(tmp_path: Path) -> None:
     named: list[Any] = [[str(tmp_path), image], (table,), [Path(image), "*.png"], ["hf://x", image], ["-"], ["none"]]
     for several in named:
         assert names_or_rows(several) == tuple(map(str, several))
+    for one in ("https://example.org/a.jpg", "data:,x"):
+        assert [each.location for each in references(one)] == [Url(one) if one[0] == "h" else b"x"]
     found = references([Path(image), bare, "gone.jpg", "https://example.org/table.csv", "data:,x"])
     assert [each.location for each in found] == [
         *(LocalFile(path) for path in (image, bare, "gone.jpg")),
