@@ -30,7 +30,7 @@ def main(images: int = 100_000) -> None:
         for seed, path in enumerate((old, new)):
             _write(path, images, seed)
         compared = _cost("compare", old, new)  # first: the kernel keeps the peak of all children
-        reported = _cost("report", new, "--thumbnails", "0", "--out", page)
+        reported = _cost("report", new, "--gallery", "0", "--out", page)
         size = page.stat().st_size / 1e6
         shown, filtered = _in_browser(page, images)
     print(

@@ -33,21 +33,34 @@ def invoke(*args: str | Path) -> Result:
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: `texts` between tags, `tags`, `data` of the script, `pictures`."""
+    """What a browser would make of it: `texts` between tags, `tags`, `data` of the script, `pictures`, and the places
+    of the records that have one, `pictured`, `ids`, and the `links` of anchors."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.texts: list[str] = []
         self.tags: Counter[str] = Counter()
         self.pictures: list[str] = []
+        self.pictured: set[str] = set()
+        self.ids: list[str] = []
+        self._place = ""
+        self.links: list[str] = []
         self._raw = ""
+        self._goes_on = False  # whether what comes is of the same word
         self.feed(page)
         self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
         values = dict(attrs)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self._goes_on = tag == "wbr"
+        if tag == "a":
+            self.links.append(str(values.get("href")))
+        self._place = values.get("data-place") or self._place
         if tag == "img":
+            self.pictured.add(self._place)
             self.pictures.append(str(values["src"]))
         self._raw = "data" if values.get("id") == "data" else tag if tag in ("script", "style") else ""
 
@@ -57,5 +70,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._raw == "data":
             self.data: Json = json.loads(data)
+        elif self._goes_on and self.texts:
+            self.texts[-1] += data
         elif not self._raw:
             self.texts.append(data)
+        self._goes_on = False

@@ -333,7 +333,7 @@ IMAGES = option(
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
     help="Folder that relative image names start from, if the images have been moved. [default: images are read from "
-    "where the run read them]",
+    "where the run read them, or from beside the predictions]",
 )
 FETCH = option(
     "--fetch",

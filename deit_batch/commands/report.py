@@ -54,7 +54,20 @@ logger = logging.getLogger("deit_batch")
     LABEL_MAP,
     ID,
 )
-@section("Pictures", IMAGES, FETCH, THUMBNAILS)
+@section(
+    "Pictures",
+    IMAGES,
+    FETCH,
+    THUMBNAILS,
+    option(
+        "--gallery",
+        default=1000,
+        show_default=True,
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Largest number of images of which the page holds a picture; the others are linked to their file or URL.",
+    ),
+)
 @section(
     "Output",
     option(
@@ -64,6 +77,7 @@ logger = logging.getLogger("deit_batch")
         metavar="HTML",
         help="HTML file to write.",
     ),
+    option("--title", metavar="TEXT", help="Title of the page. [default: the name of the predictions file]"),
     ROWS,
 )
 @section("Limits of one image", *LIMITS)

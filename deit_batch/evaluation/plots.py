@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
+from deit_batch.evaluation.confused import MOST_CLASSES, most_confused
 from deit_batch.evaluation.judged import Bools, Judged, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import Metrics, confusion
 from deit_batch.evaluation.mistakes import Mistake
 from deit_batch.evaluation.names import PLOTS
 
-MOST_CLASSES = 25
 MOST_CURVES = 6
 
 _RIGHT, _WRONG, _REST = "#2a6f97", "#c1440e", "#b8c4cc"
@@ -57,11 +57,10 @@ def _short(name: str, longest: int = 22) -> str:
 def _confusion(outcomes: SingleLabel) -> Figure:
     """In per cent of a row. Of many classes, those that are confused the most."""
     matrix = confusion(outcomes)
-    there = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
+    met = matrix.sum(0) + matrix.sum(1)
+    there = most_confused(met, met - 2 * np.diag(matrix))
     title = "Confusion matrix: of a class's images, per cent taken for"
-    if len(there) > MOST_CLASSES:
-        wrong = matrix - np.diag(np.diag(matrix))
-        there = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_CLASSES])
+    if len(there) < np.count_nonzero(met):
         title = (
             f"The {MOST_CLASSES} of {len(matrix):,} classes that are confused the most: per cent of a class's images"
         )

@@ -16,26 +16,28 @@ from deit_batch.system.regular_file import read_regular_file
 def read_file(file: LocalFile, limits: Limits) -> bytes:
     """Its bytes, one more than the limit at the most. Raises FetchError."""
     try:
-        return read_regular_file(_confined(path_on_disk(file.path), limits.root), limits.image_bytes)
+        return read_regular_file(confined(path_on_disk(file.path), limits.root), limits.image_bytes)
     except FileNotFoundError as error:
-        raise FetchError(_explain(file, limits.root)) from error
+        raise FetchError(why_missing(file, limits.root)) from error
     except OSError as error:
         raise FetchError(error.strerror or str(error)) from error
     except ValueError as error:  # a NUL byte, or half a surrogate pair, in the name
         raise FetchError(f"not a file name: {error}") from error
 
 
-def _explain(file: LocalFile, root: str | None) -> str:
+def why_missing(file: LocalFile, root: str | None) -> str:
+    """Of one that is not there. `root`: the folder outside of which nothing is spoken of."""
+
     def is_visible(path: str) -> bool:
         try:
-            return os.path.exists(_confined(path, root))
+            return os.path.exists(confined(path, root))
         except FetchError:
             return False
 
     return explain_missing(file.path, file.folder, is_visible=is_visible)
 
 
-def _confined(path: str, root: str | None) -> str:
+def confined(path: str, root: str | None) -> str:
     """The path with every link resolved, if a root is set: what is opened is what was checked."""
     if root is None:
         return path

@@ -14,7 +14,7 @@ MARK = "\ufeff"
 LONGEST_CELL = 32_767
 """Characters of a cell in Excel
 (https://support.microsoft.com/en-us/office/excel-specifications-and-limits-1672b34d-7043-467e-8e27-269d656771c3)."""
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """How a formula begins (https://owasp.org/www-community/attacks/CSV_Injection)."""
 
 
@@ -43,7 +43,7 @@ def original(text: str) -> str:
 
 
 def _is_formula(text: str) -> bool:
-    return text.startswith(_FORMULA) and not _is_number(text)
+    return text.startswith(FORMULA) and not _is_number(text)
 
 
 def _is_number(text: str) -> bool:

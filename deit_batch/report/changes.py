@@ -12,6 +12,7 @@ from deit_batch.io import Failure, counted
 from deit_batch.limits import Limits
 from deit_batch.report.comparison import Answer, Change, Comparison
 from deit_batch.report.files import write_file
+from deit_batch.report.originals import find_links
 from deit_batch.report.page import render
 from deit_batch.report.pictures import pictures_of
 from deit_batch.report.table import Bar, Column, PageRow, PageTable
@@ -39,10 +40,18 @@ def write(
                 {change.place: change.record for change in comparison.largest},
                 run and run["settings"],
                 folder=images,
+                beside=comparison.new.path,
                 fetch=fetch,
                 limits=limits,
             )
-            write_file(path, _as_page(comparison, document, pictures))
+            links = find_links(
+                [change.record for change in comparison.changed],
+                run and run["settings"],
+                folder=images,
+                beside=comparison.new.path,
+                root=limits.root,
+            )
+            write_file(path, _as_page(comparison, document, pictures, links))
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
@@ -86,7 +95,12 @@ def _brief(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _as_page(comparison: Comparison, document: Mapping[str, Any], pictures: Mapping[int, str | Failure]) -> bytes:
+def _as_page(
+    comparison: Comparison,
+    document: Mapping[str, Any],
+    pictures: Mapping[int, str | Failure],
+    links: Sequence[str | None],
+) -> bytes:
     table = _table(comparison)
     flips = [
         {**flip, "filter": {"before": table.label(flip["before"]), "label": table.label(flip["now"])}}
@@ -108,17 +122,17 @@ def _as_page(comparison: Comparison, document: Mapping[str, Any], pictures: Mapp
         },
         sampled=comparison.sampled,
         changed=changed,
-        data=table.as_data(),
+        data=table.as_data(links),
     )
 
 
 def _table(comparison: Comparison) -> PageTable:
     columns = [
         Column("before", "Before", "label"),
-        Column("score_before", "Score", "score", optional=True),
+        Column("score_before", "Score", "score"),
         Column("label", "Now", "label"),
-        Column("score", "Score now", "score", optional=True),
-        Column("change", "Change", "change", optional=True),
+        Column("score", "Score now", "score"),
+        Column("change", "Change", "change"),
         Column("state", "State", "state"),
     ]
     rows = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -45,3 +47,13 @@ class Best(Generic[Item]):
 
     def ranked(self) -> list[Item]:
         return [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+
+
+def take_turns(items: Iterable[Item], kind: Callable[[Item], Hashable]) -> list[Item]:
+    """The same items: the first of each kind, then the second of each, and so on, each time in their order."""
+    met = Counter[Hashable]()
+    turns: list[tuple[int, Item]] = []
+    for item in items:
+        turns.append((met[kind(item)], item))
+        met[kind(item)] += 1
+    return [item for _, item in sorted(turns, key=lambda turn: turn[0])]

@@ -22,6 +22,10 @@
   const nameOf = (row) => (data.names[row] === null ? "(inline)" : data.folder + data.names[row]);
   const isNumber = (column) => column.kind === "score" || column.kind === "change";
 
+  // A line may end behind what separates the words of a file's name.
+  const breakable = (name) => (name.match(/[^/\\_.\-]*[/\\_.\-]+|[^/\\_.\-]+/g) ?? [])
+    .flatMap((part, number) => (number ? [make("wbr"), part] : [part]));
+
   let found = rows, page = 0, order = {key: null, down: false}, shown = NONE;
   let notes = null;  // those of which the failures are shown, if not of all
   let unseen = false;  // whether what is asked for is in no row
@@ -119,7 +123,7 @@
   // --- the table
 
   const heads = [{name: "name", title: "Image", kind: "name"}, ...data.columns].map((column) => {
-    const head = make("th", "", {scope: "col"});
+    const head = make("th", "", {scope: "col", role: "columnheader"});
     const button = make("button", column.title, {type: "button"});
     button.addEventListener("click", () => {
       const down = order.key === column.name ? !order.down : isNumber(column);
@@ -127,7 +131,6 @@
       refilter();
     });
     if (isNumber(column)) head.classList.add("number");
-    if (column.optional) head.classList.add("optional");
     head.append(button);
     at("table").tHead.rows[0].append(head);
     return [column.name, head, button, column.title];
@@ -150,21 +153,48 @@
   }
 
   function tableRow(row) {
-    const line = make("tr");
-    const cell = make("td", "", {className: "name"});
-    const button = make("button", shortName(row), {type: "button"});
+    const line = make("tr", "", {role: "row"});
+    const cell = make("td", "", {className: "name", role: "cell"});
+    const button = make("button", "", {type: "button"});
+    button.append(...breakable(shortName(row)));
     button.addEventListener("click", () => show(row));
     cell.append(button);
     line.append(cell);
     for (const column of data.columns) {
       const text = kinds[column.kind](data.values[column.name][row]);
-      const cell = make("td", text);
+      const cell = make("td", text, {role: "cell"});
+      cell.dataset.title = column.title;
       if (isNumber(column)) cell.className = "number";
       if (column.kind === "state" && (text.startsWith("fail") || text === "wrong")) cell.className = "failed";
-      if (column.optional) cell.classList.add("optional");
       line.append(cell);
     }
     return line;
+  }
+
+  // --- the rows that are found, for a spreadsheet (the rule is that of output/spreadsheet.py)
+
+  function harmless(text) {
+    const bare = text.replace(/^'+/, "");
+    const isNumber = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(bare);
+    return data.csv.formula.some((start) => bare.startsWith(start)) && !isNumber ? `'${text}` : text;
+  }
+
+  function quoted(text) {
+    const cell = harmless(text);
+    return /[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
+  }
+
+  function download() {
+    const head = ["image", ...data.columns.map((column) => column.name), "failure"];
+    const lines = found.map((row) => [
+      data.names[row] === null ? "" : nameOf(row),
+      ...data.columns.map((column) => kinds[column.kind](data.values[column.name][row])),
+      data.notes[row] === NONE ? "" : data.messages[data.notes[row]],
+    ]);
+    const text = data.csv.mark + [head, ...lines].map((cells) => `${cells.map(quoted).join(",")}\r\n`).join("");
+    const href = URL.createObjectURL(new Blob([text], {type: "text/csv"}));
+    make("a", "", {href, download: `${document.title}.csv`}).click();
+    setTimeout(() => URL.revokeObjectURL(href), 10000);
   }
 
   // --- one image
@@ -172,11 +202,17 @@
   function show(row) {
     shown = row;
     const place = data.places[row];
-    at("image-name").textContent = nameOf(row);
-    const picture = document.querySelector(`[data-place="${place}"] img`);
-    at("image-picture").replaceChildren(picture
-      ? make("img", "", {src: picture.src, alt: `Picture of ${nameOf(row)}`})
-      : make("p", "No picture: only those of the images that stand out are in this page.", {className: "note"}));
+    at("image-name").replaceChildren(...breakable(nameOf(row)));
+    const source = document.querySelector(`[data-place="${place}"] img`)?.src ?? data.pictures?.[place];
+    at("image-picture").replaceChildren(source
+      ? make("img", "", {src: source, alt: `Picture of ${nameOf(row)}`})
+      : make("p", "This page has no picture of it.", {className: "note"}));
+    const link = linkOf(row);
+    if (link !== null) {
+      const line = make("p", "", {className: "note"});
+      line.append(make("a", "Open the image itself", {href: link, target: "_blank", rel: "noreferrer"}));
+      at("image-picture").append(line);
+    }
     const facts = make("dl", "", {className: "facts"});
     for (const column of data.columns) {
       const text = kinds[column.kind](data.values[column.name][row]);
@@ -197,6 +233,14 @@
     at("image-previous").disabled = position < 1;
     at("image-next").disabled = position < 0 || position >= found.length - 1;
     if (!at("image").open) at("image").showModal();
+  }
+
+  function linkOf(row) {
+    const {start, others} = data.links;
+    if (row in others) return others[row];
+    const name = data.names[row] === null ? null : nameOf(row);
+    if (name === null || /^https?:\/\//.test(name)) return name;
+    return start === null ? null : start + name.split("/").map(encodeURIComponent).join("/");
   }
 
   function bars(flat) {
@@ -233,6 +277,7 @@
     waiting = setTimeout(refilter, 120);
   });
   at("filters").addEventListener("submit", (event) => { event.preventDefault(); refilter(); });
+  at("download").addEventListener("click", download);
   at("clear").addEventListener("click", () => { clear(); refilter(); });
   at("previous").addEventListener("click", () => { page -= 1; draw(); });
   at("next").addEventListener("click", () => { page += 1; draw(); });
@@ -244,6 +289,16 @@
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
+  if (at("threshold")) {
+    const threshold = () => Number(at("threshold").value);
+    const say = () => { at("threshold-says").textContent = data.thresholds[Math.round(threshold() * 100)]; };
+    at("threshold").addEventListener("input", say);
+    at("threshold-form").addEventListener("submit", (event) => event.preventDefault());
+    at("threshold-kept").addEventListener("click", () => filterBy({least: threshold()}));
+    at("threshold-left").addEventListener("click", () => filterBy({most: (threshold() * SCALE - 1) / SCALE}));
+    at("threshold-form").hidden = false;
+    say();
+  }
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-filter], [data-open]");
     if (button === null) return;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,9 @@ from markupsafe import Markup
 
 from deit_batch import __version__
 from deit_batch.io import counted
+
+SEPARATORS = r"/\\_.\-"
+"""Between the words of a file's name; the script has the same, in `breakable`."""
 
 
 def render(template: str, **context: Any) -> bytes:
@@ -53,7 +57,14 @@ def _environment() -> Environment:
     )
     # The filter `tojson` escapes what could end the script element that it stands in.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"number": "{:,}".format, "counted": counted, "score": "{:.4f}".format, "percent": _percent}
+    environment.filters |= {
+        "number": "{:,}".format,
+        "short": _short,
+        "counted": counted,
+        "score": "{:.4f}".format,
+        "percent": _percent,
+        "breakable": _breakable,
+    }
     return environment
 
 
@@ -64,6 +75,19 @@ def _asset(name: str) -> str:
 def _digest(text: str) -> str:
     """As a Content-Security-Policy names what it allows: https://www.w3.org/TR/CSP3/#grammardef-hash-source"""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _short(number: int) -> str:
+    """In at most five characters, for where there is no room: 1,234 and 12k and 3M."""
+    for size, unit in ((10**6, "M"), (10**4, "k")):
+        if number >= size:
+            return f"{number // (10**6 if unit == 'M' else 1000):,}{unit}"
+    return f"{number:,}"
+
+
+def _breakable(name: str) -> Markup:
+    """A name of a file with places at which a line may end, so that no word of it need be broken."""
+    return Markup("<wbr>").join(re.findall(rf"[^{SEPARATORS}]*[{SEPARATORS}]+|[^{SEPARATORS}]+", name))
 
 
 def _percent(share: float) -> str:

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deit_batch.input.passed_over import photos_in
-from deit_batch.io import Failure, counted, counts
+from deit_batch.io import counted, counts
 from deit_batch.limits import Limits
 from deit_batch.output.read import read_records, read_run_report
+from deit_batch.report.confidence import SCALE, Confidence
 from deit_batch.report.files import write_file
+from deit_batch.report.gallery import OPEN_CLASSES, Pictures, choose_pictures, classes, galleries, joined
+from deit_batch.report.headline import answer, date_in_words, share
+from deit_batch.report.matrix import as_matrix
+from deit_batch.report.originals import find_links
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.summary import BINS, PREDICTED_FROM, Reason, Seen, Summary, reason_of, summarise
-from deit_batch.report.table import SCALE, Column, PageRow, PageTable
+from deit_batch.report.summary import PREDICTED_FROM, Reason, Seen, Summary, reason_of, summarise
+from deit_batch.report.table import Column, PageRow, PageTable
 from deit_batch.report.truth import Labelling, find_labels
 
 logger = logging.getLogger("deit_batch")
 
+_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+BINS = 10  # of the distribution of confidence
 MOST_CLASSES = 25  # that are shown at once
-MOST_PAIRS = 50  # of a label and what it was taken for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """What `deit-batch report` is asked for. `labels`: where the true labels are, if not in the records themselves;
+    """What `deit-batch report` is asked for. `title`: of the page, instead of the file's name; `labels`: where the true
+    labels are, if not in the records themselves; `gallery`: of how many images a picture is in the page, at most;
     `images`: the folder that relative names start from; `fetch`: whether URLs may be asked for pictures; `thumbnails`:
     how many images of each kind stand out; `rows`: of the table, at most."""
 
     predictions: Path
     out: Path
+    title: str | None = None
     labels: str | None = None
     label_column: str | None = None
     id: str | None = None
@@ -41,6 +49,7 @@ class ReportRequest:
     images: str | None = None
     fetch: bool = False
     thumbnails: int
+    gallery: int
     rows: int
     limits: Limits
 
@@ -59,20 +68,32 @@ def report(request: ReportRequest) -> Summary:
         truth=labelling.of if labelling else None,
         several=bool(labelling and labelling.several),
         most_rows=request.rows,
-        most_shown=request.thumbnails,
+        most_shown=min(request.thumbnails, request.gallery),
+        most_pictures=request.gallery,
     )
     if labelling:
         _say_how_many(summary, labelling)
     run = read_run_report(request.predictions)
-    pictures = pictures_of(
-        {seen.place: seen.record for seen in summary.standing_out},
-        run and run["settings"],
-        folder=request.images,
-        fetch=request.fetch,
-        limits=request.limits,
-    )
-    write_file(request.out, as_page(request.predictions, summary, run, labelling, pictures))
+    settings = run and run["settings"]
+    places: dict[str, Any] = {"folder": request.images, "beside": request.predictions}
+    chosen = choose_pictures(summary, request.gallery)
+    pictures = Pictures(pictures_of(chosen, settings, **places, fetch=request.fetch, limits=request.limits))
+    if trouble := pictures.trouble():
+        logger.warning("%s", trouble)
+    links = find_links([seen.record for seen in summary.rows], settings, **places, root=request.limits.root)
+    date = _date(request.predictions, run)
+    page = as_page(request.predictions, summary, run, labelling, pictures, links, title=request.title, date=date)
+    write_file(request.out, page)
     return summary
+
+
+def _date(predictions: Path, run: Mapping[str, Any] | None) -> str:
+    """When the run ended; where that is not known, when its file was last written."""
+    try:
+        return date_in_words(datetime.strptime((run or {})["ended_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC))
+    except (KeyError, TypeError, ValueError):
+        written = datetime.fromtimestamp(predictions.stat().st_mtime, UTC)
+        return f"file of {date_in_words(written)}"
 
 
 def _say_how_many(summary: Summary, labelling: Labelling) -> None:
@@ -100,46 +121,82 @@ def as_page(
     summary: Summary,
     run: Mapping[str, Any] | None,
     labelling: Labelling | None,
-    pictures: Mapping[int, str | Failure],
+    pictures: Pictures,
+    links: Sequence[str | None],
+    *,
+    title: str | None = None,
+    date: str = "",
 ) -> bytes:
-    """`pictures`: of those that stand out, by place: a `data:` URI, or why there is none."""
+    """`links`: the address of the image of each of the summary's rows, or None; `date`: in words."""
     table = _table(summary, labelling)
-    highest = max(summary.bins)
+    of_classes, lists = list(classes(summary, pictures, table)), galleries(summary, pictures)
+    confusions = _confusions(summary, labelling, table)
+    total = summary.confidence.total
     context = {
-        "title": predictions.name,
+        "title": title or predictions.name,
         "file": str(predictions),
+        "date": date,
         "summary": summary,
-        "figures": _figures(summary, run),
+        "answer": answer(summary, sum(_passed_over(run).values())),
+        "tiles": _tiles(summary, run),
         "lost_photos": counts(photos_in(_passed_over(run))),
         "run": _run(run) if run else {},
         "classes": [
-            {"name": name, "number": table.label(name), "images": images}
+            {"name": name, "number": table.label(name), "images": images, "share": share(images, total)}
             for name, images in summary.classes.most_common(MOST_CLASSES)
         ],
-        "bins": [_bin(number, images, highest) for number, images in enumerate(summary.bins)],
-        "galleries": _galleries(summary, pictures),
+        "bins": _bins(summary.confidence),
+        "thresholds": _thresholds(summary.confidence),
+        "pictures": pictures,
+        "class_pictures": of_classes,
+        "open_classes": OPEN_CLASSES,
+        "galleries": lists,
         "reasons": _reasons(summary, table),
         "labelling": labelling,
-        "confusions": _confusions(summary, labelling, table),
+        "confusions": confusions,
         "predicted_from": PREDICTED_FROM,
         "sampled": summary.tally.inputs > len(summary.rows),
+        "parts": [
+            *([("pictures", "Pictures by class")] if of_classes else []),
+            *((f"gallery-{gallery['id']}", gallery["title"]) for gallery in lists),
+            ("classes", "Classes"),
+            ("confidence", "Confidence"),
+            *([("threshold-title", "Threshold")] if total else []),
+            *([("confusions", "Against the labels")] if confusions else []),
+            ("failures", "Failures"),
+            ("run", "The run"),
+            ("records", "Images"),
+        ],
     }
-    return render("report.html", **context, data=table.as_data())
+    data = table.as_data(links) | {"pictures": pictures.left(), "thresholds": _steps(summary.confidence)}
+    return render("report.html", **context, data=data)
 
 
-def _figures(summary: Summary, run: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The headline."""
-    tally = summary.tally
-    figures = [("images", f"{tally.inputs:,}"), ("scored", f"{tally.scored:,}"), ("failed", f"{tally.failed:,}")]
-    figures.append(("classes found", f"{len(summary.classes):,}"))
-    passed_over = _passed_over(run)
+class Tile(NamedTuple):
+    """A figure of the headline; `part`: the id of what on the page says more of it; `alarm`: whether it is bad news."""
+
+    name: str
+    figure: str
+    part: str
+    alarm: bool = False
+
+
+def _tiles(summary: Summary, run: Mapping[str, Any] | None) -> list[Tile]:
+    tally, passed_over = summary.tally, _passed_over(run)
+    tiles = [
+        Tile("images", f"{tally.inputs:,}", "records"),
+        Tile("scored", f"{tally.scored:,}", "confidence"),
+        Tile("failed", f"{tally.failed:,}", "failures", alarm=tally.failed > 0),
+        Tile("classes found", f"{len(summary.classes):,}", "classes"),
+    ]
     if passed_over:
-        figures.append(("passed over", f"{sum(passed_over.values()):,}"))
+        tiles.append(Tile("passed over", f"{sum(passed_over.values()):,}", "run", alarm=bool(photos_in(passed_over))))
     if run and run.get("images_per_second"):
-        figures.append(("images/s", f"{run['images_per_second']:,}"))
+        tiles.append(Tile("images/s", f"{run['images_per_second']:,}", "run"))
     if summary.confusions and summary.confusions.judged:
-        figures.append(("right", f"{100 * summary.confusions.right / summary.confusions.judged:.1f} %"))
-    return figures
+        right = summary.confusions.right / summary.confusions.judged
+        tiles.append(Tile("right", f"{100 * right:.1f} %", "confusions"))
+    return tiles
 
 
 def _passed_over(run: Mapping[str, Any] | None) -> dict[str, int]:
@@ -171,10 +228,10 @@ def _table(summary: Summary, labelling: Labelling | None) -> PageTable:
     columns = [
         Column("label", "Label", "label"),
         Column("score", "Score", "score"),
-        Column("state", "State", "state", optional=True),
+        Column("state", "State", "state"),
     ]
     if labelling:
-        columns.insert(2, Column("truth", "True label", "label", optional=True))
+        columns.insert(2, Column("truth", "True label", "label"))
     return PageTable(columns, ["Predictions"], list(_rows(summary, labelling)))
 
 
@@ -183,7 +240,7 @@ def _rows(summary: Summary, labelling: Labelling | None) -> Iterator[PageRow]:
         label, score = seen.bars[0] if seen.bars else (None, None)
         values = [label, score, seen.state]
         if labelling:
-            values.insert(2, None if seen.truth is None else _joined(seen.truth))
+            values.insert(2, None if seen.truth is None else joined(seen.truth))
         yield PageRow(seen.place, seen.record, values, [seen.bars], _note(seen))
 
 
@@ -202,40 +259,49 @@ def _reasons(summary: Summary, table: PageTable) -> list[tuple[Reason, int, list
     return [(reason, images, list(notes[reason])) for reason, images in summary.reasons.most_common()]
 
 
-def _joined(labels: Sequence[str]) -> str:
-    return " + ".join(labels) or "(none)"
-
-
-def _bin(number: int, images: int, highest: int) -> dict[str, float]:
-    """`most`: the highest score in it, as the table shows scores."""
-    start, end = number / BINS, (number + 1) / BINS
-    most = end if number == BINS - 1 else round(end - 1 / SCALE, 4)
-    return {"from": start, "to": end, "most": most, "images": images, "height": images / max(highest, 1)}
-
-
-def _galleries(summary: Summary, pictures: Mapping[int, str | Failure]) -> list[dict[str, Any]]:
-    kinds = [
-        ("Least sure", "The lowest scores: odd pictures, or ones between two classes.", summary.least_sure),
-        ("Most sure", "The highest scores.", summary.most_sure),
-        ("Surest mistakes", "The highest scores of a label that is not the image's.", summary.mistakes),
-    ]
+def _bins(confidence: Confidence) -> list[dict[str, Any]]:
+    """`most`: the highest score in it, as the table shows scores; `share`: of all images with a score."""
+    found = confidence.bins(BINS)
+    highest, total = max(*found, 1), max(confidence.total, 1)
     return [
-        {"title": title, "note": note, "cards": [_card(seen, pictures) for seen in found]}
-        for title, note, found in kinds
-        if found
+        {
+            "from": number / BINS,
+            "to": (number + 1) / BINS,
+            "most": 1 if number == BINS - 1 else round((number + 1) / BINS - 1 / SCALE, 4),
+            "images": images,
+            "height": images / highest,
+            "share": share(images, total),
+        }
+        for number, images in enumerate(found)
     ]
 
 
-def _card(seen: Seen, pictures: Mapping[int, str | Failure]) -> dict[str, Any]:
-    picture = pictures[seen.place]
-    return {
-        "place": seen.place,
-        "name": seen.record["image"] or "(inline)",
-        "picture": picture if isinstance(picture, str) else None,
-        "missing": picture.message if isinstance(picture, Failure) else None,
-        "bars": seen.bars,
-        "truth": None if seen.truth is None else _joined(seen.truth),
-    }
+def _thresholds(confidence: Confidence) -> list[dict[str, Any]]:
+    """Of some thresholds, in words, how many images have a best score from there up, and how many of them are right."""
+    return [
+        {
+            "from": threshold,
+            "images": kept.images,
+            "share": share(kept.images, confidence.total),
+            "right": share(kept.right, kept.judged) if kept.judged else "",
+        }
+        for threshold in _THRESHOLDS
+        if confidence.total and (kept := confidence.kept_from(threshold))
+    ]
+
+
+def _steps(confidence: Confidence) -> list[str]:
+    """The same for every hundredth, as sentences for the page's script to choose from."""
+    return [_at(step / 100, confidence) for step in range(101)] if confidence.total else []
+
+
+def _at(threshold: float, confidence: Confidence) -> str:
+    kept, total = confidence.kept_from(threshold), confidence.total
+    said = f"At {threshold:.2f}: {share(kept.images, total)} of the images kept ({kept.images:,} of {total:,})"
+    if not kept.judged:
+        return said
+    which = "them" if kept.judged == kept.images else f"the {kept.judged:,} with a label to judge by"
+    return f"{said}, {share(kept.right, kept.judged)} of {which} right"
 
 
 def _confusions(summary: Summary, labelling: Labelling | None, table: PageTable) -> dict[str, Any] | None:
@@ -243,7 +309,6 @@ def _confusions(summary: Summary, labelling: Labelling | None, table: PageTable)
     if not (confusions and labelling):
         return None
     missing = labelling.without_record.total()
-    wrong = Counter({pair: images for pair, images in confusions.taken.items() if pair[0] != pair[1]})
     counts = {"found": confusions.found, "missed": confusions.missed, "made up": confusions.made_up}
     trouble = confusions.missed + confusions.made_up
     return {
@@ -255,17 +320,9 @@ def _confusions(summary: Summary, labelling: Labelling | None, table: PageTable)
         "right": confusions.right,
         "failed": confusions.failed,
         "without_prediction": confusions.without_prediction,
-        "pairs": [
-            {"truth": truth, "label": label, "images": images, "filter": _filter(table, truth, label)}
-            for (truth, label), images in wrong.most_common(MOST_PAIRS)
-        ],
-        "more_pairs": max(0, len(wrong) - MOST_PAIRS),
+        "matrix": as_matrix(confusions.taken, table),
         "by_label": [
             {"label": label, **{name: count[label] for name, count in counts.items()}}
-            for label, _ in trouble.most_common(MOST_PAIRS)
+            for label, _ in trouble.most_common(MOST_CLASSES)
         ],
     }
-
-
-def _filter(table: PageTable, truth: str, label: str) -> dict[str, int]:
-    return {"truth": table.label(truth), "label": table.label(label)}

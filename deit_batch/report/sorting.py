@@ -168,10 +168,11 @@ def _sort(request: Sorting, out: Path, places: _Places, check: Callable[[], None
 def _images(request: Sorting) -> Iterator[tuple[str | None, Location, str]]:
     """The name of each image, where it is, and the folder it belongs to."""
     run = read_run_report(request.predictions)
+    places: dict[str, Any] = {"folder": request.images, "beside": request.predictions}
     records = ((_names_in(record), request.folder_of(record)) for record in read_records(request.predictions))
     while some := list(islice(records, _BATCH)):
         names = dict(enumerate(name for name, _ in some))
-        for found in find_originals(names, run and run["settings"], folder=request.images, fetch=False):
+        for found in find_originals(names, run and run["settings"], **places, fetch=False):
             yield found.image, found.location, some[found.index][1]
 
 

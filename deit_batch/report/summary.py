@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from deit_batch.evaluation.judged import sum_by_label
 from deit_batch.io import NAME_FIELDS, Tally
-from deit_batch.report.chosen import Best, Sample
-from deit_batch.report.table import SCALE, Bar
-
-BINS = 20
-"""Of the distribution of confidence, of equal width."""
+from deit_batch.report.chosen import Best, Sample, take_turns
+from deit_batch.report.confidence import Confidence
+from deit_batch.report.table import Bar
 
 MOST_LABELS = 5
 """Of an image's predictions that a page shows."""
+
+OF_EACH_CLASS = 3
+"""Pictures of the surest of a class's images, and as many of the least sure."""
+
+_CANDIDATES = 10
+"""For each place in a list of images that stand out, so that it need not be of one class."""
 
 MOST_REASONS = 200
 """Different failures that are told apart; each further one counts as one of its type."""
@@ -103,35 +108,65 @@ def _predicted(predictions: Iterable[Json]) -> set[str]:
 
 
 @dataclass(slots=True)
+class ClassPictures:
+    """Those of a class's images that are shown: no image is in both lists."""
+
+    surest: list[Seen]
+    least_sure: list[Seen]
+
+
+class _Extremes:
+    """Of one class's images."""
+
+    def __init__(self) -> None:
+        self._most, self._least = Best[Seen](OF_EACH_CLASS), Best[Seen](OF_EACH_CLASS)
+
+    def offer(self, score: float, seen: Seen) -> None:
+        self._most.offer(score, seen)
+        self._least.offer(-score, seen)
+
+    def pictures(self) -> ClassPictures:
+        surest = self._most.ranked()
+        shown = {seen.place for seen in surest}
+        return ClassPictures(surest, [seen for seen in self._least.ranked() if seen.place not in shown])
+
+
+@dataclass(slots=True)
 class Summary:
-    """`classes`: images by best label; `bins`: images by best score; `without_prediction`: how many were scored, but
-    have no label from the run's threshold up; `rows`: at most as many as were asked for, a random sample of the file
-    where it has more, and those that stand out."""
+    """`classes`: images by best label; `confidence`: those by best score; `without_prediction`: how many were scored,
+    but have no label from the run's threshold up; `by_class`: which images of a class are shown, by its label;
+    `standing_out`: all of which pictures are wanted, those first that tell the most; `rows`: at most as many as were
+    asked for, a random sample of the file where it has more, and those that stand out."""
 
     tally: Tally = field(default_factory=Tally)
     classes: Counter[str] = field(default_factory=Counter)
-    bins: list[int] = field(default_factory=lambda: [0] * BINS)
+    confidence: Confidence = field(default_factory=Confidence)
     without_prediction: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
     confusions: Confusions | None = None
     least_sure: list[Seen] = field(default_factory=list)
-    most_sure: list[Seen] = field(default_factory=list)
+    by_class: dict[str, ClassPictures] = field(default_factory=dict)
     mistakes: list[Seen] = field(default_factory=list)
+    standing_out: list[Seen] = field(default_factory=list)
     rows: list[Seen] = field(default_factory=list)
-
-    @property
-    def standing_out(self) -> list[Seen]:
-        return [*self.least_sure, *self.most_sure, *self.mistakes]
 
 
 def summarise(
-    records: Iterable[Json], *, truth: Truth | None = None, several: bool = False, most_rows: int, most_shown: int
+    records: Iterable[Json],
+    *,
+    truth: Truth | None = None,
+    several: bool = False,
+    most_rows: int,
+    most_shown: int,
+    most_pictures: int = 0,
 ) -> Summary:
     """`truth`: the labels, if there are any; `several`: whether an image may have more than one; `most_shown`: how many
-    images of each kind stand out: of the lowest and of the highest score, and mistakes of the highest."""
+    images of each kind stand out: of the lowest score, and mistakes of the highest; `most_pictures`: how many stand out
+    together with some of each class (of so many classes, at most: the first that are met)."""
     summary = Summary(confusions=Confusions(several) if truth else None)
     sample = Sample[Seen](most_rows)
-    least, most, mistakes = (Best[Seen](most_shown) for _ in range(3))
+    least, mistakes = (Best[Seen](most_shown * _CANDIDATES) for _ in range(2))
+    extremes: dict[str, _Extremes] = {}
     for place, record in enumerate(records):
         bars = tuple(Bar(sys.intern(each["label"]), each["score"]) for each in record["predictions"][:MOST_LABELS])
         labels = truth(record) if truth else None
@@ -149,15 +184,34 @@ def summarise(
             continue
         best = predictions[0]
         summary.classes[best["label"]] += 1
-        summary.bins[_bin(best["score"])] += 1
+        summary.confidence.add(best["score"], seen.state)
         least.offer(-best["score"], seen)
-        most.offer(best["score"], seen)
+        if len(extremes) < most_pictures or best["label"] in extremes:
+            extremes.setdefault(best["label"], _Extremes()).offer(best["score"], seen)
         if seen.state == "wrong":
             mistakes.offer(best["score"], seen)
-    summary.least_sure, summary.most_sure, summary.mistakes = least.ranked(), most.ranked(), mistakes.ranked()
+    summary.least_sure = _varied(least.ranked(), most_shown, lambda seen: seen.bars[0].label)
+    summary.mistakes = _varied(mistakes.ranked(), most_shown, lambda seen: (*(seen.truth or ()), seen.bars[0].label))
+    ranked = [name for name, _ in summary.classes.most_common() if name in extremes]
+    summary.by_class = {name: extremes[name].pictures() for name in ranked}
+    of_classes = take_turns(_by_turns(summary.by_class.values()), lambda seen: seen.bars[0].label)
+    summary.standing_out = [*summary.mistakes, *summary.least_sure, *of_classes][:most_pictures]
     shown = {seen.place: seen for seen in (*sample.kept, *summary.standing_out)}
     summary.rows = [shown[place] for place in sorted(shown)]
     return summary
+
+
+def _by_turns(classes: Iterable[ClassPictures]) -> Iterator[Seen]:
+    """Of each class the surest, the least sure, the second surest, and so on."""
+    for shown in classes:
+        for pair in zip_longest(shown.surest, shown.least_sure):
+            yield from filter(None, pair)
+
+
+def _varied(ranked: list[Seen], number: int, kind: Callable[[Seen], Hashable]) -> list[Seen]:
+    """So many of them, in their order: one of each kind rather than ten of one."""
+    chosen = {seen.place for seen in take_turns(ranked, kind)[:number]}
+    return [seen for seen in ranked if seen.place in chosen]
 
 
 def _state(record: Json, truth: Sequence[str] | None, several: bool) -> State:
@@ -169,11 +223,6 @@ def _state(record: Json, truth: Sequence[str] | None, several: bool) -> State:
     if truth is None:
         return "scored" if predictions else "no label"
     return "right" if _is_right(truth, predictions, several=several) else "wrong"
-
-
-def _bin(score: float) -> int:
-    """By the score as the table shows it, in whole numbers of 1 / SCALE, so that the table finds what is counted."""
-    return min(BINS - 1, round(score * SCALE) * BINS // SCALE)
 
 
 def _slim(record: Json) -> Json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
-SCALE = 10_000
-"""Scores are whole numbers of ten-thousandths: what a page shows of them, in half the bytes."""
+from deit_batch.output.spreadsheet import FORMULA, MARK
+from deit_batch.report.confidence import SCALE
 
 NONE = -1
 
@@ -21,13 +23,11 @@ class Bar(NamedTuple):
 
 
 class Column(NamedTuple):
-    """`kind`: what its numbers mean: one of the table's labels or states, a score, or the change of one; `optional`:
-    whether a phone leaves it out."""
+    """`kind`: what its numbers mean: one of the table's labels or states, a score, or the change of one."""
 
     name: str
     title: str
     kind: Literal["label", "state", "score", "change"]
-    optional: bool = False
 
 
 @dataclass(slots=True)
@@ -70,8 +70,9 @@ class PageTable:
         """Its number, for a filter."""
         return self._names["note"].number(text)
 
-    def as_data(self) -> dict[str, Any]:
-        """In JSON's types. Names are without the folder that all share, which is `folder`."""
+    def as_data(self, links: Sequence[str | None] = ()) -> dict[str, Any]:
+        """In JSON's types. Names are without the folder that all share, which is `folder`. `links`: the address of each
+        row's image, None for one that has none."""
         rows = list(self.rows)
         names = [row.record["image"] for row in rows]
         given = [name for name in names if name is not None]
@@ -94,6 +95,8 @@ class PageTable:
             "labels": list(self._names["label"].numbers),
             "states": list(self._names["state"].numbers),
             "messages": list(self._names["note"].numbers),
+            "csv": {"mark": MARK, "formula": FORMULA},
+            "links": _links([row.record["image"] for row in rows], links),
         }
 
     def _value(self, kind: str, value: str | float | None) -> int | None:
@@ -105,3 +108,28 @@ class PageTable:
         """Label, score, label, score, …"""
         flat = ((self.label(bar.label), round(bar.score * SCALE)) for bar in bars)
         return [number for pair in flat for number in pair]
+
+
+def _links(names: Sequence[str | None], links: Sequence[str | None]) -> dict[str, Any]:
+    """Most are a name with a folder's address before it, `start`, or are the name itself, or are none, all alike. The
+    script puts those together; `others` are, by row, those that it would not."""
+    pairs = list(zip(names, links, strict=False))
+    starts = Counter(start for name, link in pairs if (start := _start(name, link)) is not None)
+    start = starts.most_common(1)[0][0] if starts else None
+    others = {
+        row: link
+        for row, (name, link) in enumerate(pairs)
+        if link != (name if _is_url(name) else None if start is None or name is None else start + quote(name))
+    }
+    return {"start": start, "others": others}
+
+
+def _start(name: str | None, link: str | None) -> str | None:
+    """What stands before the name in its link; None where it is no part of it."""
+    if name is None or link is None or _is_url(name) or not link.endswith(quote(name)):
+        return None
+    return link.removesuffix(quote(name))
+
+
+def _is_url(name: str | None) -> bool:
+    return name is not None and name.startswith(("http://", "https://"))

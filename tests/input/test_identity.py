@@ -429,13 +429,13 @@ def test_one_label_and_one_record_of_two_hidden_names_are_not_joined(tmp_path: P
 
 def test_a_picture_is_not_fetched_from_an_address_that_is_not_whole(links: Path, vit: Path, tmp_path: Path) -> None:
     records = dict(enumerate(read_jsonl(scored(links, vit, tmp_path))))
-    (reference, *_) = find_originals({0: records[0]}, None, folder=None, fetch=True)
+    (reference, *_) = find_originals({0: records[0]}, None, folder=None, beside=tmp_path / "p.jsonl", fetch=True)
     assert "whole address is in the run's input alone" in str(reference.location)
     run = {"input": str(links)}
-    (reference,) = find_originals({0: records[3]}, run, folder=None, fetch=True)
+    (reference,) = find_originals({0: records[3]}, run, folder=None, beside=tmp_path / "p.jsonl", fetch=True)
     assert "key=03.jpg" in str(reference.location)
     turn_around(links)
-    (reference,) = find_originals({0: records[3]}, run, folder=None, fetch=True)
+    (reference,) = find_originals({0: records[3]}, run, folder=None, beside=tmp_path / "p.jsonl", fetch=True)
     assert "whole address is in the run's input alone" in str(reference.location)
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import re
 import tarfile
 import urllib.request
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from helpers import LABELS, jpeg
 from made_up_results import Json, invoke, record, write
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from deit_batch.output.spreadsheet import harmless
 
 AXE = "https://registry.npmjs.org/axe-core/-/axe-core-4.14.1.tgz"
 AXE_SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
@@ -27,8 +34,8 @@ HOSTILE = [
     "\u202egpj.exe",
 ]
 
-PHONE = {"width": 390, "height": 844}
-DESKTOP = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1400, "height": 900}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,52 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "c.html"
 
 
+PageOf = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> PageOf:
+    """A report of so many records, with pictures of 400 at the most, made once."""
+    folder = tmp_path_factory.mktemp("pages")
+    pictures = [jpeg(n) for n in range(8)]
+
+    @cache
+    def page_of(number: int) -> Path:
+        for n in range(number if number <= 400 else 0):
+            file = folder / f"camera-{n % 7}" / f"{n:04}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(pictures[n % 8])
+        width = 4 if number <= 400 else 6
+        records = [record(n, f"camera-{n % 7}/{n:0{width}}.jpg", (LABELS[n % 5], n / number)) for n in range(number)]
+        for each in records if number <= 400 else []:
+            each["label"] = LABELS[each["index"] % 5 + each["index"] % 2 - 1]  # that of every other one is right
+        out = folder / f"{number}.html"
+        done = invoke("report", write(folder / f"{number}.jsonl", records), "--out", out, "--images", folder)
+        assert done.exit_code == 0, done.output
+        return out
+
+    return page_of
+
+
+BROKEN_WORDS = """() => {
+  const broken = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (!node.parentElement.checkVisibility() || node.parentElement.closest("script, style, .unseen, dd")) continue;
+    for (const word of node.data.matchAll(/[^\\s/\\\\_.\\-]+/g)) {
+      if (word[0].length > 16) continue;
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (lines.size > 1) broken.push(word[0]);
+    }
+  }
+  return broken;
+}"""
+"""Words that a line ends within. Values of the run, such as digests, have no words."""
+
+
 class Opened:
     """A page as it is opened from the disk, and what the browser had to say about it."""
 
@@ -99,14 +152,14 @@ class Opened:
         self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
-        expect(self.page.locator("#table tbody tr").first).to_be_visible()
+        expect(self.page.locator("#count")).not_to_be_empty()
 
     def __enter__(self) -> Page:
         return self.page
 
     def __exit__(self, *args: object) -> None:
         assert self.complaints == []
-        assert [url for url in self.requests if not url.startswith(("file:", "data:"))] == []
+        assert [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))] == []
         assert sum(url.startswith("file:") for url in self.requests) == 1
         self.context.close()
 
@@ -143,8 +196,8 @@ def test_what_stands_above_filters_the_table(browser: Browser, report: Path) -> 
         page.locator(".chart button").first.click()
         expect(page.locator("#count")).to_contain_text(" of 126 images")
         assert len(set(column(page, 2))) == 1
-        page.locator(".histogram button").nth(10).click()
-        expect(page.locator("#count")).to_have_text("10 of 126 images")  # 0.5 to 0.5499
+        page.locator(".histogram button").nth(5).click()
+        expect(page.locator("#count")).to_have_text("20 of 126 images")  # 0.5 to 0.5999
         page.get_by_role("button", name=re.compile("show can taken for milk bottle")).click()
         assert set(column(page, 2)) == {"milk bottle"}
         assert set(column(page, 4)) == {"can"}
@@ -164,7 +217,7 @@ def test_filters_find_what_they_count(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("#count")).to_have_text("1 of 210 images")
     records = [record(n, f"{n}.jpg", ("can" if n else "jar", 0.5)) for n in range(50)]
     records[1]["predictions"][0]["score"] = 0.6
-    options = ["--rows", "1", "--thumbnails", "0"]
+    options = ["--rows", "1", "--gallery", "0"]
     assert invoke("report", write(tmp_path / "p.jsonl", records), "--out", out, *options).exit_code == 0
     with Opened(browser, out) as page:
         page.locator(".chart button").filter(has_text="jar").click()
@@ -202,7 +255,7 @@ def test_it_opens_an_image_by_keyboard(browser: Browser, report: Path) -> None:
         page.keyboard.type("119.jpg")
         expect(page.locator("#count")).to_have_text("1 of 126 images")
         page.get_by_role("button", name="Clear filters").press("Enter")
-        row = page.get_by_role("button", name="003.jpg")
+        row = page.locator("#table").get_by_role("button", name="003.jpg")
         row.press("Enter")
         dialog = page.get_by_role("dialog")
         expect(dialog.get_by_role("heading", name="003.jpg")).to_be_visible()
@@ -235,22 +288,45 @@ def test_names_and_labels_stay_text(browser: Browser, report: Path) -> None:
         assert page.locator("#table img, #table b, #table script").count() == 0
 
 
-@pytest.mark.parametrize("which", ["report", "comparison"])
-@pytest.mark.parametrize(("scheme", "viewport"), [("light", DESKTOP), ("dark", PHONE)], ids=["desktop", "dark phone"])
-def test_it_passes_axe(
-    which: str, scheme: str, viewport: dict[str, int], browser: Browser, axe: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("which", ["report", "comparison", 0, 5, 400, 100_000])
+def test_it_fits_any_screen_and_passes_axe(
+    which: str | int, browser: Browser, axe: str, page_of: PageOf, request: pytest.FixtureRequest
 ) -> None:
-    file = request.getfixturevalue(which)
-    with Opened(browser, file, color_scheme=scheme, viewport=viewport) as page:
-        width = page.evaluate("document.documentElement.scrollWidth")
-        assert width == viewport["width"]  # nothing sticks out
+    file = page_of(which) if isinstance(which, int) else request.getfixturevalue(which)
+    with Opened(browser, file, viewport=DESKTOP) as page:
         page.evaluate(axe)
-        for state in ("closed", "open"):
-            if state == "open":
-                page.locator("#table tbody button").first.click()
-            found = page.evaluate("axe.run().then(found => found.violations)")
-            told = [(each["id"], each["help"], [node["html"][:120] for node in each["nodes"][:3]]) for each in found]
-            assert told == [], state
+        check_screen(page, DESKTOP, "light", words=which != "report")
+        check_screen(page, PHONE, "dark", words=which != "report")
+        row = page.locator("#table tbody button")
+        if row.count():
+            row.first.click()
+            assert violations(page) == [], "open"
+            page.keyboard.press("Escape")
+        if which not in ("comparison", 400):
+            return
+        page.emulate_media(color_scheme="light")
+        assert violations(page, "{runOnly: ['color-contrast']}") == []
+        page.set_viewport_size(DESKTOP)
+        page.emulate_media(color_scheme="dark")
+        assert violations(page, "{runOnly: ['color-contrast']}") == []
+
+
+def check_screen(page: Page, viewport: ViewportSize, scheme: Literal["light", "dark"], *, words: bool) -> None:
+    """Nothing sticks out, no column is left out, and no word is broken, if there are `words`."""
+    page.set_viewport_size(viewport)
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    for cell in page.locator("#table thead th, #table tbody tr:first-child td:not(:empty)").all():
+        box = cell.bounding_box()
+        assert box, "a column is left out"
+        assert box["x"] + box["width"] <= viewport["width"]
+    assert not words or page.evaluate(BROKEN_WORDS) == []
+    assert violations(page) == [], "closed"
+
+
+def violations(page: Page, options: str = "{}") -> list[tuple[str, str, list[str]]]:
+    found = page.evaluate(f"axe.run({options}).then(found => found.violations)")
+    return [(each["id"], each["help"], [node["html"][:120] for node in each["nodes"][:3]]) for each in found]
 
 
 def test_flips_are_filtered(browser: Browser, comparison: Path) -> None:
@@ -265,13 +341,89 @@ def test_flips_are_filtered(browser: Browser, comparison: Path) -> None:
         expect(page.get_by_role("dialog")).to_contain_text(HOSTILE[0])
 
 
-def test_a_hundred_thousand_records_are_paged(browser: Browser, tmp_path: Path) -> None:
-    records = (record(n, f"imgs/camera-{n % 7}/{n:06}.jpg", (LABELS[n % 5], n / 100_000)) for n in range(100_000))
-    predictions = write(tmp_path / "p.jsonl", list(records))
-    assert invoke("report", predictions, "--thumbnails", "0", "--out", tmp_path / "r.html").exit_code == 0
-    with Opened(browser, tmp_path / "r.html") as page:
+def test_a_hundred_thousand_records_are_paged(browser: Browser, page_of: PageOf) -> None:
+    with Opened(browser, page_of(100_000)) as page:
         expect(page.locator("#count")).to_have_text("100,000 images")
         expect(page.locator("#page")).to_have_text("Page 1 of 2,000")
-        assert page.locator("tr").count() < 60
+        assert page.locator("#table tr").count() < 60
         page.get_by_label("Name or failure contains").fill("camera-3/0999")
         expect(page.locator("#count")).to_have_text("15 of 100,000 images")
+
+
+def test_every_row_has_its_picture_and_its_file(browser: Browser, page_of: PageOf) -> None:
+    with Opened(browser, page_of(400)) as page:
+        page.get_by_label("Name or failure contains").fill("0077.jpg")  # no card has it
+        expect(page.locator("#count")).to_have_text("1 of 400 images")
+        page.locator("#table tbody button").click()
+        dialog = page.get_by_role("dialog")
+        assert dialog.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 224
+        link = str(dialog.get_by_role("link", name="Open the image itself").get_attribute("href"))
+        assert Path(url2pathname(urlsplit(link).path)).read_bytes() == jpeg(77 % 8)
+
+
+def test_classes_are_shown_by_their_surest_and_least_sure_pictures(browser: Browser, page_of: PageOf) -> None:
+    with Opened(browser, page_of(400)) as page:
+        first = page.locator(".class").first
+        scores = [float(score) for score in first.locator("li .value").all_text_contents()]
+        assert len(scores) == 6
+        assert scores[:3] == sorted(scores[:3], reverse=True) > sorted(scores[3:])
+        first.get_by_role("heading").first.get_by_role("button").click()
+        expect(page.locator("#count")).to_contain_text(" of 400 images")
+        assert len(set(column(page, 2))) == 1
+        first.locator("li button").first.press("Enter")
+        expect(page.get_by_role("dialog").locator("img")).to_be_visible()
+
+
+def test_a_threshold_says_what_it_keeps(browser: Browser, page_of: PageOf) -> None:
+    with Opened(browser, page_of(400)) as page:
+        says = page.locator("#threshold-says")
+        expect(says).to_have_text("At 0.80: 20 % of the images kept (80 of 400), 50 % of them right")
+        page.get_by_role("slider", name="Threshold").press("ArrowRight")
+        expect(says).to_have_text("At 0.81: 19 % of the images kept (76 of 400), 50 % of them right")
+        page.get_by_role("button", name="Show these").click()
+        expect(page.locator("#count")).to_have_text("76 of 400 images")
+        page.get_by_role("button", name="Show the others").click()
+        expect(page.locator("#count")).to_have_text("324 of 400 images")
+        page.get_by_role("slider", name="Threshold").fill("0")
+        expect(says).to_contain_text("At 0.00: 100 % of the images kept (400 of 400)")
+        page.get_by_role("button", name=re.compile("show those from 0.90 up")).click()
+        expect(page.locator("#count")).to_have_text("40 of 400 images")
+
+
+def test_the_rows_that_are_found_are_downloaded_for_a_spreadsheet(browser: Browser, tmp_path: Path) -> None:
+    texts = [*HOSTILE, "=1+1", "+a", "-1", "-1e5", "@x", "'=1", "\tx", "＝1", "a,b", 'a"b', "a\nb", "''", "-"]
+    records = [record(n, text, (text, 0.5)) for n, text in enumerate(texts)]
+    records += [record(len(texts), "other", error="=cmd"), record(len(texts) + 1, None, ("can", 0.4))]
+    out = tmp_path / "r.html"
+    done = invoke("report", write(tmp_path / "p.jsonl", records), "--out", out, "--title", "Mine")
+    assert done.exit_code == 0, done.output
+
+    def rows(page: Page) -> list[dict[str, str]]:
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download these rows as CSV").click()
+        assert download.value.suggested_filename == "Mine.csv"
+        with open(download.value.path(), encoding="utf-8", newline="") as file:
+            assert file.read(1) == "\ufeff"
+            return list(csv.DictReader(file))
+
+    with Opened(browser, out) as page:
+        found = rows(page)
+        assert [row["image"] for row in found] == [*map(harmless, texts), "other", ""]
+        assert [row["label"] for row in found] == [*map(harmless, texts), "", "can"]
+        assert found[-2] | {"image": ""} == {
+            "image": "", "label": "", "score": "", "state": "failed", "failure": "DecodeError: =cmd",
+        }  # fmt: skip
+        page.get_by_label("Name or failure contains").fill("other")
+        expect(page.locator("#count")).to_contain_text("1 of ")
+        assert [row["image"] for row in rows(page)] == ["other"]
+
+
+def test_without_javascript_all_but_the_table_is_there(browser: Browser, page_of: PageOf) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(page_of(400).as_uri())
+    for name in ("Pictures by class", "Confidence", "Threshold", "Against the labels", "Failures", "The run"):
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+    expect(page.locator(".small img").first).to_be_visible()
+    expect(page.get_by_role("slider")).to_be_hidden()
+    context.close()

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ from deit_batch.loading import worker
 from deit_batch.loading.decode import decode
 from deit_batch.model.recipe import Recipe
 from deit_batch.output.read import read_records, read_run_report
-from deit_batch.report.chosen import Best, Sample
+from deit_batch.report.chosen import Best, Sample, take_turns
+from deit_batch.report.gallery import Pictures
+from deit_batch.report.headline import answer
+from deit_batch.report.pictures import _as_uri
 from deit_batch.report.report import as_page
 from deit_batch.report.summary import MOST_REASONS, Reason, summarise
 
@@ -41,6 +45,11 @@ def reported(predictions: Path, *options: str | Path) -> Page:
     done = invoke("report", predictions, "--out", out, *options)
     assert done.exit_code == 0, done.output
     return Page(out.read_text())
+
+
+def pictures_in(page: Page) -> int:
+    """How many images have one."""
+    return len({*page.pictured, *page.data["pictures"]})
 
 
 # --- what it says ---------------------------------------------------------------------------------------------------
@@ -64,10 +73,13 @@ def test_the_page_of_a_run(photos: Path, vit: Path, tmp_path: Path) -> None:
     assert all(f"{label} {images}" in page.text for label, images in found.items())
     assert f"DecodeError {records[7]['error']['message']}" in page.text
     by_score = sorted((r for r in records if r["predictions"]), key=lambda r: r["predictions"][0]["score"])
-    least, most = (page.text.split(title)[1] for title in ("Least sure", "Most sure"))
-    assert all(os.path.basename(r["image"]) in least.split("Most sure")[0] for r in by_score[:3])
-    assert all(os.path.basename(r["image"]) in most.split("Failures")[0] for r in by_score[-3:])
-    assert len(page.pictures) == 6
+    least = page.text.split(" Least sure ")[-1].split(" Classes ")[0]
+    assert os.path.basename(by_score[0]["image"]) in least
+    shown = {place for place in range(40) if str(place) not in page.data["pictures"]}
+    for label in found:  # the surest of each class, and the least sure
+        of_class = [r["index"] for r in by_score if r["predictions"][0]["label"] == label]
+        assert {*of_class[:3], *of_class[-3:]} <= shown
+    assert {7} | {int(place) for place in page.data["pictures"]} | shown == set(range(40))
     assert page.data["folder"] + page.data["names"][5] == records[5]["image"]
     assert page.data["bars"][0]["rows"][5][1] == round(records[5]["predictions"][0]["score"] * 10_000)
     assert "All 40 of them" in page.text
@@ -76,9 +88,9 @@ def test_the_page_of_a_run(photos: Path, vit: Path, tmp_path: Path) -> None:
 def test_a_page_of_many_records_says_that_it_holds_a_sample(tmp_path: Path) -> None:
     records = [record(n, f"{n:04}.jpg", (LABELS[n % 5], n / 1000)) for n in range(1000)]
     page = reported(write(tmp_path / "p.jsonl", records), "--rows", "50", "--thumbnails", "2")
-    assert 50 <= len(page.data["names"]) <= 54
+    assert 50 <= len(page.data["names"]) <= 80
     assert "A random sample of" in page.text
-    assert "can 200" in page.text
+    assert "can 200 · 20 %" in page.text
     assert {"0000.jpg", "0001.jpg", "0998.jpg", "0999.jpg"} <= set(page.data["names"])  # those that stand out
     assert "model and speed are not known" in page.text
 
@@ -90,7 +102,7 @@ def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
         for n in range(8)
     ]
     records.append(record(8, "v/jar/8.jpg", error="broken"))
-    options: list[str | Path] = ["--thumbnails", "0"]
+    options: list[str | Path] = ["--gallery", "0"]
     if kind == "folders":
         for each in records:
             path = tmp_path / each["image"]
@@ -107,7 +119,7 @@ def test_labels_give_confusions(kind: str, tmp_path: Path) -> None:
         assert "milk_bottle 0 2 0" in page.text  # found, missed, made up
         assert "jar 6 0 2" in page.text
     else:
-        assert "milk_bottle jar 2" in page.text
+        assert "jar (6) 100 milk_bottle (2) 100" in page.text
     states = [page.data["states"][number] for number in page.data["values"]["state"]]
     assert states == ["right"] * 6 + ["wrong"] * 2 + ["failed"]
 
@@ -116,7 +128,7 @@ def test_labelled_images_that_failed_or_have_no_prediction_are_not_judged(tmp_pa
     records = [record(n, f"{n}.jpg", ("can", 0.9), label="can") for n in range(5)]
     records += [record(n, f"{n}.jpg", error="broken", label="can") for n in range(5, 9)]
     records += [record(9, "9.jpg", label="can"), record(10, "10.jpg", ("jar", 0.9), label="can")]
-    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0")
+    page = reported(write(tmp_path / "p.jsonl", records), "--gallery", "0")
     told = (
         "5 of 6 judged images are right (83.3 %), of 11 labelled ones; 4 could not be scored; "
         "1 had no label from the run's threshold"
@@ -150,7 +162,7 @@ def test_a_report_counts_as_an_evaluation_does(several: bool, whole: bool, tmp_p
     done = invoke("evaluate", "--input", tmp_path / "l.jsonl", "--predictions", predictions, "--out", tmp_path / "ev")
     assert done.exit_code in (0, 3), done.output
     evaluated = read_json(tmp_path / "ev" / "metrics.json")
-    page = reported(predictions, "--labels", tmp_path / "l.jsonl", "--thumbnails", "0")
+    page = reported(predictions, "--labels", tmp_path / "l.jsonl", "--gallery", "0")
     found = re.search(r"(\d+) of (\d+) judged images are right \(.*?\), of (\d+) labelled ones", page.text)
     assert found, page.text
     assert evaluated["inputs"] == len(labels)
@@ -164,7 +176,7 @@ def test_a_report_counts_as_an_evaluation_does(several: bool, whole: bool, tmp_p
 @pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
 def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
     records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
-    page = reported(write(tmp_path / "p.jsonl", records), "--thumbnails", "0", *options)
+    page = reported(write(tmp_path / "p.jsonl", records), "--gallery", "0", *options)
     assert "1 of 1 judged images are right" in page.text
 
 
@@ -206,7 +218,57 @@ def test_a_page_may_go_into_a_pipe(tmp_path: Path) -> None:
 def test_an_image_is_counted_where_the_table_finds_it() -> None:
     scores = [0.049996, 0.05, 0.04994, 0.15, 0.99999, 1.0, 0.0]
     found = summarise((record(n, "x", ("can", score)) for n, score in enumerate(scores)), most_rows=9, most_shown=0)
-    assert {number: images for number, images in enumerate(found.bins) if images} == {0: 2, 1: 2, 3: 1, 19: 2}
+    assert {number: images for number, images in enumerate(found.confidence.bins(20)) if images} == {
+        0: 2,
+        1: 2,
+        3: 1,
+        19: 2,
+    }
+    assert found.confidence.kept_from(0.05).images == 5
+
+
+@pytest.mark.parametrize(
+    ("scores", "failed", "passed_over", "said"),
+    [
+        ([], 0, 0, "No images."),
+        ([], 2, 0, "2 images, and none could be scored."),
+        (
+            [0.9],
+            0,
+            1,
+            "1 image, all scored. 1 other file was passed over. "
+            "The model is sure of 100 % (a score from 0.80 up), and unsure of 0 % (below 0.50).",
+        ),
+        (
+            [0.8, 0.49, *[0.6] * 399],
+            1,
+            0,
+            "402 images: 401 scored, 1 unreadable. "
+            "The model is sure of under 1 % (a score from 0.80 up), and unsure of under 1 % (below 0.50).",
+        ),
+    ],
+    ids=["empty", "failed", "one", "many"],
+)
+def test_the_page_answers_first(scores: list[float], failed: int, passed_over: int, said: str) -> None:
+    records = [record(n, "x", ("can", score)) for n, score in enumerate(scores)]
+    records += [record(n, "x", error="broken") for n in range(failed)]
+    assert answer(summarise(records, most_rows=9, most_shown=0), passed_over) == said
+
+
+def test_who_opens_the_page_sees_whose_it_is_and_gets_to_every_part(photos: Path, vit: Path, tmp_path: Path) -> None:
+    (photos / "notes.txt").touch()
+    predictions = scored(photos, vit, tmp_path)
+    page = reported(predictions, "--gallery", "0", "--title", "Cameras <1> & 2")
+    assert "Cameras <1> & 2" in page.text
+    assert "40 images, all scored. 1 other file was passed over." in page.text
+    ended = datetime.fromisoformat(read_json(tmp_path / "p.jsonl.run.json")["ended_at"])
+    assert f"deit-batch report · {ended.day} {ended:%B %Y, %H:%M} UTC" in page.text
+    parts = {"#classes", "#confidence", "#failures", "#records", "#run"}
+    assert parts < set(page.links)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    (tmp_path / "p.jsonl.run.json").unlink()
+    os.utime(predictions, (0, 0))
+    assert "· file of 1 January 1970, 00:00 UTC" in reported(predictions, "--gallery", "0").text
 
 
 def test_failures_of_endless_kinds_are_bounded() -> None:
@@ -241,12 +303,12 @@ def test_names_labels_and_messages_come_back_as_text(texts: list[tuple[str, str,
     records += [record(n, name, error=message) for n, (name, _, message) in enumerate(texts, len(texts))]
 
     def page(records: list[Json]) -> Page:
-        summary = summarise(records, most_rows=100, most_shown=9)
-        pictures = dict.fromkeys(range(len(records)), Failure("FetchError", "gone"))
-        return Page(as_page(Path("p.jsonl"), summary, None, None, pictures).decode())
+        summary = summarise(records, most_rows=100, most_shown=9, most_pictures=9)
+        pictures = Pictures({n: Failure("FetchError", "gone") if n else "data:," for n in range(len(records))})
+        return Page(as_page(Path("p.jsonl"), summary, None, None, pictures, [None] * len(records)).decode())
 
     hostile, tame = page(records), page([record(n, f"{n}", ("a", 0.5)) for n in range(len(texts))])
-    assert (hostile.tags["script"], hostile.tags["img"], hostile.tags["b"]) == (2, 0, 0)
+    assert (hostile.tags["script"], hostile.tags["img"], hostile.tags["b"]) == (2, 2, 0)  # of the card and the class
     assert hostile.tags["h2"] == tame.tags["h2"]
     shown = [name if name is None else hostile.data["folder"] + name for name in hostile.data["names"]]
     assert shown == [each["image"] for each in records]
@@ -270,10 +332,10 @@ def test_pictures_of_inline_data_come_from_the_runs_input(vit: Path, tmp_path: P
     rows = [json.dumps({"image_base64": base64.b64encode(jpeg(n)).decode()}) for n in range(6)]
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     predictions = scored(tmp_path / "t.jsonl", vit, tmp_path)
-    assert len(reported(predictions, "--thumbnails", "3").pictures) == 6
+    assert pictures_in(reported(predictions, "--thumbnails", "3")) == 6
     (tmp_path / "t.jsonl").write_text("\n".join([*rows[:2], rows[1], *rows[3:]]))  # the third is another now
     again = reported(predictions, "--thumbnails", "3")
-    assert len(again.pictures) == 5
+    assert pictures_in(again) == 5
     assert "which is not at hand" in again.text
 
 
@@ -285,15 +347,72 @@ def test_pictures_that_are_not_there_and_ones_that_are_elsewhere(
     (tmp_path / "moved").mkdir()
     shutil.move(photos, tmp_path / "moved")
     page = reported(predictions, "--thumbnails", "3")
-    assert (len(page.pictures), "No such file: " in page.text) == (0, True)
-    assert len(reported(predictions, "--thumbnails", "3", "--images", tmp_path / "moved").pictures) == 6
+    assert (pictures_in(page), "No such file: " in page.text) == (0, True)
+    assert pictures_in(reported(predictions, "--thumbnails", "3", "--images", tmp_path / "moved")) == 6
+
+
+def test_pictures_are_looked_for_beside_the_predictions_and_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record(n, f"imgs/{n}.jpg", ("can", 0.5)) for n in range(4)]
+    (tmp_path / "imgs").mkdir()
+    predictions, out = write(tmp_path / "p.jsonl", records), tmp_path / "r.html"
+    monkeypatch.chdir("/")
+    done = invoke("report", predictions, "--out", out)
+    trouble = "none of 4 pictures was found; the first: No such file: /imgs/0.jpg"
+    assert trouble in done.stderr
+    page = Page(out.read_text())
+    assert f"Pictures: {trouble}" in page.text
+    assert "Pictures by class" not in page.text
+    assert page.data["links"] == {"start": None, "others": {}}
+    for n in range(3):
+        (tmp_path / "imgs" / f"{n}.jpg").write_bytes(jpeg(n))
+    done = invoke("report", predictions, "--out", out)
+    page = Page(out.read_text())
+    assert pictures_in(page) == 3
+    assert "1 picture of 4 could not be had; the first: No such file: " in done.stderr
+    assert page.data["links"] == {"start": f"{tmp_path.as_uri()}/", "others": {"3": None}}
+
+
+def test_the_page_holds_so_many_pictures_one_of_each_class_first_and_links_to_the_rest(tmp_path: Path) -> None:
+    for n in range(30):
+        (tmp_path / f"{n} %.jpg").write_bytes(jpeg(n % 3))
+    records = [record(n, f"{n} %.jpg", (LABELS[0 if n < 26 else n - 25], 0.5 + n / 100)) for n in range(30)]
+    records += [record(30, "https://h/30.jpg?a=b"), record(31, "https://u:***@h/x.jpg")]
+    records += [record(32, "30.jpg", error="broken"), record(33, None)]
+    predictions = write(tmp_path / "p.jsonl", records)
+    page = reported(predictions, "--gallery", "5", "--thumbnails", "0")
+    assert (len(page.pictures), page.data["pictures"]) == (5, {})
+    assert page.tags["h3"] == 5  # one of each class
+    assert page.data["links"]["start"] == f"{tmp_path.as_uri()}/"
+    assert page.data["links"]["others"] == {"31": None, "32": None}
+    page = reported(predictions, "--gallery", "20", "--thumbnails", "0")
+    assert pictures_in(page) == 20
+    assert [int(place) for place in page.data["pictures"]] == [*range(3, 13)]  # the others, in the order of the file
+    assert reported(predictions, "--gallery", "0").pictures == []
+
+
+def test_links_lead_nowhere_outside_of_the_root(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    names = [tmp_path / "in" / "a.jpg", tmp_path / "b.jpg"]
+    for name in names:
+        name.write_bytes(jpeg(0))
+    records = [record(n, str(name), ("can", 0.5)) for n, name in enumerate(names)]
+    page = reported(write(tmp_path / "p.jsonl", records), "--root", tmp_path / "in")
+    assert page.data["links"] == {"start": "file://", "others": {"1": None}}
+    assert pictures_in(page) == 1
+
+
+def test_a_thousand_pictures_of_noise_are_under_30_megabytes() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    assert len(_as_uri(noise)) < 29_000
 
 
 def test_urls_are_fetched_only_if_asked_for(server: str, vit: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("".join(f"{server}/0{n}.jpg\n" for n in range(4)))
     predictions = scored(tmp_path / "t.txt", vit, tmp_path)
-    assert "only with --fetch" in reported(predictions, "--thumbnails", "2").text
-    assert len(reported(predictions, "--thumbnails", "2", "--fetch", "--allow-private-hosts").pictures) == 4
+    assert "only with --fetch" in reported(predictions).text
+    assert pictures_in(reported(predictions, "--fetch", "--allow-private-hosts")) == 4
 
 
 def test_an_image_that_kills_its_decoder_is_a_missing_picture(
@@ -309,8 +428,8 @@ def test_an_image_that_kills_its_decoder_is_a_missing_picture(
         return decoding.decode(data, recipe, limits, **more)
 
     monkeypatch.setattr(worker, "decode", crashing)
-    page = reported(predictions, "--thumbnails", "2")
-    assert (len(page.pictures), "its decoder crashed (SIGSEGV)" in page.text) == (3, True)
+    page = reported(predictions)
+    assert (pictures_in(page), "its decoder crashed (SIGSEGV)" in page.text) == (3, True)
 
 
 def test_a_line_of_pixels_is_not_blown_up(tmp_path: Path) -> None:
@@ -409,6 +528,16 @@ def test_the_best_are_the_best_and_equals_the_first(values: list[float], size: i
     for place, value in enumerate(values):
         best.offer(value, place)
     assert best.ranked() == sorted(range(len(values)), key=lambda place: -values[place])[:size]
+
+
+@given(st.lists(st.sampled_from("aabc")))
+def test_taking_turns_loses_none_and_each_kind_is_there_before_the_second_of_one(kinds: list[str]) -> None:
+    items = list(enumerate(kinds))
+    turns = take_turns(items, lambda item: item[1])
+    assert sorted(turns) == items
+    assert {kind for _, kind in turns[: len(set(kinds))]} == set(kinds)
+    for kind in set(kinds):
+        assert [item for item in turns if item[1] == kind] == [item for item in items if item[1] == kind]
 
 
 def test_a_sample_is_fair() -> None:

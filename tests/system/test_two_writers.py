@@ -55,7 +55,7 @@ WRITING: dict[str, tuple[list[str], str, Callable[[Path], bool]]] = {
     "score": (["score", *SCORE], "out.jsonl", lambda path: len(read_jsonl(path)) == 40),
     "embed": (["embed", *SCORE], "out.parquet", lambda path: pyarrow.parquet.read_table(path).num_rows == 40),
     "merge": (["merge", "0.jsonl", "1.jsonl"], "out.jsonl", lambda path: len(read_jsonl(path)) == 40),
-    "report": (["report", "p.jsonl", "--thumbnails", "0"], "out.html", a_page),
+    "report": (["report", "p.jsonl", "--gallery", "0"], "out.html", a_page),
     "compare": (["compare", "p.jsonl", "p.jsonl", "--thumbnails", "0"], "out.html", a_page),
     "convert": (["convert", "p.jsonl"], "out.csv", lambda path: len(list(read_records(path))) == 40),
     "sort": (["sort", "p.jsonl"], "out", lambda path: len(list(path.glob("*/*.png"))) == 40),
