@@ -178,15 +178,29 @@ def write_figures(folder: Path, results: Results) -> Record:
     return record
 
 
+def in_one_line(record: Record) -> str:
+    """For the README: how many times as fast as the pipeline, end to end."""
+    results = record["figures"]
+    runs = {"DeiT-B": "DeiT-B: ours", "DeiT-Ti": "DeiT-Ti: ours", "DeiT-B in int8": "DeiT-B: ours, exported int8"}
+    times = [
+        f"{name} {median(ratios(results, run, f'{name.split()[0]}: pipeline')):.2f}×" for name, run in runs.items()
+    ]
+    peak = results["rows: peak at the many"][0] / median(results["rows: peak at 1,000"])
+    processor = ", ".join(record["machine"].split(", ")[:2])
+    return (
+        f"End to end, against the pipeline of `transformers` at its best batch size ({processor}): {', '.join(times)}; "
+        f"{results['rows: how many'][0]:,.0f} rows take {peak:.2f}× the memory of 1,000."
+    )
+
+
 def write_pages(folder: Path, record: Record) -> None:
-    """results.md, and the table in the README."""
+    """results.md, and the line in the README."""
     text = page(record)
     (folder / "results.md").write_text(text, encoding="utf-8")
     readme = folder.parent / "README.md"
     before, start, rest = readme.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
-    caption = f"\nOn {record['machine']}; ratios within one run, with their spread.\n\n"
-    readme.write_text(before + start + caption + table(record["figures"]) + "\n" + end + after, encoding="utf-8")
+    readme.write_text(f"{before}{start}\n{in_one_line(record)}\n{end}{after}", encoding="utf-8")
     print(text)
 
 
