@@ -119,3 +119,16 @@ def test_what_a_result_in_parts_can_not_be_is_said_before_anything_is_started(tm
         done = deit_batch("score", "--input", "t.txt", *options, cwd=tmp_path)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert sorted(os.listdir(tmp_path)) == ["t.txt"]
+
+
+def test_features_in_parts_are_those_in_one_file(
+    in_parts: Callable[..., Any], photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    (photos / "07.jpg").write_bytes(b"no image")
+    one_file = scored(photos, vit, tmp_path, "f.parquet", features=("cls", "mean"))
+    done = in_parts(options={"features": ("cls", "mean")})
+    assert dict(done.tally.failures) == {"DecodeError": 1}
+    parts = [pq.read_table(tmp_path / "out" / f"part-{number:06}.parquet").to_pylist() for number in range(4)]
+    assert [row for part in parts for row in part] == pq.read_table(one_file).to_pylist()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +29,7 @@ from deit_batch.block_runner import LocalEngine
 from deit_batch.distributed.cluster import Where, connected
 from deit_batch.distributed.engine import RayEngine
 from deit_batch.errors import CheckpointError
+from deit_batch.evaluation.evaluate import EvaluationRequest, evaluate
 from deit_batch.io import RECORD_FIELDS
 from deit_batch.plan import Options
 
@@ -267,3 +269,22 @@ def test_a_model_that_is_none_ends_the_run_before_it_begins(table: Path, tmp_pat
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         on_ray(chosen(table, tmp_path), tmp_path / "out", Where(actors=1))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_evaluations_and_features_of_the_cluster_are_the_local_ones(vit: Path, tmp_path: Path) -> None:
+    for name, label in (("bag", "can"), ("trouser", "jar")):
+        shutil.copytree(EXAMPLES / name, tmp_path / "val" / label)
+    options = Options(input=str(tmp_path / "val"), model=str(vit), top_k=None, batch_size=BATCH)
+    engine = partial(RayEngine, where=Where(actors=1), verbose=False)
+    request = EvaluationRequest(options=options, out=tmp_path / "evaluated-here", gates={}, quiet=True)
+    here = evaluate(request).document
+    there = evaluate(replace(request, out=tmp_path / "evaluated", open_engine=engine, part_size=3)).document
+    assert here["judged"] == 8
+    differing = {name for name, value in here.items() if there[name] != value}
+    assert differing <= {"ended_at", "predictions", "model"}
+    features = Options(input=str(tmp_path / "val"), model=str(vit), features=("cls",), batch_size=BATCH)
+    for out, open_engine in (("here", LocalEngine), ("there", engine)):
+        block_runner.run(features, open_engine, out=str(tmp_path / out), part_size=3, quiet=True)
+    manifests = [read_json(tmp_path / out / "manifest.json") for out in ("here", "there")]
+    assert manifests[0] == manifests[1]
