@@ -16,6 +16,7 @@ folder is, and what that means for its appearing whole, is place.py's.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import tempfile
@@ -293,7 +294,7 @@ class Folder:
             digest = parts[-1].after if parts else NOTHING_YET
             report = {**report, "references_sha256": digest, "stamps": noted}
             result.write(REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
-            result.write(MANIFEST, pretty(_manifest(parts, format)))
+            result.write_chunks(MANIFEST, _manifest(parts, format))
             self._held.require()
             self._out.publish(format if converted else None, names)
         with standing(str(self._out)):
@@ -368,10 +369,15 @@ def _not_ours(folder: Place, name: str) -> UsageError:
     return UsageError(f"{folder}/{name} is not what its run has left there; score it again, with --fresh")
 
 
-def _manifest(parts: Sequence[Part], format: str) -> dict[str, object]:
+def _manifest(parts: Sequence[Part], format: str) -> Iterator[bytes]:
+    """A row a line: there may be millions."""
     tally = tally_of(parts)
-    rows = [{"name": part_name(part.number, format), **asdict(part)} for part in parts]
-    return {"format": format, "inputs": tally.inputs, "failed": tally.failed, "parts": rows}
+    head = json.dumps({"format": format, "inputs": tally.inputs, "failed": tally.failed})
+    yield f'{head[:-1]}, "parts": ['.encode()
+    for place, part in enumerate(parts):
+        row = {"name": part_name(part.number, format), **asdict(part)}
+        yield (b",\n" if place else b"\n") + json.dumps(row).encode()
+    yield b"\n]}\n"
 
 
 def tally_of(parts: Iterable[Part]) -> Tally:
