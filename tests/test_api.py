@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,17 @@ asyncio.run(cell())
 def model(vit: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     """With workers that are started in each way that there is, or without."""
     start, workers = request.param
+    with started_by(start), load(vit, workers=workers) as made:
+        yield made
+
+
+@contextmanager
+def started_by(method: str | None) -> Iterator[None]:
+    """Workers are; None: as before."""
     before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(start or before, force=True)
+    multiprocessing.set_start_method(method or before, force=True)
     try:
-        with load(vit, workers=workers) as made:
-            yield made
+        yield
     finally:
         multiprocessing.set_start_method(before, force=True)
 
@@ -93,7 +99,7 @@ def test_a_call_that_is_interrupted_is_no_trouble_for_the_next(photos: Path, vit
         yield from itertools.islice(photos.iterdir(), 20)
         raise KeyboardInterrupt
 
-    with load(vit, workers=workers, batch_size=4) as model:
+    with started_by("fork"), load(vit, workers=workers, batch_size=4) as model:
         expected = list(model.score(photos))
         with pytest.raises(KeyboardInterrupt):
             list(model.score(images()))
