@@ -55,20 +55,40 @@ def run(line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, stderr=subprocess.PIPE, timeout=600, check=False)
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from deit_batch.system.lock import Lock
+
+held = Lock(Path("held.jsonl.lock"), "it")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def require_one_run_at_a_time() -> None:
+    """Whoever comes second is told who is there; and the lock goes with its process, however that ends."""
+    line = "score --model demo --input imgs --workers 0 --out held.jsonl"
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        require(holder.stdout and holder.stdout.readline(), "no lock can be had")
+        second = run(line)
+        holder.kill()
+    require(f"is being written by process {holder.pid} on " in second.stderr, f"two runs at a time: {second.stderr}")
+    third = run(line)
+    require(third.returncode == 0, f"the lock of a process that is dead holds up others: {third.stderr}")
+
+
 def require_that_a_killed_run_goes_on() -> None:
-    """While it runs, it keeps a second one away, and says who it is."""
-    Path("many.txt").write_text("imgs/bag/00018.png\n" * 20_000, encoding="utf-8")
+    Path("many.txt").write_text("imgs/bag/00018.png\n" * 4_000, encoding="utf-8")
     line = "score --model demo --input many.txt --workers 1 --out many.jsonl"
     growing = Path("many.jsonl.partial")
     with subprocess.Popen([sys.executable, "-m", "deit_batch", *line.split()]) as first:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end and not (growing.exists() and growing.stat().st_size):
-            time.sleep(0.05)
-        second = run(line)
+            time.sleep(0.01)
         first.kill()
-    require(f"is being written by process {first.pid} on " in second.stderr, f"no second run: {second.stderr}")
-    third = run(line)
-    require(third.returncode == 0 and "going on after" in third.stderr, f"it does not go on: {third.stderr}")
+    again = run(line)
+    require(again.returncode == 0 and "going on after" in again.stderr, f"it does not go on: {again.stderr}")
 
 
 def main() -> None:
@@ -78,6 +98,7 @@ def main() -> None:
         done = run(line)
         require(done.returncode == status, f"{line}: status {done.returncode}: {done.stderr}")
     require_results()
+    require_one_run_at_a_time()
     require_that_a_killed_run_goes_on()
     print(f"portable: {len(COMMANDS)} commands, and a run that was killed: as they should be, on {sys.platform}")
 
