@@ -112,12 +112,13 @@ class StoredPlace:
 
     def write_chunks(self, name: str, chunks: Iterable[bytes]) -> dict[str, object]:
         digest, size = hashlib.sha256(), 0
-        with tempfile.NamedTemporaryFile() as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                size += file.write(chunk)
-            file.flush()
-            self._store.put(Path(file.name), self._path(name))
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder, name)
+            with open(whole, "wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    size += file.write(chunk)
+            self._store.put(whole, self._path(name))
         return {"bytes": size, "sha256": digest.hexdigest()}
 
     def remove(self, names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -17,11 +18,15 @@ from faulty_store import Fault, FaultyStore, misbehaving
 from helpers import COMMAND, jpeg, read_jsonl, scored, valid
 from real_stores import RealBucket
 
-from deit_batch.errors import UsageError
+from deit_batch import block_runner
+from deit_batch.block_runner import LocalEngine
+from deit_batch.errors import TimeIsUp, UsageError
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, StoredFile
 from deit_batch.limits import Limits
 from deit_batch.loading.fetch import Fetcher
+from deit_batch.output.merge import merge
+from deit_batch.plan import Options
 from deit_batch.system import object_store
 
 IMAGES = 300
@@ -141,3 +146,28 @@ def test_an_account_that_the_environment_does_not_name_is_one_line(monkeypatch: 
     with pytest.raises(UsageError, match=r"^abfs://c/in/: can't be opened: .*account_name"):
         open_source("abfs://c/in/")
     assert isinstance(Fetcher(Limits()).fetch(StoredFile("abfs://c/a.jpg")), Failure)
+
+
+def test_a_result_in_parts_grows_there_though_requests_are_refused(
+    store: Store, images: Path, vit: Path, tmp_path: Path
+) -> None:
+    """Stopped, gone on with, compared with a folder of this machine, found finished, and merged."""
+    options = Options(input=str(images), model=str(vit), batch_size=4, workers=0, limit=8)
+    store.proxy.refused = 0.05
+    out = store.bucket.address("out")
+
+    def run(out: str, **more: Any) -> int:
+        return block_runner.run(options, LocalEngine, out=out, part_size=4, quiet=True, **more).tally.scored
+
+    with pytest.raises(TimeIsUp):
+        run(out, time_limit=1e-9)
+    left = store.bucket.names()
+    assert left[0].startswith("out.partial/part-000000.")
+    assert run(out) == run(out) == run(str(tmp_path / "here")) == 8
+    names = sorted(f"out/{path.name}" for path in (tmp_path / "here").iterdir())
+    assert sorted(store.bucket.names()) == names
+    for name in names:
+        if not name.endswith("run.json"):  # which says how long it took
+            assert store.bucket.get(name) == (tmp_path / "here" / Path(name).name).read_bytes()
+    merge([out], store.bucket.address("merged.jsonl"))
+    assert store.bucket.get("merged.jsonl").count(b"\n") == 8
