@@ -59,6 +59,10 @@ def score(input: Images, *, progress: bool = False, **options: Unpack[ScoreOptio
         recursive: Whether folders in a folder are looked into. Default: True.
         limit: How many inputs are taken, from the first on. Default: all.
         map: Prefixes of images' names, each with the folder or address that stands for it. Default: none.
+        base: The folder, or the address on a store, that relative names in tables and lists start from. Default: the
+            folder that the table is in.
+        suffix: The ending of image files, as ".jpg", where a table has their names without it. Default: none.
+        delimiter: What separates the columns of a CSV. Default: its first line says it.
         shard: (i, n) takes every n-th input, from number i on, counted from 0. Default: all.
         model: The checkpoint: a name on the Hub, a folder, or "demo". Default: "facebook/deit-base-patch16-224".
         revision: A branch, tag or commit of a model on the Hub. Default: its main branch.

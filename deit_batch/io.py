@@ -157,20 +157,28 @@ class Reference:
         return self.earlier is not None and self.earlier.sha256 is None
 
 
+Takes: TypeAlias = frozenset[str]
+COLUMNS: Takes = frozenset(("--column", "--keep", "--id"))
+"""Of rows whose fields have names."""
+NAMES: Takes = frozenset(("--base", "--suffix"))
+"""Of rows that name their images."""
+DELIMITED: Takes = frozenset(("--delimiter",))
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """An opened input. `total(n)` says how many references there are, n having been read: exactly, by a guess that
     gets better, or None. `passed_over` counts what was found and is no input, by the ending of its name or another
     reason (input/passed_over.py); it grows as references are taken. `class_names`: as in input.tables.Table.
-    `whole()`: of a shard that has been read to its end, the digest of the whole input. `has_columns`: whether its rows
-    have fields that can be named; `is_open_file`: whether a file stays open until all is read."""
+    `whole()`: of a shard that has been read to its end, the digest of the whole input. `takes`: which of the options
+    about tables mean anything for it; `is_open_file`: whether a file stays open until all is read."""
 
     references: Iterator[Reference]
     total: Callable[[int], int | None] = lambda read: None
     passed_over: Counter[str] = field(default_factory=Counter)
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     whole: Callable[[], str | None] = lambda: None
-    has_columns: bool = False
+    takes: Takes = frozenset()
     is_open_file: bool = False
 
 

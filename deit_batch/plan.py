@@ -52,6 +52,9 @@ class Options:
     recursive: bool = True
     limit: int | None = None
     map: tuple[tuple[str, str], ...] = ()
+    base: str | None = None
+    suffix: str | None = None
+    delimiter: str | None = None
     shard: Shard | None = None
     model: str = DEFAULT_MODEL
     revision: str | None = None
@@ -79,6 +82,10 @@ class Options:
             _require_name(spec)
         for name in ("column", "id", "model", "revision", "image_processor", "id2label", "device", "dtype"):
             self._require(name, str)
+        for name in ("base", "suffix", "delimiter"):
+            self._require(name, str)
+            if getattr(self, name) == "":
+                raise UsageError(f"{name} is empty; leave it out")
         for name in ("recursive", "allow_pickle", "compile"):
             self._require(name, bool)
         self._require("limits", Limits)
@@ -145,6 +152,9 @@ class Options:
             shard=self.shard,
             stdin=stdin,
             map=self.map,
+            base=self.base,
+            suffix=self.suffix,
+            delimiter=self.delimiter,
         )
 
 
@@ -171,6 +181,9 @@ class InputOptions(TypedDict, total=False):
     recursive: bool
     limit: int | None
     map: Mapping[str, str] | Sequence[tuple[str, str]]
+    base: str | os.PathLike[str] | None
+    suffix: str | None
+    delimiter: str | None
     shard: Shard | None
 
 
@@ -393,6 +406,9 @@ class Plan:
             "recursive": options.recursive,
             "limit": options.limit,
             "map": [list(pair) for pair in options.map],
+            "base": options.base,
+            "suffix": options.suffix,
+            "delimiter": options.delimiter,
             "shard": options.shard,
             "model": self.checkpoint.name,
             "commit": self.checkpoint.commit,
@@ -435,7 +451,7 @@ class Plan:
 def _about_predictions(
     settings: Mapping[str, object], limits: Mapping[str, object], versions: Mapping[str, str]
 ) -> dict[str, object]:
-    about_input = ("input", "column", "keep", "recursive", "limit", "map", "shard")
+    about_input = ("input", "column", "keep", "recursive", "limit", "map", "base", "suffix", "delimiter", "shard")
     return {
         **{name: value for name, value in settings.items() if name not in about_input},
         "limits": [limits.get(name) for name in ("image_bytes", "image_pixels", "root")],

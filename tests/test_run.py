@@ -486,7 +486,7 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
     ("wrong", "message"),
     [
         ({"topk": 3}, r"score\(\) has no option topk; do you mean top_k\?"),
-        ({"hue": "red"}, r"score\(\) has no option hue; there are allow_pickle, batch_size"),
+        ({"hue": "red"}, r"score\(\) has no option hue; there are allow_pickle, base, batch_size"),
         ({"top_k": "5"}, "top_k is '5'; it must be a whole number from 1 up"),
         ({"top_k": True}, "top_k is True; it must be a whole number"),
         ({"top_k": 0}, "top_k is 0"),
@@ -549,6 +549,7 @@ def test_what_python_may_give_is_what_the_options_are() -> None:
         "map": "Mapping[str, str] | Sequence[tuple[str, str]]",
     }
     paths = {
+        "base": "str | os.PathLike[str] | None",
         "model": "str | os.PathLike[str]",
         "image_processor": "str | os.PathLike[str] | None",
         "id2label": "str | os.PathLike[str] | None",

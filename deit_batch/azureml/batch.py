@@ -83,7 +83,16 @@ def _references(paths: Sequence[str], options: Options) -> Iterator[Reference]:
             yield Reference(0, path, LocalFile(path))
             continue
         try:
-            source = open_source(path, column=options.column, keep=options.keep, id=options.id, map=options.map)
+            source = open_source(
+                path,
+                column=options.column,
+                keep=options.keep,
+                id=options.id,
+                map=options.map,
+                base=options.base,
+                suffix=options.suffix,
+                delimiter=options.delimiter,
+            )
         except DeitBatchError as error:
             yield _unreadable(path, error)
         else:

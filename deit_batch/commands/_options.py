@@ -27,9 +27,9 @@ from deit_batch.output.layout import Layout
 
 _KINDS_OF_INPUT = (
     "Images to read: a folder, an image, a quoted glob ('imgs/*.jpg'), a list (.txt), a table (.csv, .tsv, .jsonl, "
-    ".parquet), an MLTable, a request document (.json), a WebDataset (.tar), a data set (hf://NAME?split=… or a folder "
-    "of save_to_disk), or - for stdin. Paths "
-    "may also be addresses on an object store (s3://…, gs://…, abfs://…), and lists and text tables may end in .gz."
+    ".parquet), an MLTable, a request document or a list of images (.json), a WebDataset (.tar), a .zip, a data set "
+    "(hf://NAME?split=… or a folder of save_to_disk), or - for stdin. Paths may also be addresses on an object store "
+    "(s3://…, gs://…, abfs://…). Lists, text tables and tars may be packed (.gz, .bz2, .xz, .zst)."
 )
 ONE_INPUT = option("--input", required=True, type=PLACE, metavar="WHAT", help=_KINDS_OF_INPUT)
 SEVERAL_INPUTS = option(
@@ -70,6 +70,23 @@ TABLE_INPUT = (
         type=PlaceOfPrefix(),
         help="Where images are whose names begin with PREFIX: PLACE, a folder or an address on an object store, takes "
         "its place. For azureml:// URLs, and paths of another machine. Repeatable; the longest PREFIX counts.",
+    ),
+    option(
+        "--base",
+        type=PLACE,
+        metavar="PLACE",
+        help="Folder, or address on an object store, that relative names in a table or list start from. [default: the "
+        "folder of the table; for stdin, the working folder]",
+    ),
+    option(
+        "--suffix",
+        metavar="TEXT",
+        help="Ending of the image files, such as .jpg, if the table or list has their names without it.",
+    ),
+    option(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="Character between the columns of a .csv, or 'tab'. [default: found from the first line]",
     ),
 )
 ID = option(

@@ -75,6 +75,9 @@ class EvaluationRequest:
             again=again,
             image_optional=self.predictions is not None,
             map=options.map,
+            base=options.base,
+            suffix=options.suffix,
+            delimiter=options.delimiter,
         )
 
 

@@ -33,6 +33,9 @@ def open_input(spec: str, settings: Settings, *, again: bool = False) -> Labelle
         limit=settings.limit,
         again=again,
         map=settings.map,
+        base=settings.base,
+        suffix=settings.suffix,
+        delimiter=settings.delimiter,
     )
     return renamed(source, read_label_map(settings.label_map)) if settings.label_map else source
 

@@ -47,6 +47,9 @@ class Settings:
     recursive: bool = True
     limit: int | None = None
     map: tuple[tuple[str, str], ...] = ()
+    base: str | None = None
+    suffix: str | None = None
+    delimiter: str | None = None
     validation: str | None = None
     validation_share: float = 0.2
     model: str = DEFAULT_MODEL

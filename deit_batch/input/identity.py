@@ -62,13 +62,20 @@ def image_id_if_hidden(name: str, sha256: str | None) -> str | None:
 def given_identity(value: object) -> str:
     """The identity that a row's own field says, as --id asks for it: a text, without white space around it, or a
     number, which is the same as its text. Raises RowError for anything else."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as a table writes whole numbers if some are missing
-    text = alike(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-    if not text or value != value:  # not even a NaN is one
+    text = text_of(value)
+    text = alike(text) if isinstance(text, str) else ""
+    if not text:
         shown = "empty" if value is None or isinstance(value, str) else json.dumps(value, default=str)
         raise RowError(f"the id is {shown:.60}")
     return _digest(json.dumps({"id": text}))
+
+
+def text_of(value: object) -> object:
+    """A number as text, a whole one without the point that a table writes if some are missing; whatever else it is, or
+    a NaN, as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return value
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def comparable(name: str) -> str:

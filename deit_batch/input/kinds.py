@@ -24,7 +24,8 @@ class InputKind(Enum):
     STDIN = auto()
     DATA_SET = auto()
     TARS = auto()
-    """One, numbered ones, or a glob."""
+    """One, numbered ones, a glob, or a folder of nothing else."""
+    ZIP = auto()
     LIST = auto()
     CSV = auto()
     TSV = auto()
@@ -48,7 +49,10 @@ MLTABLE = "MLTable"
 SAVED, SAVED_DICT = ("state.json", "dataset_info.json"), "dataset_dict.json"
 """By which a folder can be told that `datasets` has saved: a data set, or a dict of them."""
 
-TARS = (".tar", ".tar.gz", ".tgz")
+PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+"""How a file is packed, as its last ending says; a table or tar may have one behind its own (packed.py)."""
+
+TARS = (".tar", *(f".tar{ending}" for ending in PACKINGS), ".tgz", ".tbz2", ".txz", ".tzst")
 
 TABLES = {
     ".txt": InputKind.LIST,
@@ -59,7 +63,7 @@ TABLES = {
     ".json": InputKind.DOCUMENT,
     ".parquet": InputKind.PARQUET,
 }
-"""All but .parquet also with .gz."""
+"""All but .parquet also packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,6 @@ class InputName:
     kind: InputKind
     stored: bool = False
     exists: bool = False
-    gzipped: bool = False
 
     @property
     def names_image_files(self) -> bool:
@@ -81,26 +84,37 @@ def parse_input_name(spec: str) -> InputName:
     """Of a name as the user gives it, whatever it is."""
     stored = object_store.is_stored(spec)
     exists = not stored and os.path.lexists(spec)
-    return InputName(_kind_of(spec, stored, exists), stored, exists, gzipped=spec.lower().endswith(".gz"))
+    return InputName(_kind_of(spec, stored, exists), stored, exists)
+
+
+def packed_by_name(name: str) -> str | None:
+    """What a file is packed by, as its name says."""
+    return PACKINGS.get(_ending(name))
 
 
 def parts_of(spec: str) -> list[str]:
-    """The Parquet files that are meant by a glob of them, or by a folder that holds nothing else but what is hidden or
-    begins with an underscore, as Spark and pandas write it; in the order of their names. Else the name itself."""
+    """The files that are meant by a glob of tables or zips, or by a folder of Parquet files or of zips (`files_of`), in
+    the order of their names. Else the name itself: several tars are one input."""
     if object_store.is_stored(spec):
         return [spec]
-    is_part = by_ending_of(spec) is InputKind.PARQUET
-    if is_part and glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec):
-        return sorted(glob.glob(spec, recursive=True)) or [spec]
-    parts = []
-    with suppress(OSError, ValueError), os.scandir(spec) as entries:
+    if glob.has_magic(spec) and "://" not in spec and not os.path.lexists(spec):
+        is_part = by_ending_of(spec) in (*TABLES.values(), InputKind.ZIP)
+        return (is_part and sorted(glob.glob(spec, recursive=True), key=os.fsencode)) or [spec]
+    return files_of(spec, InputKind.PARQUET) or files_of(spec, InputKind.ZIP) or [spec]
+
+
+def files_of(folder: str, kind: InputKind) -> list[str]:
+    """Those of a folder that holds nothing but files of that kind, and what is hidden or begins with an underscore, as
+    Spark and pandas write it; in the order of their names. None of any other folder, nor of what is none."""
+    files = []
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith((".", "_")):
                 continue
-            if by_ending_of(entry.name) is not InputKind.PARQUET or entry.is_dir():
-                return [spec]
-            parts.append(os.path.join(spec, entry.name))
-    return sorted(parts) or [spec]
+            if by_ending_of(entry.name) is not kind or entry.is_dir():
+                return []
+            files.append(os.path.join(folder, entry.name))
+    return sorted(files, key=os.fsencode)
 
 
 def _kind_of(spec: str, stored: bool, exists: bool) -> InputKind:
@@ -130,6 +144,8 @@ def _kind_of_folder(path: str) -> InputKind:
 
     if holds(MLTABLE):
         return InputKind.MLTABLE
+    if files_of(path, InputKind.TARS):
+        return InputKind.TARS
     return InputKind.SAVED if is_saved_dict(path) or all(map(holds, SAVED)) else InputKind.FOLDER
 
 
@@ -145,7 +161,10 @@ def by_ending_of(name: str) -> InputKind:
     name = name.lower()
     if name.endswith(TARS):
         return InputKind.TARS
-    return TABLES.get(os.path.splitext(name.removesuffix(".gz"))[1], InputKind.UNKNOWN)
+    stem, ending = os.path.splitext(name)
+    if ending == ".zip":
+        return InputKind.ZIP
+    return TABLES.get(_ending(stem) if ending in PACKINGS else ending, InputKind.UNKNOWN)
 
 
 def is_image_name(name: str) -> bool:

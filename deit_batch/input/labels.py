@@ -5,7 +5,7 @@
 | a folder that holds `labels.csv`, or that file | its field `labels`: a list, or split at spaces; several an image |
 | a folder with metadata.csv, metadata.jsonl or metadata.parquet (input/image_folder.py) | its label column |
 | any other folder | the name of the folder in it that the image lies in, at whatever depth; one an image |
-| a glob, or one image | the name of the folder that the image lies in; one an image |
+| a glob, or one image, or a zip of images | the name of the folder that the image lies in; one an image |
 | a table | its label column: text, a number or a truth value is one; a list, also as the text of one, is several |
 
 A folder of class folders for each part of a split (train/ and val/) is no folder of classes: `find_split`.
@@ -28,8 +28,10 @@ from typing import BinaryIO, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input.elsewhere import Map
-from deit_batch.input.kinds import InputKind, InputName, is_image_name, is_saved_dict, parse_input_name
-from deit_batch.input.open import columns_seen, find_metadata, open_source
+from deit_batch.input.kinds import InputKind, InputName, is_image_name, is_saved_dict, parse_input_name, parts_of
+from deit_batch.input.open import find_metadata, open_source
+from deit_batch.input.rows import columns_seen
+from deit_batch.input.zipped import holds_images
 from deit_batch.io import Failure, Reference, Source, clean, counted
 from deit_batch.names import alike
 from deit_batch.system import object_store
@@ -93,6 +95,9 @@ def open_labelled(
     again: bool = False,
     image_optional: bool = False,
     map: Map = (),
+    base: str | None = None,
+    suffix: str | None = None,
+    delimiter: str | None = None,
 ) -> LabelledSource:
     """Opens what `spec` names, as `open.open_source` does, with labels; says in one line where those come from, if
     it is not opened `again`. `image_optional`: as in open.Fields.
@@ -101,7 +106,8 @@ def open_labelled(
     """
     given = parse_input_name(spec)
     table = labels_table(spec)
-    by_name = not table and given.names_image_files and not _has_label_metadata(spec, label_column)
+    zips = _zips_of_images(spec)
+    by_name = bool(zips) or (not table and given.names_image_files and not _has_label_metadata(spec, label_column))
     if label_column and by_name:
         raise UsageError(f"{spec} has no columns; --label-column is for tables")
     if given.kind is InputKind.LIST:
@@ -117,9 +123,14 @@ def open_labelled(
         label=None if by_name else partial(_label_column, named=label_column),
         folder=_images_folder(table) if table else None,
         map=map,
+        base=base,
+        suffix=suffix,
+        delimiter=delimiter,
     )
     labelled = (
-        _by_folder(spec, given, source) if by_name else _by_column(table or spec, source, separated=table is not None)
+        _by_folder(spec, given, source, zips)
+        if by_name
+        else _by_column(table or spec, source, separated=table is not None)
     )
     if not again:
         logger.info("labels: %s", labelled.layout)
@@ -198,10 +209,17 @@ def _has_image(spec: str, given: InputName) -> bool:
     return any(not isinstance(file, str) and is_image_name(file.address) for file in found)
 
 
-def _by_folder(spec: str, given: InputName, source: Source) -> LabelledSource:
+def _zips_of_images(spec: str) -> list[str]:
+    """Those that are meant, if all hold images."""
+    parts = parts_of(spec)
+    is_zip = [parse_input_name(part).kind is InputKind.ZIP for part in parts]
+    return parts if all(is_zip) and all(map(holds_images, parts)) else []
+
+
+def _by_folder(spec: str, given: InputName, source: Source, zips: Collection[str]) -> LabelledSource:
     names, root = None, None
     layout = "the folder that an image lies in"
-    if given.kind is InputKind.FOLDER:
+    if given.kind is InputKind.FOLDER and not zips:
         if split := find_split(spec):
             raise UsageError(
                 f"{spec} is split into {', '.join(split.names)}, which are no classes; give one of them, as "
@@ -215,13 +233,18 @@ def _by_folder(spec: str, given: InputName, source: Source) -> LabelledSource:
         if not names:
             raise UsageError(f"{spec} has no class folders and no {LABELS_FILE}: nothing says what its images show")
         layout = f"class folders, {_counted(names)}"
-    examples = (_of_folder(reference, root) for reference in source.references)
+    examples = (_of_folder(reference, root, zips) for reference in source.references)
     return LabelledSource(examples, layout, False, names, source.total, source.passed_over)
 
 
-def _of_folder(reference: Reference, root: str | None) -> Example:
+def _of_folder(reference: Reference, root: str | None, zips: Collection[str]) -> Example:
     folder = os.path.dirname(str(reference.image))
-    name = os.path.basename(folder) if root is None else os.path.relpath(folder, root).split(os.sep)[0]
+    if folder in zips:
+        name = ""
+    elif root is None:
+        name = os.path.basename(folder)
+    else:
+        name = os.path.relpath(folder, root).split(os.sep)[0]
     if name in ("", os.curdir):
         return _unlabelled(reference, RowError("it lies in no class folder"))
     return Example(reference, (alike(clean(name)),))

@@ -14,6 +14,7 @@ from deit_batch.errors import RowError
 from deit_batch.input import tables
 from deit_batch.input.columns import BASE64_COLUMNS
 from deit_batch.input.elsewhere import Map, find_here
+from deit_batch.input.identity import text_of
 from deit_batch.io import Base64, LocalFile, Location, Picture, StoredFile, Url
 from deit_batch.system import object_store
 
@@ -41,9 +42,12 @@ def digest_of_inline(location: Location) -> str | None:
             return None
 
 
-def locate_value(value: Any, column: str, folder: str, line: int, known: Map = ()) -> tuple[str | None, Location]:
+def locate_value(
+    value: Any, column: str, folder: str, line: int, known: Map = (), suffix: str | None = None
+) -> tuple[str | None, Location]:
     """The reference as given, secrets and all (None for inline data), and where its bytes are; `known`: the places of
-    prefixes that it may have."""
+    prefixes that it may have; `suffix`: how the name of its file ends, if it does not end so itself: with that, a
+    number is a name, too."""
     if isinstance(value, Mapping):  # an image of `datasets`: {"bytes": …, "path": …}
         path = value.get("path")
         if isinstance(value.get("bytes"), bytes):
@@ -59,6 +63,8 @@ def locate_value(value: Any, column: str, folder: str, line: int, known: Map = (
             return None, tables.row_failure(f"line {line}: {error}")
     if isinstance(value, bytes | Picture):
         return None, value
+    if suffix:
+        value = text_of(value)
     if not isinstance(value, str) or not value.strip():
         is_empty = value is None or isinstance(value, str)
         what = "is empty" if is_empty else f"is {json.dumps(value, default=str):.40}, no text"
@@ -68,7 +74,21 @@ def locate_value(value: Any, column: str, folder: str, line: int, known: Map = (
     except RowError as error:
         name = value if len(value) <= _LONGEST_URL else None
         return name, tables.row_failure(f"line {line}: {error}")
-    return (None if isinstance(location, Base64 | bytes) else value), location
+    name = None if isinstance(location, Base64 | bytes) else value
+    return name, with_suffix(location, suffix) if suffix else location
+
+
+def with_suffix(location: Location, suffix: str) -> Location:
+    """The place whose name ends so, if it does not yet."""
+    match location:
+        case LocalFile(path, folder) if not path.endswith(suffix):
+            return LocalFile(path + suffix, folder)
+        case StoredFile(address) if not address.endswith(suffix):
+            return StoredFile(address + suffix)
+        case Url(url) if not url.endswith(suffix):
+            return Url(url + suffix)
+        case _:
+            return location
 
 
 def locate(

@@ -13,39 +13,24 @@ from functools import partial
 from itertools import chain, islice
 from typing import BinaryIO, TypeAlias
 
-from deit_batch.errors import RowError, UsageError
+from deit_batch.errors import UsageError
 from deit_batch.input import arrow, files, tables, webdataset
-from deit_batch.input.columns import usual_image_column
 from deit_batch.input.elsewhere import Map
-from deit_batch.input.identity import given_identity, identity_of, image_id_if_hidden
+from deit_batch.input.identity import identity_of
 from deit_batch.input.image_folder import FILE_NAME, counting_unlisted, metadata_files
 from deit_batch.input.kinds import MLTABLE, TABLES, InputKind, InputName, parse_input_name, parts_of
-from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.mltable import read_mltable
 from deit_batch.input.passed_over import pass_over
-from deit_batch.input.tables import Row, Table
-from deit_batch.io import (
-    LONGEST_MESSAGE,
-    RECORD_FIELDS,
-    Failure,
-    LocalFile,
-    Location,
-    Reference,
-    Source,
-    StoredFile,
-    clean,
-    counted,
-    name_fields,
-)
-from deit_batch.redaction import redact
-from deit_batch.system import object_store
-from deit_batch.system.git_lfs import NOT_HERE, is_pointer
+from deit_batch.input.rows import ChooseColumn, Fields, named_reference, source_of_rows
+from deit_batch.input.stdin import open_stdin
+from deit_batch.input.streams import open_input
+from deit_batch.input.tables import Table, parse_delimiter
+from deit_batch.input.zipped import Zip
+from deit_batch.io import COLUMNS, NAMES, RECORD_FIELDS, Reference, Source, Takes, name_fields
 from deit_batch.system.missing_file import explain_missing
+from deit_batch.system.object_store import is_stored
 
 logger = logging.getLogger("deit_batch")
-
-ChooseColumn: TypeAlias = Callable[[Sequence[str]], str]
-"""Raises UsageError if there is no such column."""
 
 ChooseColumns: TypeAlias = Callable[[Sequence[str]], list[str]]
 """Those to be read, of all that there are; the image's first. Raises UsageError if one is not there."""
@@ -56,48 +41,9 @@ OpenTable: TypeAlias = Callable[[ChooseColumns], Table]
 Shard: TypeAlias = tuple[int, int]
 """(i, n): every n-th reference, from number i on, counted from 0."""
 
-IDS_REMEMBERED = 50_000
-
 MOST_TABLES_OPEN = 64
 """Of several inputs. The others are opened once to be checked, and again when it is their turn: a process may have only
 so many files open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """Which fields of a row are taken: the image (`column`, by its usual names unless it is given), those to `keep`,
-    the one that says which input it is (`id`), and one more that is kept by its own name, which `label` picks. With
-    `image_optional`, a table that has an id needs no image, and no image has to be one that can be opened: nothing but
-    which input a row is of is asked for. `map`: the places of prefixes that images' names may have (elsewhere.py)."""
-
-    column: str | None = None
-    keep: Sequence[str] = ()
-    id: str | None = None
-    label: ChooseColumn | None = None
-    image_optional: bool = False
-    map: Map = ()
-
-    @property
-    def options(self) -> list[str]:
-        """Those that were asked for by name, as the options are called."""
-        named = {"--column": self.column, "--keep": self.keep, "--id": self.id}
-        return [option for option, value in named.items() if value]
-
-    def wanted(self, columns: Sequence[str]) -> list[str]:
-        """The image's column first. Raises UsageError if one is not there."""
-        names = [self.image_column(columns), *_present(columns, [*self.keep, *([self.id] if self.id else [])])]
-        return list(dict.fromkeys([*names, *([self.label(columns)] if self.label else [])]))
-
-    def image_column(self, columns: Sequence[str]) -> str:
-        """The column that holds the image; that of the id, if there is none and none is needed. Raises UsageError,
-        naming the columns there are, if it is not to be found."""
-        named = usual_image_column(columns) if self.column is None else self.column
-        if named is None and self.image_optional:
-            named = self.id
-        if named is None:
-            raise UsageError(f"no column looks like the image; name it with --column. {columns_seen(columns)}")
-        _present(columns, [named])
-        return named
 
 
 def open_source(
@@ -114,6 +60,9 @@ def open_source(
     folder: str | None = None,
     image_optional: bool = False,
     map: Map = (),
+    base: str | None = None,
+    suffix: str | None = None,
+    delimiter: str | None = None,
 ) -> Source:
     """Opens what `specs` name, one input after another: each a folder, image, glob, table, list or tar, `hf://…` data
     set, or `-` for stdin.
@@ -121,17 +70,28 @@ def open_source(
     Of all their references the first `limit` are taken, and of those the `shard`; references keep the indices that they
     have in the whole. Of several inputs, a relative name in a table is shown with the table's folder: two tables may
     have the same. `column`, `keep`, `id`, `label`, `image_optional` and `map` are the `Fields` of every table among
-    them. A folder of images has fields if there is metadata in it (image_folder.py). A
-    relative path in a table starts from `folder`, or else from the folder that the table is in.
+    them, as are `suffix` and `delimiter`. A folder of images has fields if there is metadata in it (image_folder.py). A
+    relative path in a table starts from `base`, a folder or an address on a store, or else from `folder`, or else from
+    the folder that the table is in.
 
     Raises UsageError if there is no such input, or it has no usable image column or lacks a column to keep.
     """
     for name in keep:
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
-    fields = Fields(column, keep, id, label, image_optional, map)
+    if base is not None and not is_stored(base) and not os.path.isdir(base):
+        raise UsageError(f"--base {base}: no such folder; give a folder, or an address on an object store")
+    delimiter = parse_delimiter(delimiter) if delimiter else None
+    fields = Fields(column, keep, id, label, image_optional, map, suffix, delimiter)
+    folder = folder if base is None else base
+    asked = {
+        "--column": column, "--keep": keep, "--id": id, "--base": base, "--suffix": suffix, "--delimiter": delimiter
+    }  # fmt: skip
+    options = [option for option, value in asked.items() if value]
     if callable(specs):
-        return _part_of(_given(specs, fields), limit, shard)
+        given = _given(specs, fields, folder or "")
+        _require_taken(given, options, "what is given")
+        return _part_of(given, limit, shard)
     specs = [specs] if isinstance(specs, str) else list(specs)
     specs = [part for spec in specs for part in parts_of(spec)]
     if specs.count("-") > 1:
@@ -145,34 +105,38 @@ def open_source(
             open_file = partial(open_one, kind=table.kind)
             rows = open_file(table.files[0]) if len(table.files) == 1 else _open_several(table.files, open_file)
             return counting_unlisted(rows, spec, MLTABLE) if os.path.isdir(spec) else rows
-        metadata = find_metadata(spec) if fields.options or fields.label else None
+        metadata = find_metadata(spec) if fields.are_named else None
         if metadata:
-            return counting_unlisted(open_metadata(metadata, fields), spec, metadata.path)
+            return counting_unlisted(open_metadata(metadata, fields, base), spec, metadata.path)
         opened = _open(spec, given, fields, recursive, stdin)
         if isinstance(opened, Source):
             return opened
-        return _of_rows(opened, spec, given, fields, folder, shows_folder=len(specs) > 1)
+        return source_of_rows(opened, spec, given, fields, folder, shows_folder=len(specs) > 1)
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
-    _require_columns(source, names_of_inputs(specs), fields)
+    _require_taken(source, options, names_of_inputs(specs))
     return _part_of(source, limit, shard)
 
 
-def _given(open_table: OpenTable, fields: Fields) -> Source:
+def _given(open_table: OpenTable, fields: Fields, folder: str) -> Source:
     """Of a table, or of images in a row, which may be no files at all."""
     table = open_table(fields.wanted)
     first = list(islice(table.rows, 1)) if table.columns is None else []
     is_table = table.columns is not None or (first and isinstance(first[0].value, Mapping))
+    table = replace(table, rows=chain(first, table.rows), takes=COLUMNS | NAMES if is_table else NAMES)
     name = InputName(InputKind.JSON_LINES if is_table else InputKind.LIST)
-    table = replace(table, rows=chain(first, table.rows))
-    source = _of_rows(table, "what is given", name, fields, "", shows_folder=False)
-    _require_columns(source, "what is given", fields)
-    return source
+    return source_of_rows(table, "what is given", name, fields, folder, shows_folder=False)
 
 
-def _require_columns(source: Source, name: str, fields: Fields) -> None:
-    if fields.options and not source.has_columns:
-        raise UsageError(f"{name} has no columns; {', '.join(fields.options)} is for tables")
+def _require_taken(source: Source, options: Sequence[str], name: str) -> None:
+    """Raises UsageError for an option that would have no say in any of the inputs."""
+    left = [option for option in options if option not in source.takes]
+    if COLUMNS.intersection(left):
+        raise UsageError(f"{name} has no columns; {', '.join(left)} is for tables")
+    if NAMES.intersection(left):
+        raise UsageError(f"{name} has no rows that name images; {', '.join(left)} is for tables and lists")
+    if left:
+        raise UsageError(f"{name} is no text with columns; {', '.join(left)} is for .csv, .tsv and stdin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +163,12 @@ def find_metadata(spec: str) -> Metadata | None:
     return found[0] if found else None
 
 
-def open_metadata(metadata: Metadata, fields: Fields) -> Source:
-    """Its images, called as they are called in the folder."""
+def open_metadata(metadata: Metadata, fields: Fields, folder: str | None) -> Source:
+    """Its images, called as they are called in the folder; `folder`: where else they are."""
     given = parse_input_name(metadata.path)
     fields = replace(fields, column=fields.column or FILE_NAME)
     table = _open_table(metadata.path, given, fields)
-    return _of_rows(table, metadata.path, given, fields, None, shows_folder=True)
+    return source_of_rows(table, metadata.path, given, fields, folder, shows_folder=True)
 
 
 def names_of_inputs(specs: Sequence[str]) -> str:
@@ -216,10 +180,10 @@ def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> So
     """The references of all, with indices that run on. All are opened now: what is wrong with the last one is known
     before the run."""
     opened: list[Source | None] = []
-    has_columns = False
+    takes: Takes = frozenset()
     for spec in specs:
         source = open_one(spec)
-        has_columns |= source.has_columns
+        takes |= source.takes
         stays = not source.is_open_file or len(opened) < MOST_TABLES_OPEN
         opened.append(source if stays else None)
     passed_over: Counter[str] = Counter()
@@ -245,7 +209,7 @@ def _open_several(specs: Sequence[str], open_one: Callable[[str], Source]) -> So
         known = [number for number in left if number is not None]
         return before + sum(known) if len(known) == len(left) else None
 
-    return Source(references(), total, passed_over, has_columns=has_columns)
+    return Source(references(), total, passed_over, takes=takes)
 
 
 def _part_of(source: Source, limit: int | None, shard: Shard | None) -> Source:
@@ -270,29 +234,6 @@ def _part_of(source: Source, limit: int | None, shard: Shard | None) -> Source:
     return replace(source, references=references, total=total, whole=digest.hexdigest)
 
 
-def _of_rows(
-    table: Table, spec: str, given: InputName, fields: Fields, folder: str | None, *, shows_folder: bool
-) -> Source:
-    rows = table.rows
-    if table.columns is not None:
-        fields = replace(fields, column=fields.wanted(table.columns)[0])
-    else:
-        rows = _check_first_object(rows, fields)
-    if folder is None:
-        folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET, InputKind.SAVED) else os.path.dirname(spec)
-    found: Iterator[Reference] = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
-    found = _saying_what_is_twice(found, spec) if fields.id else found
-    references = (_shown_apart(reference, spec) for reference in found) if shows_folder else found
-    return Source(
-        references,
-        table.total,
-        passed_over=table.passed_over,
-        class_names=table.class_names,
-        has_columns=given.kind is not InputKind.LIST,
-        is_open_file=given.kind is not InputKind.STDIN,
-    )
-
-
 def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: BinaryIO | None) -> Source | Table:
     """Image files are a source; all that has rows is a table."""
     match given.kind:
@@ -305,9 +246,25 @@ def _open(spec: str, given: InputName, fields: Fields, recursive: bool, stdin: B
         case InputKind.GLOB:
             return files.open_glob(spec)
         case InputKind.STDIN:
-            return tables.open_list(stdin or sys.stdin.buffer, "stdin", gzipped=False, json_lines=True)
+            return open_stdin(
+                stdin or sys.stdin.buffer,
+                has_columns=fields.are_named,
+                delimiter=fields.delimiter,
+                always_samples=_are_samples(fields),
+            )
+        case InputKind.ZIP:
+            return _open_zip(Zip(spec), fields)
         case _:
             return _open_table(spec, given, fields)
+
+
+def _open_zip(zip: Zip, fields: Fields) -> Source | Table:
+    if not len(zip):
+        name, kind, stream = zip.open_table()
+        logger.info("reading %s", name)
+        return replace(_table_of(kind, stream, name, fields), passed_over=zip.passed_over)
+    references = (named_reference(index, name, location) for index, (name, location) in enumerate(zip.images()))
+    return Source(references, lambda read: len(zip), zip.passed_over, is_open_file=True)
 
 
 def _open_table(spec: str, given: InputName, fields: Fields) -> Table:
@@ -317,134 +274,34 @@ def _open_table(spec: str, given: InputName, fields: Fields) -> Table:
         case InputKind.SAVED:
             return arrow.open_saved(spec)
         case InputKind.TARS:
-            return webdataset.open_tars(spec, given, always_samples=fields.column not in (None, "image"))
+            return webdataset.open_tars(spec, given, always_samples=_are_samples(fields))
         case InputKind.PARQUET:
-            return arrow.open_parquet(_stream(spec, given), spec, fields.wanted)
-        case InputKind.CSV:
-            return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter=None)
-        case InputKind.TSV:
-            return tables.open_csv(_stream(spec, given), spec, gzipped=given.gzipped, delimiter="\t")
-        case InputKind.JSON_LINES:
-            return tables.open_jsonl(_stream(spec, given), spec, gzipped=given.gzipped)
-        case InputKind.DOCUMENT:
-            return tables.open_document(_stream(spec, given), spec, gzipped=given.gzipped)
-        case InputKind.LIST:
-            return tables.open_list(_stream(spec, given), spec, gzipped=given.gzipped)
+            return arrow.open_parquet(open_input(spec), spec, fields.wanted)
+        case kind if kind in TABLES.values():
+            return _table_of(kind, open_input(spec), spec, fields)
         case _:
             missing = explain_missing(spec, what="no such file or folder")
             raise UsageError(
                 f"{spec}: {'not a kind of input we know' if given.exists else missing}; "
-                f"give a folder, an image, a glob, a {', '.join(TABLES)} or .tar, hf://… or -"
+                f"give a folder, an image, a glob, a {', '.join(TABLES)}, .tar or .zip, hf://… or -"
             )
 
 
-def _stream(spec: str, given: InputName) -> BinaryIO:
-    """Open to the end of the run."""
-    try:
-        stream = object_store.open_stream(spec) if given.stored else open(spec, "rb")  # noqa: SIM115
-        pointer = is_pointer(stream.peek())
-    except FileNotFoundError as error:
-        raise UsageError(f"{spec}: {explain_missing(spec)}") from error
-    except OSError as error:
-        raise UsageError(f"{spec}: {error.strerror or error}") from error
-    if pointer:
-        raise UsageError(f"{spec}: {NOT_HERE}")
-    return stream
-
-
-def _present(columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:
-    for name in names:
-        if columns.count(name) != 1:
-            problem = "no column" if name not in columns else "more than one column"
-            raise UsageError(f"{problem} is called {name!r}. {columns_seen(columns)}")
-    return names
-
-
-def columns_seen(columns: Sequence[str]) -> str:
-    """For a message: of a file that is no table, its first line may be taken for a header of any length."""
-    return f"Columns seen: {', '.join(columns) or 'none'}"[:LONGEST_MESSAGE]
-
-
-def _check_first_object(rows: Iterator[Row], fields: Fields) -> Iterator[Row]:
-    """Rows without common columns: a wrong column is found out at the first row that has any. One to keep may be
-    missing there and come later."""
-    seen = []
-    for row in rows:
-        seen.append(row)
-        if isinstance(row.value, Mapping):
-            columns = list(row.value)
-            replace(fields, keep=()).wanted(columns)
-            for name in set(fields.keep) - set(columns):
-                logger.warning("--keep %s: the first row has no such column, only %s", name, ", ".join(columns))
-        if not isinstance(row.value, Failure) or len(seen) == 1000:
-            break
-    return chain(seen, rows)
-
-
-def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
-    """A row that has no usable image is one whose location is the failure."""
-    reference = _named_in(index, row, fields, folder)
-    return replace(reference, wanted=row.wanted) if row.wanted else reference
-
-
-def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
-    value: object = row.value
-    if isinstance(value, Failure):
-        return Reference(index, None, value)
-    if not isinstance(value, Mapping):
-        return _located(index, value, fields.column or "", fields, folder, row.line)
-    kept = {name: value.get(name) for name in fields.keep}
-    try:
-        column = fields.image_column(list(value))
-        if fields.label:
-            label = fields.label(list(value))
-            kept[label] = value[label]
-        id = given_identity(value.get(fields.id)) if fields.id else None
-    except (UsageError, RowError) as error:
-        return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
-    reference = _located(index, value[column], column, fields, folder, row.line)
-    return replace(reference, keep=kept, id=id or reference.id)
-
-
-def _saying_what_is_twice(references: Iterator[Reference], spec: str) -> Iterator[Reference]:
-    """At the end, if rows have the same id: whoever joins by it will take one for another. An id is remembered for the
-    next IDS_REMEMBERED rows."""
-    remembered: dict[str, None] = {}
-    doubles, first = 0, ""
-    for reference in references:
-        if id := reference.id:
-            if id in remembered:
-                doubles, first = doubles + 1, first or str(reference.image)
-            remembered[id] = None
-            if len(remembered) > IDS_REMEMBERED:
-                del remembered[next(iter(remembered))]
-        yield reference
-    if doubles:
-        rows = counted(doubles, "row has", "rows have")
-        logger.warning("--id: %s the id of a row before in %s, that of %s first", rows, redact(spec), clean(first))
-
-
-def _located(index: int, value: object, column: str, fields: Fields, folder: str, line: int) -> Reference:
-    name, location = locate_value(value, column, folder, line, fields.map)
-    if name and fields.image_optional and isinstance(location, Failure):
-        location = LocalFile(name)  # nobody opens it
-    return _named(index, name, location)
-
-
-def _shown_apart(reference: Reference, spec: str) -> Reference:
-    """One of the input `spec` among several: a name with its folder, and of a row that has none, of what input."""
-    match reference.location:
-        case Failure(type, message) if reference.image is None:
-            return replace(reference, location=Failure(type, f"{redact(spec)}: {message}"))
-        case LocalFile(path):
-            return replace(reference, image=path)
-        case StoredFile(address) if "://" not in str(reference.image):
-            return replace(reference, image=address)
+def _table_of(kind: InputKind, stream: BinaryIO, name: str, fields: Fields) -> Table:
+    """Of a stream of text."""
+    match kind:
+        case InputKind.CSV:
+            return tables.open_csv(stream, name, delimiter=fields.delimiter)
+        case InputKind.TSV:
+            return tables.open_csv(stream, name, delimiter=fields.delimiter or "\t")
+        case InputKind.JSON_LINES:
+            return tables.open_jsonl(stream, name)
+        case InputKind.DOCUMENT:
+            return tables.open_document(stream, name)
         case _:
-            return reference
+            return tables.open_list(stream, name)
 
 
-def _named(index: int, name: str | None, location: Location) -> Reference:
-    sha256 = digest_of_inline(location)
-    id = image_id_if_hidden(name, sha256) if name else None
-    return Reference(index, name and redact(name), location, sha256=sha256, id=id)
+def _are_samples(fields: Fields) -> bool:
+    """Whether a tar is to be read as samples, whatever its members are called: one of their fields is asked for."""
+    return fields.column not in (None, "image")

@@ -45,6 +45,11 @@ def pass_over(passed_over: Counter[str], reason: str, number: int = 1) -> None:
     passed_over[reason if known else OTHER_ENDINGS] += number
 
 
+def is_hidden(member: str) -> bool:
+    """Of the name of a member of an archive, as of a file in a folder."""
+    return any(part.startswith(".") and part not in (".", "..") for part in member.split("/"))
+
+
 def ending_of(name: str) -> str:
     """Under which a file that is no image by its name is counted: ".mov". Of a long or odd one the beginning."""
     ending = os.path.splitext(name)[1].lower()

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import IO, Any, BinaryIO, TypeAlias, cast
+from typing import IO, Any, BinaryIO, TypeAlias
 
 from deit_batch.errors import MALFORMED, RowError, UsageError, cut_off, in_words
 from deit_batch.input.columns import usual_image_column
-from deit_batch.io import Failure, Picture, Wanted, counted, unique_fields
+from deit_batch.input.image_list import images_listed
+from deit_batch.input.packed import unpacked
+from deit_batch.io import COLUMNS, DELIMITED, NAMES, Failure, Picture, Takes, Wanted, counted, unique_fields
 from deit_batch.limits import require_number, require_whole_number
 
 logger = logging.getLogger("deit_batch")
@@ -62,7 +62,7 @@ class Table:
 
     `total(n)` says how many rows there are, exactly or judged from how far n rows went into the file; None if unknown.
     `class_names`: of the columns that hold numbers of classes, the names of those, from 0.
-    `passed_over`: as in io.Source, what is beside the rows and no row.
+    `passed_over`: as in io.Source, what is beside the rows and no row. `takes`: as there.
     """
 
     rows: Iterator[Row]
@@ -70,6 +70,7 @@ class Table:
     total: Callable[[int], int | None] = lambda read: None
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
+    takes: Takes = COLUMNS | NAMES
 
 
 def row_failure(message: str) -> Failure:
@@ -110,24 +111,31 @@ class Lines:
             rest = line
             while len(rest) > MAX_ROW_CHARS and not rest.endswith("\n"):
                 rest = self._text.readline(MAX_ROW_CHARS + 1)
-        except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        except (OSError, EOFError, UnicodeError) as error:
             raise cut_off(f"{self._name}: can't be read past line {self.number}: {in_words(error)}", error) from error
         return line
 
 
-def open_text(stream: BinaryIO, name: str, *, gzipped: bool, newline: str) -> IO[str]:
-    """Text of a UTF-8 stream, or of whatever its byte order mark says. Bytes that are not UTF-8 are carried along
-    as surrogates, as Python does for file names, so that a path in any old encoding still finds its file."""
-    binary = cast(io.BufferedReader, gzip.GzipFile(fileobj=stream) if gzipped else stream)
+def open_text(stream: BinaryIO, name: str, *, newline: str) -> IO[str]:
+    """Text of a stream, which may be packed: in UTF-8, or whatever its byte order mark says. Bytes that are not UTF-8
+    are carried along as surrogates, as Python does for file names, so that a path in any old encoding still finds its
+    file."""
     try:
+        binary = unpacked(stream, name)
         start = binary.peek(4)[:4]
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError) as error:
         raise cut_off(f"{name}: can't be read: {in_words(error)}", error) from error
+    encoding, errors = encoding_of(start)
+    return io.TextIOWrapper(binary, encoding, errors, newline)
+
+
+def encoding_of(start: bytes) -> tuple[str, str]:
+    """Of a text that begins so, and what becomes of bytes that are not of it."""
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return io.TextIOWrapper(binary, "utf-32", "replace", newline)
+        return "utf-32", "replace"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return io.TextIOWrapper(binary, "utf-16", "replace", newline)
-    return io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline)
+        return "utf-16", "replace"
+    return "utf-8-sig", "surrogateescape"
 
 
 def _judged_total(stream: BinaryIO) -> Callable[[int], int | None]:
@@ -150,7 +158,15 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """Of a .csv, the likeliest first; as spreadsheets of other countries and databases write it."""
 
 
-def _delimiter_of(line: str) -> str:
+def parse_delimiter(text: str) -> str:
+    """Of what --delimiter gives. Raises UsageError if it is none."""
+    character = "\t" if text in ("tab", "\\t") else text
+    if len(character) != 1 or character in '"\r\n\0':
+        raise UsageError(f"--delimiter {text!r:.40}: it must be one character, or tab")
+    return character
+
+
+def delimiter_of(line: str) -> str:
     """That by which the header has a column that is usually the image, or else by which it has the most columns."""
     try:
         headers = {each: next(csv.reader([line], delimiter=each), []) for each in DELIMITERS}
@@ -160,24 +176,24 @@ def _delimiter_of(line: str) -> str:
     return next(usual, max(headers, key=lambda each: len(headers[each])))
 
 
-def open_csv(stream: BinaryIO, name: str, *, gzipped: bool, delimiter: str | None) -> Table:
+def open_csv(stream: BinaryIO, name: str, *, delimiter: str | None) -> Table:
     """`delimiter`: None if the header says it."""
     total = _judged_total(stream)
     # A field may be an image. The module's own limit of 128 KiB is a process-wide setting; there is no other way.
     csv.field_size_limit(MAX_ROW_CHARS)
-    lines = Lines(open_text(stream, name, gzipped=gzipped, newline=""), name)
+    lines = Lines(open_text(stream, name, newline=""), name)
     try:
         if delimiter is None:
             first = list(islice(lines, 1))
             lines.push_back(first)
-            delimiter = _delimiter_of(first[0]) if first else ","
+            delimiter = delimiter_of(first[0]) if first else ","
             if delimiter != ",":
                 logger.info("%s: its columns are separated by %s", name, DELIMITERS[delimiter])
         header = next(csv.reader(_row_lines(lines, delimiter, []), delimiter=delimiter, strict=True), [])
         columns = [name.strip() for name in header]
     except (csv.Error, RowError) as error:
         raise UsageError(f"{name}: its header can't be read: {_what_is_no_csv(error)}") from error
-    return Table(_csv_rows(lines, columns, delimiter), columns, total)
+    return Table(_csv_rows(lines, columns, delimiter), columns, total, takes=COLUMNS | NAMES | DELIMITED)
 
 
 def _csv_rows(lines: Lines, columns: list[str], delimiter: str) -> Iterator[Row]:
@@ -234,12 +250,12 @@ def _row_lines(lines: Lines, delimiter: str, taken: list[str]) -> Iterator[str]:
         yield line
 
 
-def open_jsonl(stream: BinaryIO, name: str, *, gzipped: bool) -> Table:
+def open_jsonl(stream: BinaryIO, name: str) -> Table:
     total = _judged_total(stream)
-    return Table(_text_rows(stream, name, gzipped, parse_json), total=total)
+    return Table(_text_rows(stream, name, parse_json), total=total)
 
 
-def open_list(stream: BinaryIO, name: str, *, gzipped: bool, json_lines: bool = False) -> Table:
+def open_list(stream: BinaryIO, name: str, *, json_lines: bool = False) -> Table:
     """A list of references, one a line; with `json_lines`, a line that starts like JSON is read as JSON."""
     total = _judged_total(stream)
 
@@ -249,11 +265,11 @@ def open_list(stream: BinaryIO, name: str, *, gzipped: bool, json_lines: bool = 
         else:
             yield Row(number, line)
 
-    return Table(_text_rows(stream, name, gzipped, parse), total=total)
+    return Table(_text_rows(stream, name, parse), total=total, takes=COLUMNS | NAMES if json_lines else NAMES)
 
 
-def _text_rows(stream: BinaryIO, name: str, gzipped: bool, parse: Callable[[str, int], Iterator[Row]]) -> Iterator[Row]:
-    lines = Lines(open_text(stream, name, gzipped=gzipped, newline="\n"), name)
+def _text_rows(stream: BinaryIO, name: str, parse: Callable[[str, int], Iterator[Row]]) -> Iterator[Row]:
+    lines = Lines(open_text(stream, name, newline="\n"), name)
     while True:
         try:
             line = next(lines, None)
@@ -406,11 +422,20 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def open_document(stream: BinaryIO, name: str, *, gzipped: bool) -> Table:
-    """The card's request document. It is one JSON value, so unlike every other input it is read whole."""
+def _whole_request(document: object) -> Request:
+    return parse_request({"input_data": document} if isinstance(document, list) else document)
+
+
+def _listed(image: object) -> Value:
+    return image if isinstance(image, dict | str) else row_failure(f"a JSON {_kind(image)} where an image should be")
+
+
+def open_document(stream: BinaryIO, name: str) -> Table:
+    """The card's request document, or a list of images with what is known of them (image_list.py). It is one JSON
+    value, so unlike every other input it is read whole."""
     try:
-        whole = open_text(stream, name, gzipped=gzipped, newline="").read(MAX_DOCUMENT_CHARS + 1)
-    except (EOFError, zlib.error, OSError, UnicodeError) as error:
+        whole = open_text(stream, name, newline="").read(MAX_DOCUMENT_CHARS + 1)
+    except (EOFError, OSError, UnicodeError) as error:
         raise cut_off(f"{name}: can't be read: {in_words(error)}", error) from error
     if len(whole) > MAX_DOCUMENT_CHARS:
         raise UsageError(
@@ -418,7 +443,8 @@ def open_document(stream: BinaryIO, name: str, *, gzipped: bool) -> Table:
         )
     try:
         document = load_json(whole)
-        request = parse_request({"input_data": document} if isinstance(document, list) else document)
+        images = images_listed(document, name)
+        request = Request(list(map(_listed, images))) if images is not None else _whole_request(document)
     except (*MALFORMED, RowError) as error:
         raise UsageError(
             f'{name}: not a request document ({{"input_data": ["image1", ...]}}): {in_words(error)}; for JSON lines '

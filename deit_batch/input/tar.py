@@ -6,13 +6,13 @@ that has come to its end.
 
 from __future__ import annotations
 
-import gzip
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from deit_batch.errors import InputError, cut_off
+from deit_batch.input.packed import unpacked
 
 MAX_HEADER_BYTES = 2**20
 """Of all that is read before a member's data: its header, long names, and what pax and sparse files add to it."""
@@ -37,7 +37,7 @@ class Tar:
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         self._blocks = _Blocks(self._stream)
         with self._naming_damage():
-            self._blocks = _Blocks(_decompressed(self._stream))
+            self._blocks = _Blocks(unpacked(self._stream))
             self._tar = self._open()
         while True:
             with self._naming_damage():
@@ -95,11 +95,6 @@ class Tar:
             reason = "headers nested too deeply" if isinstance(error, RecursionError) else str(error)
             message = f"{self._name}: can't be read {where}: {reason or 'it ends early'}"
             raise (InputError(message) if self._blocks.at_end else cut_off(message, error)) from error
-
-
-def _decompressed(stream: BinaryIO) -> BinaryIO:
-    start = stream.peek(2)[:2]  # type: ignore[attr-defined]
-    return gzip.GzipFile(fileobj=stream) if start == b"\x1f\x8b" else stream  # type: ignore[return-value]
 
 
 class _Blocks:

@@ -21,12 +21,13 @@ from itertools import groupby, product
 from typing import Any, BinaryIO, cast
 
 from deit_batch.errors import InputError, RowError, UsageError
-from deit_batch.input.kinds import InputKind, InputName, is_image_name, parse_input_name
-from deit_batch.input.passed_over import ending_of, pass_over
+from deit_batch.input.kinds import InputKind, InputName, files_of, is_image_name, parse_input_name, parts_of
+from deit_batch.input.passed_over import ending_of, is_hidden, pass_over
+from deit_batch.input.streams import open_stream
 from deit_batch.input.tables import MAX_ROW_BYTES, Row, Table, Value, load_json, row_failure
 from deit_batch.input.tar import Tar
+from deit_batch.io import COLUMNS
 from deit_batch.system import object_store
-from deit_batch.system.git_lfs import NOT_HERE, is_pointer
 
 MAX_LINKS_BYTES = 2**26
 """What is remembered of the links in a tar."""
@@ -37,63 +38,87 @@ _MEMBER_BYTES = 1024
 _MOST_LINKS_TO_LINKS = 40  # as on Linux
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"(\{\d+\.\.\d+\}|\{[^{},]*(?:,[^{},]*)+\})")
 _WEBDATASETS_OWN = re.compile(r"__[^/]*__(/|$)")
 
 
 def open_tars(spec: str, given: InputName, *, always_samples: bool = False) -> Table:
-    """Of one tar, a glob, or numbered ones, `imgs-{0000..0099}.tar`; also on a store, but for a glob. `always_samples`:
+    """Of one tar, several (`expand`), a glob or a folder of them; on a store neither of the last two. `always_samples`:
     whatever shares a key is one sample.
 
     Raises UsageError if one is not there."""
-    paths = list(expand(spec)) if given.stored else _paths(spec, given)
-    sizes = _sizes_of_stored(paths) if given.stored else [os.path.getsize(path) for path in paths]
+    paths = _paths(spec, given)
+    stored = [path for path in paths if object_store.is_stored(path)]
+    sizes = dict(zip(stored, _sizes_of_stored(stored), strict=True)) if stored else {}
+    sizes |= {path: os.path.getsize(path) for path in paths if path not in sizes}
     bytes_read = [0] * len(paths)
     passed_over: Counter[str] = Counter()
 
     def values(place: int, path: str) -> Iterator[Value]:
         links = _Links(path)
-        with _open(path, given) as stream:
+        with _open(path) as stream:
             for value in _values(Tar(stream, path), path, links, passed_over, always_samples):
                 bytes_read[place] = stream.tell()
                 yield value
-        bytes_read[place] = sizes[place]
+        bytes_read[place] = sizes[path]
         if links:
-            with _open(path, given) as stream:
+            with _open(path) as stream:
                 yield from links.rows(Tar(stream, path))
 
-    rows = (value for place, path in enumerate(paths) for value in values(place, path))
-
     def total(read: int) -> int | None:
-        return round(read * sum(sizes) / sum(bytes_read)) if read and any(bytes_read) else None
+        return round(read * sum(map(sizes.__getitem__, paths)) / sum(bytes_read)) if read and any(bytes_read) else None
 
-    return Table((Row(line, value) for line, value in enumerate(rows, 1)), total=total, passed_over=passed_over)
+    return _table((value for place, path in enumerate(paths) for value in values(place, path)), passed_over, total)
+
+
+def open_tar_stream(stream: BinaryIO, name: str, *, always_samples: bool = False) -> Table:
+    """Of a tar that can be read but once: its links are failures."""
+    passed_over: Counter[str] = Counter()
+
+    def values() -> Iterator[Value]:
+        links = _Links(name)
+        yield from _values(Tar(stream, name), name, links, passed_over, always_samples)
+        yield from links.failures()
+
+    return _table(values(), passed_over)
+
+
+def _table(
+    values: Iterator[Value], passed_over: Counter[str], total: Callable[[int], int | None] = lambda read: None
+) -> Table:
+    rows = (Row(line, value) for line, value in enumerate(values, 1))
+    return Table(rows, total=total, passed_over=passed_over, takes=COLUMNS)
 
 
 def paths_of(spec: str) -> list[str]:
-    """The files that it names: several, if it is of numbered tars."""
-    return list(expand(spec)) if parse_input_name(spec).kind is InputKind.TARS else [spec]
+    """The files that it names: several, if it is of several tars or parts."""
+    given = parse_input_name(spec)
+    return _named(spec, given) if given.kind is InputKind.TARS else parts_of(spec)
 
 
-def _open(path: str, given: InputName) -> BinaryIO:
+def _open(path: str) -> BinaryIO:
     """Raises InputError if that can't be had any more."""
     try:
-        stream = object_store.open_stream(path) if given.stored else open(path, "rb")  # noqa: SIM115
-        pointer = is_pointer(stream.peek())
+        return cast(BinaryIO, open_stream(path))
     except OSError as error:
         raise InputError(f"{path}: can't be read at all: {error.strerror or error}") from error
-    if pointer:
-        raise UsageError(f"{path}: {NOT_HERE}")
-    return cast(BinaryIO, stream)
+
+
+def _named(spec: str, given: InputName) -> list[str]:
+    """In an order that is the same on every machine."""
+    if given.exists:
+        return files_of(spec, InputKind.TARS) or [spec]
+    return list(expand(spec))
 
 
 def _paths(spec: str, given: InputName) -> list[str]:
-    """On the disk."""
-    paths = list(expand(spec))
-    if paths == [spec] and glob.has_magic(spec) and not given.exists:
+    """Raises UsageError if one that is on the disk is not there."""
+    paths = _named(spec, given)
+    if paths == [spec] and glob.has_magic(spec) and not given.exists and not given.stored:
         paths = sorted(glob.glob(spec, recursive=True), key=os.fsencode)
         if not paths:
             raise UsageError(f"{spec} matches no file")
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not (object_store.is_stored(path) or os.path.isfile(path))]
     if missing:
         others = f", nor {len(missing) - 1:,} others of the {len(paths):,}" if len(missing) > 1 else ""
         raise UsageError(f"{missing[0]}: no such file{others}")
@@ -102,11 +127,13 @@ def _paths(spec: str, given: InputName) -> list[str]:
 
 def _sizes_of_stored(addresses: list[str]) -> list[int]:
     """Asked for side by side: there may be thousands. Raises UsageError if one can't be had."""
-    store, _ = object_store.open_store(addresses[0])
+    one_of_each = {object_store.parse(address)[0]: address for address in addresses}
+    stores = {scheme: object_store.open_store(address)[0] for scheme, address in one_of_each.items()}
 
     def size(address: str) -> int:
+        scheme, path = object_store.parse(address)
         try:
-            return store.look_at(object_store.parse(address)[1]).size or 0
+            return stores[scheme].look_at(path).size or 0
         except (object_store.StoreError, RowError) as error:
             raise UsageError(f"{address}: {error}") from error
 
@@ -115,14 +142,20 @@ def _sizes_of_stored(addresses: list[str]) -> list[int]:
 
 
 def expand(spec: str) -> Iterator[str]:
-    """Every name that the ranges in `spec` stand for, in order; numbers are as wide as the first of their range."""
-    texts = _RANGE.split(spec)[::3]
-    ranges = [
-        [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-        for first, last in _RANGE.findall(spec)
-    ]
-    for numbers in product(*ranges):
-        yield "".join(part for pair in zip(texts, [*numbers, ""], strict=True) for part in pair)
+    """Every name that `spec` stands for, in order: several are joined by `::`, and braces hold a range of numbers, as
+    wide as the first of them, or alternatives."""
+    for part in spec.split("::"):
+        texts = _BRACES.split(part)[::2]
+        choices = [_choices(braces) for braces in _BRACES.findall(part)]
+        for chosen in product(*choices):
+            yield "".join(piece for pair in zip(texts, [*chosen, ""], strict=True) for piece in pair)
+
+
+def _choices(braces: str) -> list[str]:
+    if numbers := _RANGE.fullmatch(braces):
+        first, last = numbers[1], numbers[2]
+        return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    return braces[1:-1].split(",")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +205,7 @@ def _members(tar: Tar, passed_over: Counter[str]) -> Iterator[_Member]:
         stem, _, ending = name.partition(".")
         if header.isdir():
             continue
-        if any(part.startswith(".") and part not in (".", "..") for part in header.name.split("/")):
+        if is_hidden(header.name):
             pass_over(passed_over, "hidden")
         elif _WEBDATASETS_OWN.match(header.name):
             pass_over(passed_over, "WebDataset's own")
@@ -319,6 +352,10 @@ class _Links:
         for target, links in wanted.items():
             for link in links:
                 yield row_failure(f"{self._path}/{link.name}: it is a link to {target}, which is not in the tar")
+
+    def failures(self) -> Iterator[Value]:
+        for link in self._waiting:
+            yield row_failure(f"{self._path}/{link.name}: it is a link, and {self._path} is read once: give the file")
 
     def _target(self, name: str) -> str:
         """Through links to links."""

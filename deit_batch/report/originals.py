@@ -14,7 +14,7 @@ from deit_batch.input.elsewhere import Map, find_here
 from deit_batch.input.identity import identity_of
 from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.labels import labels_table, open_labelled
-from deit_batch.input.locate import locate
+from deit_batch.input.locate import locate, with_suffix
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Location, Reference, Url, name_fields
 from deit_batch.loading.local_file import confined
@@ -86,8 +86,10 @@ class _Names:
         self.known: Map = [(str(prefix), str(place)) for prefix, place in run.get("map") or []]
         given = run.get("input")
         of_table = [os.path.dirname(given)] if isinstance(given, str) and os.path.isfile(given) else []
-        likely = ["", *of_table, str(beside.absolute().parent)]
+        base = run.get("base")
+        likely = [*([str(base)] if base else []), "", *of_table, str(beside.absolute().parent)]
         self._folders = list(dict.fromkeys(likely)) if folder is None else [folder]
+        self._suffix = str(run.get("suffix") or "")
         self._there: dict[str, bool] = {}
 
     def locate(self, record: Mapping[str, Any]) -> Location:
@@ -100,9 +102,10 @@ class _Names:
         try:
             if "image_bytes" in record:
                 name = os.fsdecode(base64.b64decode(record["image_bytes"]))
-            places = [locate(find_here(name, self.known), folder) for folder in self._folders]
+            found = [locate(find_here(name, self.known), folder) for folder in self._folders]
         except (ImageError, ValueError) as error:
             return Failure.of(FetchError(str(error)))
+        places = [with_suffix(place, self._suffix) for place in found]
         first, *others = places
         if not (others and isinstance(first, LocalFile)):
             return first
@@ -122,14 +125,14 @@ def _in_input(run: Mapping[str, Any], known: Map, fetch: bool) -> Iterator[Refer
     given = run.get("input")
     specs = [find_here(str(spec), known) for spec in (given if isinstance(given, list) else [given])]
     table = labels_table(specs[0]) if len(specs) == 1 else None
-    column, id, limit = run.get("column"), run.get("id"), run.get("limit")
+    how: dict[str, Any] = {name: run.get(name) for name in ("column", "id", "limit", "base", "suffix", "delimiter")}
     try:
         if table:
-            for example in open_labelled(specs[0], column=column, id=id, limit=limit, again=True, map=known).examples:
+            for example in open_labelled(specs[0], again=True, map=known, **how).examples:
                 yield example.reference
         elif any(_is_table(spec, fetch) for spec in specs):
             recursive = bool(run.get("recursive", True))
-            source = open_source(specs, column=column, id=id, limit=limit, recursive=recursive, map=known)
+            source = open_source(specs, recursive=recursive, map=known, **how)
             yield from source.references
     except DeitBatchError as error:
         logger.warning("images are looked for by their names alone: %s", error)

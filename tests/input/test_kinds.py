@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deit_batch.input.kinds import IMAGES, TABLES, TARS, InputKind, InputName, parse_input_name
+from deit_batch.input.kinds import IMAGES, PACKINGS, TABLES, TARS, InputKind, InputName, parse_input_name
 
 
 @pytest.fixture
@@ -42,19 +42,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("x-{00..12}.tar", InputName(InputKind.TARS)),
         ("x-*.tar", InputName(InputKind.TARS)),
         ("x.tgz", InputName(InputKind.TARS)),
-        ("x.tar.gz", InputName(InputKind.TARS, gzipped=True)),
+        ("x.tar.gz", InputName(InputKind.TARS)),
         ("x.txt", InputName(InputKind.LIST)),
         ("x.tsv", InputName(InputKind.TSV)),
         ("x.jsonl", InputName(InputKind.JSON_LINES)),
         ("x.ndjson", InputName(InputKind.JSON_LINES)),
         ("x.json", InputName(InputKind.DOCUMENT)),
         ("x.parquet", InputName(InputKind.PARQUET)),
-        ("x.csv.gz", InputName(InputKind.CSV, gzipped=True)),
-        ("X.TXT.GZ", InputName(InputKind.LIST, gzipped=True)),
-        ("x.csv.gz.gz", InputName(InputKind.UNKNOWN, gzipped=True)),
+        ("x.csv.gz", InputName(InputKind.CSV)),
+        ("X.TXT.GZ", InputName(InputKind.LIST)),
+        ("x.csv.gz.gz", InputName(InputKind.UNKNOWN)),
+        ("x.csv.zst", InputName(InputKind.CSV)),
+        ("x.jsonl.xz", InputName(InputKind.JSON_LINES)),
+        ("x.tar.bz2", InputName(InputKind.TARS)),
+        ("x.tzst", InputName(InputKind.TARS)),
+        ("x-{a,b}.tar::y.tar", InputName(InputKind.TARS)),
+        ("x.zip", InputName(InputKind.ZIP)),
+        ("x.csv.ZIP", InputName(InputKind.ZIP)),
+        (".zip", InputName(InputKind.UNKNOWN)),
         ("x.jpg", InputName(InputKind.IMAGE)),
         ("X.JPEG", InputName(InputKind.IMAGE)),
-        ("x.jpg.gz", InputName(InputKind.UNKNOWN, gzipped=True)),
+        ("x.jpg.gz", InputName(InputKind.UNKNOWN)),
         ("x.doc", InputName(InputKind.UNKNOWN)),
         (".jpg", InputName(InputKind.UNKNOWN)),
         (".csv", InputName(InputKind.UNKNOWN)),
@@ -75,11 +83,11 @@ def test_a_name_is_what_is_there_or_what_its_ending_says(spec: str, kind: InputN
     [
         ("s3://bucket/x.JPG", InputName(InputKind.IMAGE, stored=True)),
         ("s3://bucket/x.tar", InputName(InputKind.TARS, stored=True)),
-        ("gs://bucket/x.csv.gz", InputName(InputKind.CSV, stored=True, gzipped=True)),
+        ("gs://bucket/x.csv.gz", InputName(InputKind.CSV, stored=True)),
         ("s3://bucket", InputName(InputKind.FOLDER, stored=True)),
         ("s3://bucket/x.jpg/", InputName(InputKind.FOLDER, stored=True)),
         ("s3://bucket/x.doc", InputName(InputKind.FOLDER, stored=True)),
-        ("s3://bucket/x.gz", InputName(InputKind.FOLDER, stored=True, gzipped=True)),
+        ("s3://bucket/x.gz", InputName(InputKind.FOLDER, stored=True)),
         ("s3://bucket/*", InputName(InputKind.FOLDER, stored=True)),
         ("s3://bucket/*.jpg", InputName(InputKind.IMAGE, stored=True)),
         ("hf://datasets/someone/beans/data/", InputName(InputKind.FOLDER, stored=True)),
@@ -131,7 +139,7 @@ def test_of_files_only_an_image_that_is_there_comes_before_a_data_set(here: Path
 
 
 starts = st.sampled_from(["", "-", "*", "[", "hf://", "hf://datasets/a/b/", "s3://b/", "x://", "/", "~", "\0"])
-endings = st.sampled_from(["", "/", ".gz", *IMAGES, *TARS, *TABLES])
+endings = st.sampled_from(["", "/", ".zip", *PACKINGS, *IMAGES, *TARS, *TABLES])
 case = st.sampled_from([str, str.upper])
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import csv
-import gzip
 import io
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable
@@ -24,11 +22,11 @@ from helpers import NOT_ASKED, deit_batch, jpeg, photo, write_all_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.errors import DeitBatchError, InputError, RowError, UsageError
+from deit_batch.errors import InputError, RowError, UsageError
 from deit_batch.input import tables
 from deit_batch.input.locate import locate
 from deit_batch.input.open import open_source
-from deit_batch.io import Base64, Failure, LocalFile, Reference, Url, Wanted
+from deit_batch.io import Base64, Failure, LocalFile, Reference, StoredFile, Url, Wanted
 from deit_batch.limits import Limits
 from deit_batch.loading.fetch import Fetcher
 
@@ -276,38 +274,6 @@ def test_a_malformed_json_line_is_a_failure_and_the_others_are_not(tmp_path: Pat
         assert failure(reference).startswith(f"line {line}:") or "input_data[0]" in failure(reference)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt"])
-def test_gzipped_tables(suffix: str, tmp_path: Path) -> None:
-    text = {".csv": "image\na.jpg\nb.jpg\n", ".jsonl": '"a.jpg"\n"b.jpg"\n', ".txt": "a.jpg\nb.jpg\n"}[suffix]
-    path = tmp_path / f"t{suffix}.gz"
-    path.write_bytes(gzip.compress(text.encode()))
-    assert images(path) == ["a.jpg", "b.jpg"]
-
-
-def test_a_gzip_file_that_ends_early_ends_the_run_after_the_rows_it_gave(tmp_path: Path) -> None:
-    generator = random.Random(0)
-    rows = "".join(f"{generator.random()}.jpg\n" for _ in range(20_000))
-    path = tmp_path / "t.txt.gz"
-    path.write_bytes(gzip.compress(rows.encode())[:-20_000])
-    seen: list[str] = []
-    references = open_source(str(path)).references
-    with pytest.raises(InputError, match=r"t\.txt\.gz: can't be read past line .*: it ends early") as caught:
-        seen.extend(f"{reference.image}\n" for reference in references)
-    assert caught.value.exit_status == 1  # it may still be being copied
-    assert len(seen) > 1000
-    assert rows.startswith("".join(seen))
-
-
-@pytest.mark.parametrize("name", ["t.txt.gz", "t.csv.gz", "t.json.gz"])
-def test_damaged_gzip_data_are_named_and_not_worth_another_try(name: str, tmp_path: Path) -> None:
-    data = bytearray(gzip.compress(b"image\n" + random.Random(0).randbytes(50_000)))
-    data[10:40] = b"\xff" * 30
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(DeitBatchError, match=rf"{re.escape(name)}: .*no gzip data, or damaged ones") as caught:
-        list(open_source(str(tmp_path / name)).references)
-    assert caught.value.exit_status == 2
-
-
 def test_a_header_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,"b\n')
     with pytest.raises(UsageError, match=r"t\.csv: its header can't be read: a quote is not closed"):
@@ -443,9 +409,9 @@ def test_whatever_stands_in_a_request_it_is_one_or_a_row_error(document: dict[st
 
 
 def test_of_another_document_it_is_said_what_is_in_it(tmp_path: Path) -> None:
-    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    with pytest.raises(UsageError, match=r'there is no "input_data" in it, but "images", "annotations", "categories";'):
-        open_source(str(tmp_path / "coco.json"))
+    (tmp_path / "other.json").write_text('{"rows": [], "columns": []}')
+    with pytest.raises(UsageError, match=r'there is no "input_data" in it, but "rows", "columns";'):
+        open_source(str(tmp_path / "other.json"))
 
 
 def test_parquet_with_paths_bytes_and_image_structs(tmp_path: Path) -> None:
@@ -657,13 +623,13 @@ def test_a_well_formed_csv_comes_back_as_it_was_written(rows: list[tuple[str, st
     writer = csv.writer(buffer)
     writer.writerow(["image", "other"])
     writer.writerows(rows)
-    table = tables.open_csv(opened(buffer.getvalue().encode()), "t", gzipped=False, delimiter=",")
+    table = tables.open_csv(opened(buffer.getvalue().encode()), "t", delimiter=",")
     assert [row.value for row in table.rows] == [{"image": image, "other": other} for image, other in rows]
 
 
 @given(st.binary())
 def test_any_bytes_as_csv_give_rows_in_the_order_of_their_lines(data: bytes) -> None:
-    table = tables.open_csv(opened(b"image,other\n" + data), "t", gzipped=False, delimiter=",")
+    table = tables.open_csv(opened(b"image,other\n" + data), "t", delimiter=",")
     lines = [row.line for row in table.rows]
     assert lines == sorted(set(lines))
 
@@ -672,7 +638,7 @@ def test_any_bytes_as_csv_give_rows_in_the_order_of_their_lines(data: bytes) -> 
 def test_no_line_of_a_csv_is_lost(lines: list[str]) -> None:
     """Every line without an open quote is a row of its own, good or failed, whatever stands around it."""
     data = "".join(f"{line}\n" for line in lines).encode()
-    table = tables.open_csv(opened(b"image,other\n" + data), "t", gzipped=False, delimiter=",")
+    table = tables.open_csv(opened(b"image,other\n" + data), "t", delimiter=",")
     assert len(list(table.rows)) == sum(1 for line in lines if line)
 
 
@@ -680,16 +646,16 @@ def test_no_line_of_a_csv_is_lost(lines: list[str]) -> None:
 def test_well_formed_jsonl_comes_back_as_it_was_written(values: list[str | dict[str, int]]) -> None:
     values = [value for value in values if not (isinstance(value, dict) and "input_data" in value)]
     data = "".join(json.dumps(value) + "\n" for value in values).encode()
-    assert [row.value for row in tables.open_jsonl(opened(data), "t", gzipped=False).rows] == values
+    assert [row.value for row in tables.open_jsonl(opened(data), "t").rows] == values
 
 
 @given(st.binary())
 def test_any_bytes_as_jsonl_or_list_give_one_row_a_line(data: bytes) -> None:
-    text = tables.open_text(opened(data), "t", gzipped=False, newline="\n").read()
+    text = tables.open_text(opened(data), "t", newline="\n").read()
     filled = sum(1 for line in text.split("\n") if line.strip())
-    assert len(list(tables.open_list(opened(data), "t", gzipped=False).rows)) == filled
+    assert len(list(tables.open_list(opened(data), "t").rows)) == filled
     if b"input_data" not in data:
-        assert len(list(tables.open_jsonl(opened(data), "t", gzipped=False).rows)) == filled
+        assert len(list(tables.open_jsonl(opened(data), "t").rows)) == filled
 
 
 @pytest.mark.parametrize(
@@ -727,3 +693,56 @@ def test_a_file_that_is_called_as_a_pattern_is_said(tmp_path: Path, caplog: pyte
         assert images(tmp_path / "*.png") == [f"{tmp_path}/*.png"]
         assert images(tmp_path / "[x].png") == [f"{tmp_path}/[x].png"]
     assert caplog.messages == [f"{tmp_path}/*.png is the name of a file, read alone; as a pattern it has 3 images more"]
+
+
+def test_base_and_suffix_say_where_the_images_of_ids_are(tmp_path: Path) -> None:
+    touch(tmp_path, "imgs/1.jpg", "imgs/2.jpg")
+    rows = {"image_id": ["1", "2.jpg", "http://host/3", "data:;base64,AA==", "/4", "file:///5", "s3://b/6"]}
+    (tmp_path / "t.csv").write_text("image_id\n" + "\n".join(f'"{row}"' for row in rows["image_id"]))
+    options: dict[str, Any] = {"base": f"{tmp_path}/imgs", "suffix": ".jpg"}
+    references = read(tmp_path / "t.csv", column="image_id", **options)
+    base = options["base"]
+    assert [reference.location for reference in references] == [
+        LocalFile(f"{base}/1.jpg", base),
+        LocalFile(f"{base}/2.jpg", base),
+        Url("http://host/3.jpg"),
+        Base64("AA=="),
+        LocalFile("/4.jpg"),
+        LocalFile("/5.jpg"),
+        StoredFile("s3://b/6.jpg"),
+    ]
+    assert [reference.image for reference in references[:2]] == ["1", "2.jpg"]
+    pq.write_table(pa.table({"id": [1, None, 2.0], "n": [1, 2, 3]}), tmp_path / "t.parquet")
+    first, second, third = read(tmp_path / "t.parquet", column="id", **options)
+    assert (first.image, first.location, third.image) == ("1", LocalFile(f"{base}/1.jpg", base), "2")
+    assert failure(second) == "line 2: the image is empty"
+    (tmp_path / "t.txt").write_text("1\n")
+    assert read(tmp_path / "t.txt", **options)[0].location == LocalFile(f"{base}/1.jpg", base)
+    assert read("-", stdin=opened(b"1\n"), **options)[0].location == LocalFile(f"{base}/1.jpg", base)
+    assert read(tmp_path / "t.txt", base="s3://b/x", suffix=".jpg")[0].location == StoredFile("s3://b/x/1.jpg")
+
+
+def test_base_suffix_and_delimiter_are_for_what_they_change(tmp_path: Path) -> None:
+    touch(tmp_path, "imgs/1.jpg", "t.jsonl")
+    for options in ({"base": str(tmp_path)}, {"suffix": ".jpg"}):
+        with pytest.raises(
+            UsageError, match=r"imgs has no rows that name images; --(base|suffix) is for tables and lists"
+        ):
+            open_source(f"{tmp_path}/imgs", **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"t\.jsonl is no text with columns; --delimiter is for \.csv"):
+        open_source(f"{tmp_path}/t.jsonl", delimiter=";")
+    with pytest.raises(UsageError, match="--base nowhere: no such folder; give a folder, or an address"):
+        open_source(f"{tmp_path}/t.jsonl", base="nowhere")
+    (tmp_path / "t.csv").write_text("image~n\na~1\n")
+    assert images(tmp_path / "t.csv", delimiter="~") == ["a"]
+    (tmp_path / "t.csv").write_text("image,x\tn\na,b\t1\n")
+    assert images(tmp_path / "t.csv", column="image,x", delimiter="tab") == ["a,b"]
+    for delimiter in ("ab", '"', "\n"):
+        with pytest.raises(UsageError, match=r"--delimiter .*: it must be one character, or tab"):
+            open_source(f"{tmp_path}/t.csv", delimiter=delimiter)
+
+
+def test_a_glob_of_tables_is_all_of_them(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.csv").write_text(f"image\n{name}.png\n")
+    assert images(tmp_path / "*.csv") == [f"{tmp_path}/a.png", f"{tmp_path}/b.png"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import tarfile
 import tempfile
 from pathlib import Path
 
 import pytest
 import webdataset  # type: ignore[import-untyped]
+from braceexpand import braceexpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import PICTURES, samples, write_tar
@@ -19,7 +22,7 @@ from deit_batch.errors import InputError, UsageError
 from deit_batch.input.labels import open_labelled
 from deit_batch.input.open import open_source
 from deit_batch.input.passed_over import WITHOUT_ENDING
-from deit_batch.input.webdataset import expand
+from deit_batch.input.webdataset import expand, paths_of
 from deit_batch.io import Failure
 
 
@@ -337,3 +340,46 @@ def test_a_sample_with_a_field_twice_fails_and_gives_nothing_to_another(tmp_path
     assert "two members of this sample end in .cls" in first.location.message
     assert second.keep == {"cls": 5}
     assert source.passed_over == {"further images of a sample": 1}
+
+
+def test_a_folder_of_tars_alone_is_their_samples(tmp_path: Path) -> None:
+    write_tar(tmp_path / "b.tar", samples(PICTURES[:1]))
+    write_tar(tmp_path / "a.tar.gz", samples(PICTURES[1:3]), "w:gz")
+    for name in (".hidden", "_SUCCESS"):
+        (tmp_path / name).touch()
+    source = open_source(str(tmp_path), keep=["cls"])
+    assert [(str(reference.image).rpartition("/")[2], reference.keep) for reference in source.references] == [
+        ("0000.png", {"cls": 0}),
+        ("0001.png", {"cls": 1}),
+        ("0000.png", {"cls": 0}),
+    ]
+    assert paths_of(str(tmp_path)) == [f"{tmp_path}/a.tar.gz", f"{tmp_path}/b.tar"]
+    (tmp_path / "readme.md").touch()
+    with pytest.raises(UsageError, match=r"holds no image \(.*1 \.md"):
+        open_source(str(tmp_path))
+
+
+def test_alternatives_and_several_joined(tmp_path: Path) -> None:
+    for name in ("cats-1", "dogs-1", "x"):
+        write_tar(tmp_path / f"{name}.tar", samples(PICTURES[:1]))
+    spec = f"{tmp_path}/{{dogs,cats}}-{{1..1}}.tar::{tmp_path}/x.tar"
+    assert [os.path.relpath(str(reference.image), tmp_path) for reference in open_source(spec).references] == [
+        "dogs-1.tar/0000.png",
+        "cats-1.tar/0000.png",
+        "x.tar/0000.png",
+    ]
+    literal = write_tar(tmp_path / "{a,b}.tar", samples(PICTURES[:1]))
+    assert len(list(open_source(str(literal)).references)) == 1
+    with pytest.raises(UsageError, match=r"/c\.tar: no such file"):
+        open_source(f"{tmp_path}/x.tar::{tmp_path}/c.tar")
+
+
+@given(st.lists(st.sampled_from(["a", "-", "{", "}", ",", "..", "1", "02", "{1..3}", "{a,b}", "::"]), max_size=8))
+def test_names_are_those_that_webdataset_reads(pieces: list[str]) -> None:
+    """But for braces in braces, and ranges of letters or backwards, which we leave as they are."""
+    spec = "".join(pieces)
+    if re.search(r"\{[^}]*\{|\.\.", re.sub(r"\{1\.\.3\}", "", spec)):
+        return
+    with contextlib.suppress(ValueError):  # of unbalanced braces
+        theirs = [name for part in spec.split("::") for name in braceexpand(part)]
+        assert list(expand(spec)) == theirs
