@@ -109,6 +109,13 @@ LABEL_MAP = option(
     help="Translate the names of labels in the data set to those of the model: a .json file, a .csv file of two "
     "columns, or 'imagenet' for WordNet ids (n01440764, …) to DeiT's names.",
 )
+LABELS = option(
+    "--labels",
+    type=PLACE,
+    metavar="WHAT",
+    help="Labelled images, in any form that evaluate takes as --input. They are matched with the records by the "
+    "images' names. [default: labels in the records, if there are any]",
+)
 MODEL_NAME = option(
     "--model",
     type=PLACE,

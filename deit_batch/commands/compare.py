@@ -14,8 +14,12 @@ from deit_batch.commands._exit import BELOW, DONE
 from deit_batch.commands._options import (
     CONFIG,
     FETCH,
+    ID,
     IMAGES,
     JUNIT,
+    LABEL_COLUMN,
+    LABEL_MAP,
+    LABELS,
     LIMITS,
     LOG_FORMAT,
     QUIET,
@@ -51,6 +55,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         help="Exit with 4 if the share of images with the same best label in both files is below this.",
     ),
 )
+@section("Labels", LABELS, LABEL_COLUMN, LABEL_MAP, ID)
 @section(
     "Output",
     option(
@@ -85,23 +90,31 @@ def compare(
     images: str | None,
     fetch: bool,
     thumbnails: int,
+    labels: str | None,
+    label_column: str | None,
+    label_map: str | None,
+    id: str | None,
     **chosen: Any,
 ) -> None:
     """Compare two files of predictions of the same images.
 
-    OLD and NEW are files of score that say which image each record is of. Needs the extra report.
+    OLD and NEW are files of score that say which image each record is of. With labels, it says which is better. Needs
+    the extra report.
 
     Exit status: 0 if the files were compared, 1 if that failed, 2 for wrong usage or if no image is in both, 4 if the
     agreement is below --fail-under.
     """
     limits = limits_from(chosen)
     with write_junit(junit, "deit-batch compare") as cases, needing("report"):
-        from deit_batch.report import changes, comparison
+        from deit_batch.report import changes, comparison, verdict
         from deit_batch.report.files import JSON, PAGES, require_place
 
         for path in out:
             require_place(path, (*PAGES, *JSON))
-        compared = comparison.compare(old, new, most_rows=rows, most_shown=thumbnails)
+        truths = verdict.find_truths(old, new, labels, column=label_column, label_map=label_map, id=id)
+        compared = comparison.compare(old, new, truths, most_rows=rows, most_shown=thumbnails)
+        if compared.verdict:
+            verdict.require_judged(compared.verdict, labels)
         document = compared.as_dict(fail_under)
         changes.write(compared, document, out, images=images, fetch=fetch, limits=limits)
         click.echo(changes.as_json(document) if format == "json" else changes.as_text(document), nl=False)

@@ -12,15 +12,18 @@ import click
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import DONE
 from deit_batch.commands._options import (
+    ALLOW_PICKLE,
     CONFIG,
     FETCH,
     ID,
     IMAGES,
     LABEL_COLUMN,
     LABEL_MAP,
+    LABELS,
     LIMITS,
     LOG_FORMAT,
     QUIET,
+    REVISION,
     ROWS,
     THUMBNAILS,
     VERBOSE,
@@ -41,19 +44,7 @@ logger = logging.getLogger("deit_batch")
     defaults=(Options, Limits),
 )
 @click.argument("predictions", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@section(
-    "Labels",
-    option(
-        "--labels",
-        type=PLACE,
-        metavar="WHAT",
-        help="Labelled images, in any form that evaluate takes as --input. They are matched with the records by the "
-        "images' names. [default: labels in the records, if there are any]",
-    ),
-    LABEL_COLUMN,
-    LABEL_MAP,
-    ID,
-)
+@section("Labels", LABELS, LABEL_COLUMN, LABEL_MAP, ID)
 @section(
     "Pictures",
     IMAGES,
@@ -67,6 +58,15 @@ logger = logging.getLogger("deit_batch")
         metavar="N",
         help="Largest number of images of which the page holds a picture; the others are linked to their file or URL.",
     ),
+    option(
+        "--attention",
+        type=PLACE,
+        metavar="CHECKPOINT",
+        help="Shade in the pictures what this model, a DeiT or ViT, did not look at, by its attention rollout. The "
+        "pictures are then as the model gets them.",
+    ),
+    REVISION,
+    ALLOW_PICKLE,
 )
 @section(
     "Output",

@@ -1,11 +1,8 @@
 """How far chance could have moved a metric: intervals, and whether a change from an earlier evaluation is more than it.
 
-Intervals of shares of images are Wilson's (Probable Inference, the Law of Succession, and Statistical Inference, JASA
-22, 1927), which say something of 20 right out of 20, too; the others are percentiles of 1,000 bootstrap resamples of
-the images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). The calibration error has none:
-chance adds to it, and so does resampling. Two models on the same images are compared by differences within the same
-resamples; for the share of right answers by McNemar's exact test of the images on which they differ (Dietterich,
-Approximate Statistical Tests, Neural Computation 10, 1998, section 3.1).
+Shares of images have the intervals and the test of shares.py; the intervals of the others are percentiles of bootstrap
+resamples of the images. The calibration error has none: chance adds to it, and so does resampling. Two models on the
+same images are compared by differences within the same resamples.
 """
 
 from __future__ import annotations
@@ -16,15 +13,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from deit_batch.errors import UsageError
 from deit_batch.evaluation.judged import Bools, Floats, MultiLabel, SingleLabel
 from deit_batch.evaluation.metrics import bin_numbers
+from deit_batch.evaluation.shares import (
+    RESAMPLES,
+    chance_of_difference,
+    is_within_noise,
+    percentile_interval,
+    share_interval,
+)
 from deit_batch.names import alike
-
-RESAMPLES = 1000
-LEVEL = 0.95
 
 Outcomes: TypeAlias = SingleLabel | MultiLabel
 
@@ -32,15 +32,15 @@ _PER_MULTIPLICATION = 50  # resamples
 
 
 def intervals(outcomes: Outcomes) -> dict[str, tuple[float, float]]:
-    """Of the headline metrics, from where to where their LEVEL intervals reach."""
-    found = {name: _interval(values) for name, values in resampled(outcomes).items()}
+    """Of the headline metrics, from where to where their intervals reach."""
+    found = {name: percentile_interval(values) for name, values in resampled(outcomes).items()}
     found.pop("expected_calibration_error", None)
-    return found | {name: _wilson(right) for name, right in _shares(outcomes).items()}
+    return found | {name: share_interval(int(right.sum()), len(right)) for name, right in _shares(outcomes).items()}
 
 
 def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
     """The change of each headline metric on the images that both have seen, with the same labels. `within_noise`: the
-    LEVEL interval of the difference holds 0, or, where there is a `p_value`, that is not below 1 - LEVEL.
+    interval of the difference holds 0, or, where there is a `p_value`, that is not below what LEVEL leaves.
     Raises UsageError if there is nothing to compare."""
     if type(before) is not type(now):
         several = "these" if isinstance(now, MultiLabel) else "its images"
@@ -52,7 +52,7 @@ def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
     old, new = resampled(before), resampled(now)
     was, is_ = (statistics(outcomes, np.ones((1, len(outcomes.keys)))) for outcomes in (before, now))
     for name in (name for name in new if name in old):
-        low, high = _interval(new[name] - old[name])
+        low, high = percentile_interval(new[name] - old[name])
         p_value = tests.get(name)
         changes[name] = {
             "before": float(was[name][0]),
@@ -60,7 +60,7 @@ def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
             "change": float(is_[name][0] - was[name][0]),
             "interval": [low, high],
             **({} if p_value is None else {"p_value": p_value}),
-            "within_noise": low <= 0 <= high if p_value is None else p_value >= 1 - LEVEL,
+            "within_noise": low <= 0 <= high if p_value is None else is_within_noise(p_value),
         }
     return {"images": len(now.keys), "metrics": changes}
 
@@ -136,20 +136,8 @@ def _shares(outcomes: Outcomes) -> dict[str, Bools]:
     return found
 
 
-def _wilson(right: Bools) -> tuple[float, float]:
-    reach = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
-    return float(reach.low), float(reach.high)
-
-
-def _interval(values: Floats) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def _mcnemar(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> float:
-    """The chance of differences as one-sided as these if neither were better; only images on which they differ tell."""
-    lost, won = int((before & ~now).sum()), int((now & ~before).sum())
-    return float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
+    return chance_of_difference(int((before & ~now).sum()), int((now & ~before).sum()))
 
 
 def _paired(before: Outcomes, now: Outcomes) -> tuple[Outcomes, Outcomes]:

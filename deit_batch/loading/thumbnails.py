@@ -18,18 +18,21 @@ SIDE = 224
 """Pixels."""
 
 Picture: TypeAlias = NDArray[np.uint8]
-"""[SIDE, SIDE, 3]: the square in the middle of an image."""
+"""[height, width, 3]."""
 
-_RECIPE = Recipe(
+SQUARE = Recipe(
     resize=SIDE, resample=2, crop=(SIDE, SIDE), rescale_factor=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, fast=True
 )
+"""SIDE by SIDE, from the middle of an image."""
 _BATCH_SIZE, _WORKERS = 8, 2
 
 
-def thumbnails(references: Iterable[Reference], limits: Limits) -> Iterator[tuple[Reference, Picture | Failure]]:
-    """Of each image its picture, or why it can't be had, in order. A decoder that crashes or hangs costs its own image
-    alone."""
-    with closing(Loader(_RECIPE, limits, workers=_WORKERS, pin_memory=False)) as loader:
+def thumbnails(
+    references: Iterable[Reference], limits: Limits, recipe: Recipe = SQUARE
+) -> Iterator[tuple[Reference, Picture | Failure]]:
+    """Of each image its picture by the recipe, or why it can't be had, in order. A decoder that crashes or hangs costs
+    its own image alone."""
+    with closing(Loader(recipe, limits, workers=_WORKERS, pin_memory=False)) as loader:
         for batch, decoded in loader.stream(batched(references, _BATCH_SIZE)):
             pictures = iter(decoded.pixels.numpy())
             for place, reference in enumerate(batch):

@@ -13,9 +13,10 @@ from deit_batch.limits import Limits
 from deit_batch.report.comparison import Answer, Change, Comparison
 from deit_batch.report.files import write_file
 from deit_batch.report.originals import find_links
-from deit_batch.report.page import render
+from deit_batch.report.page import SETTINGS_IN_WORDS, recipe_in_words, render, settings_of
 from deit_batch.report.pictures import pictures_of
-from deit_batch.report.table import Bar, Column, PageRow, PageTable
+from deit_batch.report.table import Bar, Column, PageRow, PageTable, joined
+from deit_batch.report.verdict import verdict_in_words
 
 MOST_LINES = 10  # of one kind in the text
 MOST_FLIPS = 50  # pairs of labels on the page
@@ -35,9 +36,9 @@ def write(
         if path.suffix.lower() == ".json":
             write_file(path, as_json(document))
         else:
-            run = comparison.run
+            run = comparison.runs[1]
             pictures = pictures_of(
-                {change.place: change.record for change in comparison.largest},
+                {change.place: change.record for change in comparison.standing_out},
                 run and run["settings"],
                 folder=images,
                 beside=comparison.new.path,
@@ -69,7 +70,10 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         side = document[name]
         yield f"{name}  {side['file']}: {counted(side['inputs'], 'image')}, {side['failed']:,} failed"
     for name, values in document["settings"].items():
-        yield f"{name}  {_brief(values['old'])} → {_brief(values['new'])}"
+        yield f"{name}  {_said_of(name, values['old'])} → {_said_of(name, values['new'])}"
+    if document["accuracy"]:
+        yield f"accuracy  {verdict_in_words(document['accuracy'])}"
+        yield from _unjudged(document["accuracy"])
     same = images["same_label"]
     share = "none, for no image was scored in either" if agreement is None else f"{100 * agreement:.2f} %"
     yield f"agreement  {share}: the same best label for {same:,} of {counted(document['compared'], 'image')} in both"
@@ -91,7 +95,16 @@ def _said(answer: Mapping[str, Any]) -> str:
     return f"{answer['label']} {answer['score']:.4f}"
 
 
-def _brief(value: object) -> str:
+def _unjudged(accuracy: Mapping[str, Any]) -> Iterator[str]:
+    if number := accuracy["not_judged"]:
+        images = counted(number, "image")
+        yield f"not judged  {images} with a label, which a file has no prediction of, or its model does not know"
+
+
+def _said_of(name: str, value: Any) -> str:
+    """A setting's value."""
+    if name == "recipe" and isinstance(value, Mapping):
+        return recipe_in_words(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -107,23 +120,55 @@ def _as_page(
         for flip in document["flips"][:MOST_FLIPS]
     ]
     changed = sum(images for state, images in comparison.states.items() if state != "same label")
+    shown = [
+        ("Now wrong", "By their labels, and right before: those of the highest score.", comparison.now_wrong),
+        ("Now right", "And wrong before: those of the highest score.", comparison.now_right),
+        ("Largest changes", "Of the score of the label that was the best before.", comparison.largest),
+    ]
     return render(
         "comparison.html",
         title=f"{comparison.old.path.name} → {comparison.new.path.name}",
         document=document,
-        settings={name: [_brief(value) for value in values] for name, values in comparison.settings.items()},
+        answer=_answer_in_words(document),
+        unjudged=list(_unjudged(document["accuracy"] or {"not_judged": 0})),
+        settings=_settings(comparison),
         flips=flips,
         more_flips=max(0, len(document["flips"]) - MOST_FLIPS),
         classes=[row for row in document["classes"] if row["old"] != row["new"] or row["lost"] or row["gained"]],
-        cards={
-            "title": "Largest changes",
-            "note": "Of the score of the label that was the best before. The first bar is before, the second now.",
-            "cards": [_card(change, pictures[change.place]) for change in comparison.largest],
-        },
+        galleries=[
+            {
+                "title": title,
+                "note": f"{note} The first bar is before, the second now.",
+                "cards": [_card(change, pictures[change.place]) for change in found],
+            }
+            for title, note, found in shown
+            if found
+        ],
         sampled=comparison.sampled,
         changed=changed,
         data=table.as_data(links),
     )
+
+
+def _answer_in_words(document: Mapping[str, Any]) -> str:
+    """Which is better; or else why that can't be told."""
+    if document["accuracy"]:
+        return verdict_in_words(document["accuracy"])
+    if document["agreement"] is None:
+        return "No image was scored in either file."
+    flipped = counted(document["images"]["flipped"], "image has", "images have")
+    return f"{flipped} another best label than before. Which is better, only labels can tell."
+
+
+def _settings(comparison: Comparison) -> dict[str, list[str]]:
+    """Before and now: what the scores depend on, in words, and what else differs."""
+    before, now = comparison.runs
+    told = {}
+    if before and now:
+        was, is_ = settings_of(before), settings_of(now)
+        told = {name: [was[name], is_[name]] for name in is_}
+    others = {name: values for name, values in comparison.settings.items() if name not in SETTINGS_IN_WORDS}
+    return told | {name: [_said_of(name, value) for value in values] for name, values in others.items()}
 
 
 def _table(comparison: Comparison) -> PageTable:
@@ -135,11 +180,19 @@ def _table(comparison: Comparison) -> PageTable:
         Column("change", "Change", "change"),
         Column("state", "State", "state"),
     ]
+    if comparison.verdict:
+        columns += [Column("truth", "True label", "label"), Column("outcome", "Right or wrong", "state")]
     rows = [
         PageRow(
             change.place,
             change.record,
-            [*_answer(change.before), *_answer(change.now), change.change, change.state],
+            [
+                *_answer(change.before),
+                *_answer(change.now),
+                change.change,
+                change.state,
+                *([_truth(change), change.outcome] if comparison.verdict else []),
+            ],
             [_bars(change.before), _bars(change.now)],
             _reason(change),
         )
@@ -150,6 +203,10 @@ def _table(comparison: Comparison) -> PageTable:
 
 def _answer(answer: Answer | None) -> tuple[str | None, float | None]:
     return (None, None) if answer is None or answer.failed else (answer.label, answer.score)
+
+
+def _truth(change: Change) -> str | None:
+    return None if change.truth is None else joined(change.truth)
 
 
 def _bars(answer: Answer | None) -> list[Bar]:
@@ -166,7 +223,8 @@ def _card(change: Change, picture: str | Failure) -> dict[str, Any]:
         "place": change.place,
         "name": change.record["image"] or "(inline)",
         "picture": picture if isinstance(picture, str) else None,
+        "shade": None,
         "missing": picture.message if isinstance(picture, Failure) else None,
         "bars": _bars(change.before) + _bars(change.now),
-        "truth": None,
+        "truth": _truth(change),
     }

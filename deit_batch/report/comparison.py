@@ -19,6 +19,8 @@ from deit_batch.io import NAME_FIELDS, Tally
 from deit_batch.names import alike
 from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.chosen import Best, Sample
+from deit_batch.report.truth import warn_of_missing
+from deit_batch.report.verdict import Judgement, Outcome, Truths, Verdict, judge, outcome_of
 
 State: TypeAlias = Literal[
     "same label", "flipped", "fails now", "failed before", "fails in both", "only in old", "only in new"
@@ -35,24 +37,28 @@ _SETTINGS = (
 
 
 class Answer(NamedTuple):
-    """The best label of an image and its score; or that it failed, and then both say nothing."""
+    """The best label of an image and its score; or that it failed, and then both say nothing. `judgement`: by the
+    image's label, if that is known."""
 
     label: str = ""
     score: float = 0.0
     failed: bool = False
+    judgement: Judgement | None = None
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Answer:
+    def of(cls, record: Mapping[str, Any], judgement: Judgement | None = None) -> Answer:
         if "error" in record:
-            return cls(failed=True)
+            return cls(failed=True, judgement=judgement)
         predictions = record["predictions"]
-        return cls(alike(predictions[0]["label"]), float(predictions[0]["score"])) if predictions else cls(NO_LABEL)
+        if not predictions:
+            return cls(NO_LABEL, judgement=judgement)
+        return cls(alike(predictions[0]["label"]), float(predictions[0]["score"]), judgement=judgement)
 
 
 class Change(NamedTuple):
     """One image in both files, or None on the side that lacks it. `place`: among all of them, those of the new file
     first, in its order; `after`: the new score of the label that was the best before, None if it is not among those
-    that were kept."""
+    that were kept; `truth`: the image's labels, if they are known."""
 
     place: int
     state: State
@@ -60,6 +66,11 @@ class Change(NamedTuple):
     before: Answer | None
     now: Answer | None
     after: float | None = None
+    truth: tuple[str, ...] | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return outcome_of(self.before.judgement, self.now.judgement) if self.before and self.now else None
 
     @property
     def change(self) -> float | None:
@@ -95,9 +106,10 @@ class Side:
 
 @dataclass(slots=True)
 class Comparison:
-    """`flips`: images by the label before and now; `largest`: the largest changes of score; `changed`: every image that
-    is not as it was (a random sample, if those are many; `sampled` of them) and those of the largest changes, by
-    place."""
+    """`runs`: the two run reports, where there are any; `flips`: images by the label before and now; `largest`: the
+    largest changes of score; `verdict`: which file is better, if labels are known, and then of the images that are now
+    wrong, and of those that are now right, those of the highest score; `changed`: every image that is not as it was (a
+    random sample, if those are many; `sampled` of them) and those that stand out, by place."""
 
     old: Side
     new: Side
@@ -108,7 +120,14 @@ class Comparison:
     largest: list[Change] = field(default_factory=list)
     changed: list[Change] = field(default_factory=list)
     sampled: int = 0
-    run: Json | None = None
+    runs: Sequence[Json | None] = (None, None)
+    verdict: Verdict | None = None
+    now_wrong: list[Change] = field(default_factory=list)
+    now_right: list[Change] = field(default_factory=list)
+
+    @property
+    def standing_out(self) -> list[Change]:
+        return [*self.now_wrong, *self.now_right, *self.largest]
 
     @property
     def compared(self) -> int:
@@ -136,6 +155,7 @@ class Comparison:
             "images": {state.replace(" ", "_"): self.states[state] for state in get_args(State)},
             "compared": self.compared,
             "agreement": self.agreement,
+            "accuracy": self.verdict and self.verdict.as_dict(),
             "fail_under": fail_under,
             "passed": fail_under is None or (self.agreement is not None and self.agreement >= fail_under),
             "flips": [
@@ -170,13 +190,21 @@ def _as_dict(change: Change) -> Json:
     }
 
 
-def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Comparison:
+def compare(old: Path, new: Path, truths: Truths | None = None, *, most_rows: int, most_shown: int) -> Comparison:
     """Raises UsageError if no image is in both, or one is no file of predictions."""
     runs = [read_run_report(path) for path in (old, new)]
-    comparison = Comparison(Side(old), Side(new), _different(runs), run=runs[1])
-    largest, sample = Best[Change](most_shown), Sample[Change](most_rows)
-    for change in _changes(comparison):
+    comparison = Comparison(Side(old), Side(new), _different(runs), runs=runs)
+    comparison.verdict = Verdict(truths.new.origin) if truths else None
+    sample = Sample[Change](most_rows)
+    largest, now_wrong, now_right = (Best[Change](most_shown) for _ in range(3))
+    for change in _changes(comparison, truths):
         comparison.states[change.state] += 1
+        if comparison.verdict and change.before and change.now:
+            comparison.verdict.count(change.before.judgement, change.now.judgement)
+            if change.outcome == "now wrong":
+                now_wrong.offer(change.now.score, change)
+            elif change.outcome == "now right":
+                now_right.offer(change.now.score, change)
         if change.state == "same label" and change.now:
             comparison.kept[change.now.label] += 1
         elif change.state == "flipped" and change.before and change.now:
@@ -185,8 +213,11 @@ def compare(old: Path, new: Path, *, most_rows: int, most_shown: int) -> Compari
             largest.offer(abs(change.change), change)
         if change.state != "same label":
             sample.offer(change)
+    if comparison.verdict and truths:
+        warn_of_missing(truths.new)
     comparison.largest = largest.ranked()
-    shown = {change.place: change for change in (*sample.kept, *comparison.largest)}
+    comparison.now_wrong, comparison.now_right = now_wrong.ranked(), now_right.ranked()
+    shown = {change.place: change for change in (*sample.kept, *comparison.standing_out)}
     comparison.sampled = len(sample.kept)
     comparison.changed = [shown[place] for place in sorted(shown)]
     if not (comparison.compared or comparison.states["fails in both"]):
@@ -205,17 +236,19 @@ def _different(runs: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]
     return {name: [before, now] for name, (before, now) in values.items() if before != now}
 
 
-def _changes(comparison: Comparison) -> Iterator[Change]:
+def _changes(comparison: Comparison, truths: Truths | None) -> Iterator[Change]:
     """Of every image in either file: first those of the new one, in order, then those that are in the old one alone."""
     before, places = _Answers(), count()
     for record in read_records(comparison.old.path):
-        answer = Answer.of(record)
+        _, judgement = judge(record, truths.old) if truths else (None, None)
+        answer = Answer.of(record, judgement)
         comparison.old.count(record, answer)
         before.add(record, answer)
     for record in read_records(comparison.new.path):
-        answer = Answer.of(record)
+        truth, judgement = judge(record, truths.new) if truths else (None, None)
+        answer = Answer.of(record, judgement)
         comparison.new.count(record, answer)
-        yield _change(next(places), record, before.take(record), answer)
+        yield _change(next(places), record, before.take(record), answer)._replace(truth=truth)
     for index, image, answer in before.left():
         yield Change(next(places), "only in old", {"index": index, "image": image}, answer, None)
 

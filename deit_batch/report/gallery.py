@@ -8,7 +8,7 @@ from typing import Any
 
 from deit_batch.io import Failure, counted
 from deit_batch.report.summary import Seen, Summary
-from deit_batch.report.table import PageTable
+from deit_batch.report.table import PageTable, joined
 
 OPEN_CLASSES = 12  # whose pictures are seen at once; those of the others by a click
 
@@ -29,9 +29,11 @@ def choose_pictures(summary: Summary, number: int) -> dict[int, Json]:
 
 @dataclass(slots=True)
 class Pictures:
-    """`found`: by place, a `data:` URI, or why there is none; `shown`: the places that cards have asked for."""
+    """`found`: by place, a `data:` URI, or why there is none; `shades`: what is laid over some of them, another;
+    `shown`: the places that cards have asked for."""
 
     found: Mapping[int, str | Failure]
+    shades: Mapping[int, str] = field(default_factory=dict)
     shown: set[int] = field(default_factory=set)
 
     @property
@@ -59,6 +61,7 @@ class Pictures:
             "place": seen.place,
             "name": seen.record["image"] or "(inline)",
             "picture": picture if isinstance(picture, str) else None,
+            "shade": self.shades.get(seen.place),
             "missing": picture.message if isinstance(picture, Failure) else None,
             "bars": seen.bars,
             "truth": None if seen.truth is None else joined(seen.truth),
@@ -77,8 +80,11 @@ class Pictures:
         }
 
 
-def joined(labels: Sequence[str]) -> str:
-    return " + ".join(labels) or "(none)"
+def seen_at_once(summary: Summary) -> list[Seen]:
+    """Of those that stand out, the ones that a page shows without a click."""
+    of_classes = list(summary.by_class.values())[:OPEN_CLASSES]
+    pictures = [seen for shown in of_classes for seen in (*shown.surest, *shown.least_sure)]
+    return [*summary.mistakes, *summary.least_sure, *pictures]
 
 
 def galleries(summary: Summary, pictures: Pictures) -> list[Json]:

@@ -203,10 +203,9 @@
     shown = row;
     const place = data.places[row];
     at("image-name").replaceChildren(...breakable(nameOf(row)));
-    const source = document.querySelector(`[data-place="${place}"] img`)?.src ?? data.pictures?.[place];
-    at("image-picture").replaceChildren(source
-      ? make("img", "", {src: source, alt: `Picture of ${nameOf(row)}`})
-      : make("p", "This page has no picture of it.", {className: "note"}));
+    const picture = document.querySelector(`[data-place="${place}"] .picture`)?.cloneNode(true) ?? framed(data.pictures?.[place]);
+    if (picture !== null) picture.firstElementChild.alt = `Picture of ${nameOf(row)}`;
+    at("image-picture").replaceChildren(picture ?? make("p", "This page has no picture of it.", {className: "note"}));
     const link = linkOf(row);
     if (link !== null) {
       const line = make("p", "", {className: "note"});
@@ -233,6 +232,13 @@
     at("image-previous").disabled = position < 1;
     at("image-next").disabled = position < 0 || position >= found.length - 1;
     if (!at("image").open) at("image").showModal();
+  }
+
+  function framed(source) {
+    if (source === undefined) return null;
+    const frame = make("span", "", {className: "picture"});
+    frame.append(make("img", "", {src: source}));
+    return frame;
   }
 
   function linkOf(row) {

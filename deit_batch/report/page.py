@@ -94,6 +94,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+SETTINGS_IN_WORDS = ("model", "commit", "checkpoint_sha256", "recipe", "device", "dtype", "runtime")
+"""What `settings_of` says."""
+
+
 def settings_of(run: Mapping[str, Any]) -> dict[str, str]:
     """What of a run's settings its scores depend on, in words."""
     settings = run["settings"]
@@ -102,12 +106,12 @@ def settings_of(run: Mapping[str, Any]) -> dict[str, str]:
     return {
         "Model": f"{settings.get('model')}{f' at {commit[:12]}' if commit else ''}",
         "Weights": f"SHA-256 {str(settings.get('checkpoint_sha256'))[:12]}…",
-        "Recipe": _recipe(settings.get("recipe") or {}),
+        "Recipe": recipe_in_words(settings.get("recipe") or {}),
         "Computed": f"{settings.get('dtype')} on {settings.get('device')}{runtime}",
     }
 
 
-def _recipe(recipe: Mapping[str, Any]) -> str:
+def recipe_in_words(recipe: Mapping[str, Any]) -> str:
     resize, processor = recipe.get("resize"), recipe.get("processor")
     if isinstance(processor, Mapping):
         return f"{processor.get('image_processor_type')} of transformers, to {_sides(resize)}"

@@ -46,7 +46,7 @@ def pictures_of(
     from deit_batch.loading.thumbnails import thumbnails  # and so torch, and workers
 
     for original, picture in thumbnails(chain([first], originals), limits):
-        found[original.index] = picture if isinstance(picture, Failure) else _as_uri(picture)
+        found[original.index] = picture if isinstance(picture, Failure) else as_uri(picture)
     return found
 
 
@@ -62,7 +62,7 @@ def _readable(originals: Iterator[Reference], failed: dict[int, str | Failure], 
             yield original
 
 
-def _as_uri(picture: Picture) -> str:
+def as_uri(picture: Picture) -> str:
     for quality in _QUALITIES:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "WEBP", quality=quality)

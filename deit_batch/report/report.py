@@ -13,17 +13,18 @@ from deit_batch.input.passed_over import photos_in
 from deit_batch.io import counted, counts
 from deit_batch.limits import Limits
 from deit_batch.output.read import read_records, read_run_report
+from deit_batch.report.attention import Attention, attention_of, open_model
 from deit_batch.report.confidence import SCALE, Confidence
 from deit_batch.report.files import write_file
-from deit_batch.report.gallery import OPEN_CLASSES, Pictures, choose_pictures, classes, galleries, joined
+from deit_batch.report.gallery import OPEN_CLASSES, Pictures, choose_pictures, classes, galleries, seen_at_once
 from deit_batch.report.headline import answer, date_in_words, share
 from deit_batch.report.matrix import as_matrix
-from deit_batch.report.originals import find_links
+from deit_batch.report.originals import find_links, find_originals
 from deit_batch.report.page import render, settings_of
 from deit_batch.report.pictures import pictures_of
 from deit_batch.report.summary import PREDICTED_FROM, Reason, Seen, Summary, reason_of, summarise
-from deit_batch.report.table import Column, PageRow, PageTable
-from deit_batch.report.truth import Labelling, find_labels
+from deit_batch.report.table import Column, PageRow, PageTable, joined
+from deit_batch.report.truth import Labelling, find_labels, warn_of_missing
 
 logger = logging.getLogger("deit_batch")
 
@@ -36,8 +37,9 @@ MOST_CLASSES = 25  # that are shown at once
 class ReportRequest:
     """What `deit-batch report` is asked for. `title`: of the page, instead of the file's name; `labels`: where the true
     labels are, if not in the records themselves; `gallery`: of how many images a picture is in the page, at most;
-    `images`: the folder that relative names start from; `fetch`: whether URLs may be asked for pictures; `thumbnails`:
-    how many images of each kind stand out; `rows`: of the table, at most."""
+    `images`: the folder that relative names start from; `fetch`: whether URLs may be asked for pictures; `attention`:
+    the model whose attention is laid over them, of which `revision`, and whether its weights may be pickled;
+    `thumbnails`: how many images of each kind stand out; `rows`: of the table, at most."""
 
     predictions: Path
     out: Path
@@ -48,6 +50,9 @@ class ReportRequest:
     label_map: str | None = None
     images: str | None = None
     fetch: bool = False
+    attention: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
     thumbnails: int
     gallery: int
     rows: int
@@ -55,7 +60,11 @@ class ReportRequest:
 
 
 def report(request: ReportRequest) -> Summary:
-    """Writes the page. Raises UsageError if the predictions or labels can't be read as such."""
+    """Writes the page. Raises UsageError if the predictions or labels can't be read as such, or the model of
+    `attention` does not tell what it looks at."""
+    checkpoint = None
+    if request.attention:
+        checkpoint = open_model(request.attention, revision=request.revision, allow_pickle=request.allow_pickle)
     labelling = find_labels(
         request.predictions,
         request.labels,
@@ -77,12 +86,20 @@ def report(request: ReportRequest) -> Summary:
     settings = run and run["settings"]
     places: dict[str, Any] = {"folder": request.images, "beside": request.predictions}
     chosen = choose_pictures(summary, request.gallery)
-    pictures = Pictures(pictures_of(chosen, settings, **places, fetch=request.fetch, limits=request.limits))
+    found = pictures_of(chosen, settings, **places, fetch=request.fetch, limits=request.limits)
+    attention = None
+    if checkpoint:
+        there = {seen.place: seen.record for seen in seen_at_once(summary) if isinstance(found.get(seen.place), str)}
+        images = find_originals(there, settings, **places, fetch=request.fetch)
+        attention = attention_of(checkpoint, images, settings, request.limits)
+    pictures = Pictures(found | attention.pictures, attention.shades) if attention else Pictures(found)
     if trouble := pictures.trouble():
         logger.warning("%s", trouble)
     links = find_links([seen.record for seen in summary.rows], settings, **places, root=request.limits.root)
     date = _date(request.predictions, run)
-    page = as_page(request.predictions, summary, run, labelling, pictures, links, title=request.title, date=date)
+    page = as_page(
+        request.predictions, summary, run, labelling, pictures, links, attention, title=request.title, date=date
+    )
     write_file(request.out, page)
     return summary
 
@@ -98,9 +115,7 @@ def _date(predictions: Path, run: Mapping[str, Any] | None) -> str:
 
 def _say_how_many(summary: Summary, labelling: Labelling) -> None:
     labelled = summary.confusions.labelled + labelling.unknown_images if summary.confusions else 0
-    if missing := labelling.without_record:
-        told = ", ".join(f"{images:,} {reason}" for reason, images in missing.items())
-        logger.warning("labelled images that are not judged: %s (%s)", f"{missing.total():,}", told)
+    warn_of_missing(labelling)
     if labelling.unknown_images:
         images = counted(labelling.unknown_images, "image has", "images have")
         logger.warning("%s a label that the model does not know", images)
@@ -123,6 +138,7 @@ def as_page(
     labelling: Labelling | None,
     pictures: Pictures,
     links: Sequence[str | None],
+    attention: Attention | None = None,
     *,
     title: str | None = None,
     date: str = "",
@@ -148,6 +164,7 @@ def as_page(
         "bins": _bins(summary.confidence),
         "thresholds": _thresholds(summary.confidence),
         "pictures": pictures,
+        "attention": attention,
         "class_pictures": of_classes,
         "open_classes": OPEN_CLASSES,
         "galleries": lists,

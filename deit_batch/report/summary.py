@@ -170,7 +170,7 @@ def summarise(
     for place, record in enumerate(records):
         bars = tuple(Bar(sys.intern(each["label"]), each["score"]) for each in record["predictions"][:MOST_LABELS])
         labels = truth(record) if truth else None
-        seen = Seen(place, _slim(record), bars, labels, _state(record, labels, several))
+        seen = Seen(place, _slim(record), bars, labels, state_of(record, labels, several))
         sample.offer(seen)
         summary.tally.count(record)
         predictions = record["predictions"]
@@ -214,7 +214,7 @@ def _varied(ranked: list[Seen], number: int, kind: Callable[[Seen], Hashable]) -
     return [seen for seen in ranked if seen.place in chosen]
 
 
-def _state(record: Json, truth: Sequence[str] | None, several: bool) -> State:
+def state_of(record: Mapping[str, Any], truth: Sequence[str] | None, several: bool) -> State:
     predictions = record["predictions"]
     if "error" in record:
         return "failed"

@@ -43,6 +43,11 @@ class PageRow:
     note: str = ""
 
 
+def joined(labels: Sequence[str]) -> str:
+    """Those of one image, as one."""
+    return " + ".join(labels) or "(none)"
+
+
 class _Names:
     """Texts by number, in the order in which they come."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from deit_batch.evaluation.judged import PredictionsSummary, known_classes, summ
 from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
 from deit_batch.model.matching import Matching, read_label_map
 from deit_batch.output.read import read_records
+
+logger = logging.getLogger("deit_batch")
 
 _Given: TypeAlias = str | Sequence[str] | None
 
@@ -62,17 +65,30 @@ class Labelling:
         return self._labels.failures
 
 
+def warn_of_missing(labelling: Labelling) -> None:
+    """Once all records have been asked for: of labelled images that none of them is of."""
+    if missing := labelling.without_record:
+        told = ", ".join(f"{images:,} {reason}" for reason, images in missing.items())
+        logger.warning("labelled images that are not judged: %s (%s)", f"{missing.total():,}", told)
+
+
 def find_labels(
-    predictions: Path, labels: str | None, *, column: str | None, label_map: str | None, id: str | None = None
+    predictions: Path,
+    labels: str | None,
+    *,
+    column: str | None,
+    label_map: str | None,
+    id: str | None = None,
+    again: bool = False,
 ) -> Labelling | None:
     """Those of another input, joined by the images' identities, which the column `id` of it may say; or else of a field
     that the records carry along; None if there are none. They are matched with the model's names, and images are
-    counted, as an evaluation does.
+    counted, as an evaluation does. What is found in an input is said, unless it is asked `again`.
 
     Raises UsageError if what was asked for is not there."""
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
-        source = open_labelled(labels, id=id, label_column=column, image_optional=True)
+        source = open_labelled(labels, id=id, label_column=column, image_optional=True, again=again)
         known = Labels(given_in(source), read_records(predictions))
         told = summarise_predictions(read_records(predictions), multi_label=source.multi_label)
         classes = known_classes(told, known.names, mapping)

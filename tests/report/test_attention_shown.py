@@ -1,12 +1,22 @@
-"""What a model looked at, in pictures."""
+"""What a model looked at, in pictures and pages."""
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from made_up_results import invoke
+import numpy as np
+from helpers import read_jsonl, scored
+from made_up_results import Page, invoke, record, write
 from PIL import Image
+from rollouts import rollout_of_transformers
+
+from deit_batch.limits import Limits
+from deit_batch.loading.decode import decode
+from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 
 
 def test_plot_draws_it_for_each_token(
@@ -24,3 +34,43 @@ def test_plot_draws_it_for_each_token(
         assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.stderr
         assert "--attention: " in done.stderr
     assert not (tmp_path / "p.png").exists()
+
+
+def test_a_page_shades_what_the_model_did_not_look_at(photos: Path, vit: Path, tmp_path: Path) -> None:
+    predictions = scored(photos, vit, tmp_path, limit=4)
+    done = invoke("report", predictions, "--attention", vit, "--thumbnails", "1", "--out", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    assert "--attention" not in done.stderr
+    page = (tmp_path / "r.html").read_text()
+    shades = dict(re.findall(r'data-place="(\d)".+?class="shade" src="data:image/png;base64,(.+?)"', page, re.DOTALL))
+    assert {*shades} == {*"0123"}
+    recipe = find_recipe(find_checkpoint(str(vit)), None)
+    for each in read_jsonl(predictions):
+        pixels = decode(Path(each["image"]).read_bytes(), recipe, Limits())
+        shares = rollout_of_transformers(vit, pixels)[0, 1:].reshape(4, 4)
+        relative = (shares - shares.min()) / (shares.max() - shares.min())
+        with Image.open(io.BytesIO(base64.b64decode(shades[str(each["index"])]))) as shade:
+            assert shade.mode == "RGBA"
+            assert np.abs(np.asarray(shade)[..., 3] - 255 * 0.75 * (1 - relative)).max() < 1
+            assert not np.asarray(shade)[..., :3].any()
+
+
+def test_a_page_says_whose_attention_it_may_not_be(
+    photos: Path, vit: Path, make_checkpoint: Callable[..., Path], made: Callable[..., Path], tmp_path: Path
+) -> None:
+    predictions = scored(photos, vit, tmp_path, limit=2)
+    other = make_checkpoint("DeiTForImageClassification")
+    out = tmp_path / "r.html"
+    for path, said in (
+        (predictions, ["the predictions are of other weights", "were made with another image processor"]),
+        (write(tmp_path / "q.jsonl", [record(0, str(photos / "00.jpg"), ("can", 0.9))]), ["no run report lies beside"]),
+    ):
+        done = invoke("report", path, "--attention", other, "--thumbnails", "1", "--out", out)
+        assert done.exit_code == 0, done.output
+        for what in said:
+            assert what in done.stderr
+            assert what in Page(out.read_text()).text
+    (tmp_path / "p.jsonl").write_text("no records")  # which are not looked at
+    refused = invoke("report", predictions, "--attention", made("convnext"), "--out", tmp_path / "s.html")
+    assert (refused.exit_code, "not a DeiT classifier" in refused.stderr) == (2, True)
+    assert not (tmp_path / "s.html").exists()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import scored, valid
+from helpers import read_json, scored, valid
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_results import Json, Page, invoke, record, write
 
 from deit_batch.report.comparison import Comparison, compare
+from deit_batch.report.verdict import Judgement, Verdict
 
 
 def compared(old: list[Json], new: list[Json], tmp_path: Path, **options: Any) -> Comparison:
@@ -209,4 +211,97 @@ def test_two_runs_tell_what_was_set_otherwise_and_show_pictures(photos: Path, vi
     assert "10 only in old" in done.stdout
     page = Page((tmp_path / "c.html").read_text())
     assert len(page.pictures) == 4
-    assert "recipe" in page.text
+    assert "resized to 32×32, bilinear; mean 0.5, deviation 0.5 resized to 32×32" in page.text  # before and now
+    assert "recipe  resized to 32×32, bilinear; mean 0.5, deviation 0.5 → resized" in done.stdout
+    assert page.text.index("Largest changes") < page.text.index("Flips")  # pictures first
+
+
+# --- which is better ------------------------------------------------------------------------------------------------
+
+
+def results(right: list[bool], tmp_path: Path, name: str, **more: Any) -> Path:
+    """Predictions of images that are all cans."""
+    labels = (("can", "jar") if is_right else ("jar", "can") for is_right in right)
+    records = [record(n, f"can/{n}.jpg", (best, 0.9), (rest, 0.1), **more) for n, (best, rest) in enumerate(labels)]
+    return write(tmp_path / name, records)
+
+
+def test_which_is_better_is_told_as_an_evaluation_tells_it(tmp_path: Path) -> None:
+    old = results([n % 3 != 0 for n in range(90)], tmp_path, "old.jsonl")
+    new = results([n % 10 != 0 for n in range(90)], tmp_path, "new.jsonl")
+    (tmp_path / "l.csv").write_text("image,label\n" + "".join(f"can/{n}.jpg,can\n" for n in range(90)))
+    labels: list[str | Path] = ["--labels", tmp_path / "l.csv"]
+    done = invoke("compare", old, new, *labels, "--out", tmp_path / "c.json", "--out", tmp_path / "c.html")
+    assert done.exit_code == 0, done.output
+    accuracy = valid(json.loads((tmp_path / "c.json").read_bytes()), "comparison")["accuracy"]
+    base: list[str | Path] = []
+    for path, name in ((old, "ev"), (new, "ev2")):
+        options = ["--input", tmp_path / "l.csv", "--predictions", path, "--out", tmp_path / name, *base]
+        assert invoke("evaluate", *options).exit_code == 0
+        evaluated = read_json(tmp_path / name / "metrics.json")
+        side = accuracy["new" if base else "old"]
+        assert side["accuracy"] == pytest.approx(evaluated["metrics"]["accuracy"])
+        assert side["interval"] == pytest.approx(evaluated["intervals"]["accuracy"])
+        base = ["--baseline", tmp_path / "ev" / "metrics.json"]
+    change = evaluated["baseline"]["metrics"]["accuracy"]
+    assert accuracy["change"] == pytest.approx(change["change"])
+    assert accuracy["p_value"] == pytest.approx(change["p_value"])
+    assert accuracy["interval"] == pytest.approx(change["interval"], abs=0.03)  # of other resamples
+    assert (accuracy["verdict"], change["within_noise"]) == ("better", False)
+    assert (accuracy["judged"], accuracy["now_right"], accuracy["now_wrong"]) == (90, 27, 6)
+    told = "The new result is better: 90.00 % (82.08 to 94.65) of the images are right now, 66.67 %"
+    page = Page((tmp_path / "c.html").read_text())
+    assert told in done.stdout
+    assert told in page.text
+    assert page.text.index(told) < page.text.index("Now wrong") < page.text.index("Now right")
+    outcomes = [page.data["states"][number] for number in page.data["values"]["outcome"]]
+    assert Counter(outcomes) == {"now right": 27, "now wrong": 6}
+    worse = invoke("compare", new, old, *labels, "--format", "json")
+    assert json.loads(worse.stdout)["accuracy"]["verdict"] == "worse"
+
+
+def test_what_chance_could_have_done_is_no_verdict(tmp_path: Path) -> None:
+    """By labels that the records carry along; of one that failed, and one whose label the model does not know."""
+    old = results([True] * 18 + [False] * 2, tmp_path, "old.jsonl", label="can")
+    records = [json.loads(line) for line in old.read_text().splitlines()]
+    records[0] = record(0, "can/0.jpg", error="broken", label="can")
+    records[1]["label"] = "unheard of"
+    records[19]["predictions"] = records[2]["predictions"]
+    new = write(tmp_path / "new.jsonl", records)
+    done = invoke("compare", old, new, "--format", "json")
+    accuracy = valid(json.loads(done.stdout), "comparison")["accuracy"]
+    assert accuracy["verdict"] == "no difference beyond chance"
+    assert (accuracy["judged"], accuracy["not_judged"], accuracy["now_right"]) == (18, 2, 1)
+    text = invoke("compare", old, new).stdout
+    assert "There is no difference beyond chance: 94.44 %" in text
+    assert "not judged  2 images with a label" in text
+    alone = invoke("compare", old, results([True] * 20, tmp_path, "bare.jsonl"), "--format", "json")
+    assert f"only {old} carries labels" in alone.stderr
+    assert json.loads(alone.stdout)["accuracy"] is None
+
+
+def test_labels_that_judge_nothing_are_wrong_usage(tmp_path: Path) -> None:
+    old, new = (results([True], tmp_path, name) for name in ("old.jsonl", "new.jsonl"))
+    (tmp_path / "l.csv").write_text("image,label\nother.jpg,can\n")
+    done = invoke("compare", old, new, "--labels", tmp_path / "l.csv", "--out", tmp_path / "c.html")
+    assert (done.exit_code, "none of these images is judged in both files" in done.stderr) == (2, True)
+    assert not (tmp_path / "c.html").exists()
+    several = results([True], tmp_path, "s.jsonl", label=["can"])
+    mixed = invoke("compare", results([True], tmp_path, "o.jsonl", label="can"), several)
+    assert (mixed.exit_code, "one has several labels an image" in mixed.stderr) == (2, True)
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(["right", "wrong", "not judged", None])] * 2)))
+def test_every_labelled_image_is_judged_or_counted(judgements: list[tuple[Judgement | None, Judgement | None]]) -> None:
+    verdict = Verdict("l.csv")
+    for before, now in judgements:
+        verdict.count(before, now)
+    both = [pair for pair in judgements if {*pair} <= {"right", "wrong"}]
+    assert verdict.judged == len(both)
+    assert verdict.judged + verdict.not_judged == sum(pair != (None, None) for pair in judgements)
+    told = verdict.as_dict()
+    assert (told is None) == (not both)
+    if told:
+        assert told["old"]["right"] == sum(before == "right" for before, _ in both)
+        assert told["new"]["right"] == sum(now == "right" for _, now in both)
+        assert told["interval"][0] <= told["change"] <= told["interval"][1]

@@ -74,7 +74,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n, text in enumerate(HOSTILE):
         records.append(record(120 + n, text, (text, 0.29 - n / 100), label=text))
     predictions = write(folder / "p.jsonl", records)
-    done = invoke("report", predictions, "--out", folder / "report.html", "--thumbnails", "8")
+    done = invoke("report", predictions, "--out", folder / "report.html", "--thumbnails", "8", "--attention", "demo")
     assert done.exit_code == 0, done.output
     return folder / "report.html"
 
@@ -85,11 +85,29 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     old = [record(n, f"{n:03}.jpg", (LABELS[n % 3], 0.5)) for n in range(60)]
     new = [record(n, f"{n:03}.jpg", (LABELS[n % 2], 0.3 + n / 100)) for n in range(5, 65)]
     new[9] = record(14, "014.jpg", error=HOSTILE[0])
+    for each in (*old, *new):
+        each["label"] = LABELS[0]
     done = invoke(
         "compare", write(folder / "old.jsonl", old), write(folder / "new.jsonl", new), "--out", folder / "c.html"
     )
     assert done.exit_code == 0, done.output
     return folder / "c.html"
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    rows, records = ["image,label"], []
+    for n in range(30):
+        (folder / f"{n:02}.jpg").write_bytes(jpeg(n))
+        rows.append(f"{n:02}.jpg,{LABELS[n % 3]}")
+        predictions = [(LABELS[n % 2], 0.7), (HOSTILE[0], 0.2), (LABELS[2], 0.1)]
+        records.append(record(n, str(folder / f"{n:02}.jpg"), *predictions))
+    (folder / "l.csv").write_text("\n".join(rows))
+    command: list[str | Path] = ["--input", folder / "l.csv", "--predictions", write(folder / "p.jsonl", records)]
+    done = invoke("evaluate", *command, "--out", folder / "e", "--fail-under", "accuracy=0.9")
+    assert done.exit_code == 4, done.output
+    return folder / "e" / "report.html"
 
 
 PageOf = Callable[[int], Path]
@@ -267,8 +285,24 @@ def test_it_opens_an_image_by_keyboard(browser: Browser, report: Path) -> None:
         expect(dialog).to_be_hidden()
         expect(row).to_be_focused()
         page.locator("[data-open] img").last.click()  # a picture of those that stand out
-        expect(dialog.locator("img")).to_be_visible()
-        assert dialog.locator("img").evaluate("image => image.naturalWidth") == 224
+        expect(dialog.get_by_role("img")).to_be_visible()
+        assert dialog.get_by_role("img").evaluate("image => image.naturalWidth > 0")
+
+
+def test_shades_over_what_a_model_did_not_look_at_are_taken_away(browser: Browser, report: Path) -> None:
+    with Opened(browser, report) as page:
+        picture, shade = page.locator(".card .picture").first, page.locator(".card .shade").first
+        expect(shade).to_be_visible()
+        assert shade.bounding_box() == picture.bounding_box()
+        shaded = picture.screenshot()
+        switch = page.get_by_label("did not look at")
+        switch.focus()
+        page.keyboard.press("Space")
+        expect(shade).to_be_hidden()
+        assert picture.screenshot() != shaded
+        page.keyboard.press("Space")
+        picture.click()
+        expect(page.get_by_role("dialog").locator(".shade")).to_be_visible()
 
 
 def test_names_and_labels_stay_text(browser: Browser, report: Path) -> None:
@@ -288,7 +322,7 @@ def test_names_and_labels_stay_text(browser: Browser, report: Path) -> None:
         assert page.locator("#table img, #table b, #table script").count() == 0
 
 
-@pytest.mark.parametrize("which", ["report", "comparison", 0, 5, 400, 100_000])
+@pytest.mark.parametrize("which", ["report", "comparison", "evaluation", 0, 5, 400, 100_000])
 def test_it_fits_any_screen_and_passes_axe(
     which: str | int, browser: Browser, axe: str, page_of: PageOf, request: pytest.FixtureRequest
 ) -> None:
@@ -339,6 +373,23 @@ def test_flips_are_filtered(browser: Browser, comparison: Path) -> None:
         expect(page.locator("#count")).to_contain_text("1 of ")
         page.locator("#table tbody button").click()
         expect(page.get_by_role("dialog")).to_contain_text(HOSTILE[0])
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Clear filters").click()
+        page.get_by_label("Right or wrong").select_option(label="now wrong (9)")
+        expect(page.locator("#count")).to_contain_text("9 of ")
+        assert set(column(page, 4)) == {"carton"}
+
+
+def test_an_evaluation_shows_the_images_of_a_class(browser: Browser, evaluation: Path) -> None:
+    with Opened(browser, evaluation) as page:
+        expect(page.locator(".card img")).to_have_count(20)
+        page.get_by_role("button", name=f"10: show those of {LABELS[2]}").click()
+        expect(page.locator("#count")).to_have_text("10 of 30 images")
+        assert set(column(page, 4)) == {LABELS[2]}
+        page.get_by_role("button", name=f"5 images: show {LABELS[2]} taken for").first.click()
+        expect(page.locator("#count")).to_have_text("5 of 30 images")
+        page.locator("[data-open] img").first.click()
+        expect(page.get_by_role("dialog")).to_contain_text("wrong")
 
 
 def test_a_hundred_thousand_records_are_paged(browser: Browser, page_of: PageOf) -> None:

@@ -35,7 +35,7 @@ from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.chosen import Best, Sample, take_turns
 from deit_batch.report.gallery import Pictures
 from deit_batch.report.headline import answer
-from deit_batch.report.pictures import _as_uri
+from deit_batch.report.pictures import as_uri
 from deit_batch.report.report import as_page
 from deit_batch.report.summary import MOST_REASONS, Reason, summarise
 
@@ -405,7 +405,7 @@ def test_links_lead_nowhere_outside_of_the_root(tmp_path: Path) -> None:
 
 def test_a_thousand_pictures_of_noise_are_under_30_megabytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    assert len(_as_uri(noise)) < 29_000
+    assert len(as_uri(noise)) < 29_000
 
 
 def test_urls_are_fetched_only_if_asked_for(server: str, vit: Path, tmp_path: Path) -> None:
