@@ -32,7 +32,17 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, SHARE, Threshold, TopK
-from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, METRICS, NAMES, PARTS, PLOTS, PREDICTIONS, REPORT
+from deit_batch.evaluation.names import (
+    CARD_NAMES,
+    LOWER_IS_BETTER,
+    METRICS,
+    NAMES,
+    PAGE,
+    PARTS,
+    PLOTS,
+    PREDICTIONS,
+    REPORT,
+)
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.output.formats import readable_suffixes
@@ -69,7 +79,7 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
     """Files in the folder, of which only these are replaced."""
     from deit_batch.output.file import written_for
 
-    files = [os.path.join(out, name) for name in (METRICS, REPORT, *PLOTS, PARTS)]
+    files = [os.path.join(out, name) for name in (METRICS, REPORT, PAGE, *PLOTS, PARTS)]
     return files if params["predictions"] else [*files, *written_for(os.path.join(out, PREDICTIONS))]
 
 
@@ -141,7 +151,7 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
         required=True,
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="Folder for the results: metrics.json, report.md, pictures and predictions.jsonl.",
+        help="Folder for the results: metrics.json, report.md, report.html, pictures and predictions.jsonl.",
     ),
     JUNIT,
     option(
@@ -189,6 +199,7 @@ def evaluate(
     with write_junit(junit, "deit-batch evaluate") as cases, needing("eval"):
         from deit_batch.evaluation.evaluate import EvaluationRequest
         from deit_batch.evaluation.evaluate import evaluate as run
+        from deit_batch.report.evaluation import as_page
 
         open_engine = choose_engine(engine, cluster)
         evaluation = run(
@@ -206,7 +217,8 @@ def evaluate(
                 fresh=fresh,
                 error_threshold=error_threshold,
                 quiet=is_quiet(),
-            )
+            ),
+            as_page,
         )
         fine = (error_threshold or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
         logger.log(logging.INFO if fine else logging.ERROR, "%s", evaluation.summary())

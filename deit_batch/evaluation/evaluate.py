@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deit_batch import __version__, block_runner
 from deit_batch.errors import OutputError
@@ -17,7 +20,7 @@ from deit_batch.evaluation.joining import Labels, given_in, kept_in
 from deit_batch.evaluation.judged import Judged, judge, known_classes, summarise_predictions, unknown_labels
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
-from deit_batch.evaluation.names import CARD_NAMES, METRICS, PARTS, PLOTS, PREDICTIONS, REPORT
+from deit_batch.evaluation.names import CARD_NAMES, METRICS, PAGE, PARTS, PLOTS, PREDICTIONS, REPORT
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
@@ -109,8 +112,24 @@ class _Material:
     class_names: list[str] | None
 
 
-def evaluate(request: EvaluationRequest) -> Evaluation:
-    """Writes metrics.json, report.md and pictures into `request.out`, and the predictions unless it was given some.
+class Shown(NamedTuple):
+    """What a page is made of. `thumbnails`: of the document's mistakes, in their order, None for one that can't be had,
+    and none at all where the input can't be read again; `plots`: PNG by file name; `root`: the one folder that images
+    may be in, if that is set."""
+
+    document: Mapping[str, Any]
+    judged: Judged
+    thumbnails: Sequence[NDArray[np.uint8] | None]
+    plots: Mapping[str, bytes]
+    root: str | None
+
+
+AsPage: TypeAlias = Callable[[Shown], bytes]
+
+
+def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
+    """Writes metrics.json, report.md, pictures and a page into `request.out`, and the predictions unless it was given
+    some. `as_page` makes the page, in HTML: what draws pages stands above this.
 
     Raises DeitBatchError if there is nothing to evaluate, or the run of `score` fails; then the same call continues it.
     """
@@ -152,7 +171,7 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
         references = (example.reference for example in request.open_input(again=True).examples)
         seen = thumbnails_of(mistakes, references, request.options.limits)
     drawn = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
-    _write(request.out, document, drawn)
+    _write(request.out, document, drawn, as_page(Shown(document, judged, seen, drawn, request.options.limits.root)))
     return Evaluation(document, cases, material.inputs, material.inputs - len(judged.images))
 
 
@@ -315,7 +334,7 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
     return results, cases
 
 
-def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
+def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes], page: bytes) -> None:
     """The document last: where it is, the rest is of the same evaluation; another process waits until that is so."""
     try:
         lock = Lock(out / f"{METRICS}.lock", str(out), wait=True)
@@ -328,6 +347,7 @@ def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes]
         for name, data in pictures.items():
             write_atomically(out / name, data)
         write_atomically(out / REPORT, as_markdown(document, pictures).encode())
+        write_atomically(out / PAGE, page)
         lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items()]
         write_atomically(out / METRICS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     except OSError as error:

@@ -26,5 +26,6 @@ HIGHER_IS_BETTER = frozenset(
 NAMES = LOWER_IS_BETTER | HIGHER_IS_BETTER
 """Every metric that there can be."""
 
-METRICS, REPORT, PREDICTIONS, PARTS = "metrics.json", "report.md", "predictions.jsonl", "predictions"
+METRICS, REPORT, PAGE = "metrics.json", "report.md", "report.html"
+PREDICTIONS, PARTS = "predictions.jsonl", "predictions"
 PLOTS = ("confusion_matrix.png", "reliability.png", "precision_recall.png", "mistakes.png")

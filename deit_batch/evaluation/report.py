@@ -31,7 +31,7 @@ def as_markdown(document: Mapping[str, Any], pictures: Iterable[str]) -> str:
         "# Evaluation",
         *_what(document),
         "## Headline",
-        _table(["metric", "value", "95 % interval"], _headlines(document, single)),
+        _table(["metric", "value", "95 % interval"], headlines(document)),
         *_gates(document),
         *_baseline(document),
         *_pictures(pictures),
@@ -59,6 +59,11 @@ def _what(document: Mapping[str, Any]) -> Iterator[str]:
             f"{_number(document['metrics'].get('accuracy_of_all_inputs')) or 'not computed'}."
         )
     yield "\n".join(lines)
+    yield from _list("", notes(document))
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """What of the input was not judged, or only by a guess; names between backticks, which are nowhere else."""
     notes = [f"{number:,} failed: {kind}" for kind, number in document["failures"].items()]
     if document["unknown_labels"]:
         labels = _some([f"{_code(name)} ({number:,})" for name, number in document["unknown_labels"].items()])
@@ -79,14 +84,15 @@ def _what(document: Mapping[str, Any]) -> Iterator[str]:
     ):
         if document[key]:
             notes.append(f"{len(document[key]):,} {what}: {_some(map(_code, document[key]))}")
-    yield from _list("", notes)
+    return notes
 
 
-def _headlines(document: Mapping[str, Any], single: bool) -> Iterator[list[str]]:
+def headlines(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Title, value, interval."""
     for name, title in _HEADLINES.items():
         if name in document["metrics"]:
             reach = document["intervals"].get(name)
-            if name == "accuracy" and not single:
+            if name == "accuracy" and document["multi_label"]:
                 title = "accuracy (all labels of an image right)"
             yield [title, _number(document["metrics"][name]), "–".join(map(_number, reach)) if reach else ""]
 
@@ -115,10 +121,7 @@ def _baseline(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _change(name: str, change: Mapping[str, Any]) -> list[str]:
-    verdict = "within noise"
-    if not change["within_noise"]:
-        better = (change["change"] > 0) != (name in LOWER_IS_BETTER)
-        verdict = "**better**" if better else "**worse**"
+    verdict = verdict_of(name, change)
     interval = " to ".join(f"{value:+.4f}" for value in change["interval"])
     p_value = f"{change['p_value']:.3g}" if "p_value" in change else ""
     return [
@@ -128,8 +131,15 @@ def _change(name: str, change: Mapping[str, Any]) -> list[str]:
         f"{change['change']:+.4f}",
         interval,
         p_value,
-        verdict,
+        verdict if change["within_noise"] else f"**{verdict}**",
     ]
+
+
+def verdict_of(metric: str, change: Mapping[str, Any]) -> str:
+    """Of its change against a baseline."""
+    if change["within_noise"]:
+        return "within noise"
+    return "better" if (change["change"] > 0) != (metric in LOWER_IS_BETTER) else "worse"
 
 
 def _pictures(pictures: Iterable[str]) -> Iterator[str]:
@@ -138,8 +148,7 @@ def _pictures(pictures: Iterable[str]) -> Iterator[str]:
 
 
 def _classes(document: Mapping[str, Any], single: bool) -> Iterator[str]:
-    rows = [row for row in document["per_class"] if row["images"] or row.get("fp")]
-    rows.sort(key=lambda row: row.get("f1", 0))
+    rows = classes_by_f1(document)
     if len(rows) > _MOST_ROWS:
         yield f"The {_MOST_ROWS} of {len(rows):,} with the lowest F1; all are in metrics.json."
     numbers = ["precision", "recall", "f1"]
@@ -152,16 +161,23 @@ def _classes(document: Mapping[str, Any], single: bool) -> Iterator[str]:
                 _cell(row["class"]),
                 f"{row['images']:,}",
                 *(_number(row.get(name)) for name in numbers),
-                *([_confused(row)] if single else []),
+                *([_cell(taken_for(row))] if single else []),
             ]
             for row in rows[:_MOST_ROWS]
         ),
     )
 
 
-def _confused(row: Mapping[str, Any]) -> str:
+def classes_by_f1(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those that some image has or is said to have, the worst first."""
+    rows = [row for row in document["per_class"] if row["images"] or row.get("fp")]
+    return sorted(rows, key=lambda row: row.get("f1", 0))
+
+
+def taken_for(row: Mapping[str, Any]) -> str:
+    """The other class that a class's images were most often taken for, and how many of them."""
     others = [(count, name) for name, count in row["predicted_as"].items() if name != row["class"]]
-    return _cell("{1} ({0:,})".format(*max(others))) if others else ""
+    return "{1} ({0:,})".format(*max(others)) if others else ""
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -32,6 +32,7 @@ from deit_batch.errors import CheckpointError
 from deit_batch.evaluation.evaluate import EvaluationRequest, evaluate
 from deit_batch.io import RECORD_FIELDS
 from deit_batch.plan import Options
+from deit_batch.report.evaluation import as_page
 
 PART_SIZE, ROWS = 8, 320
 BATCH = 4  # images; so an actor has three parts at a time
@@ -278,8 +279,8 @@ def test_evaluations_and_features_of_the_cluster_are_the_local_ones(vit: Path, t
     options = Options(input=str(tmp_path / "val"), model=str(vit), top_k=None, batch_size=BATCH)
     engine = partial(RayEngine, where=Where(actors=1), verbose=False)
     request = EvaluationRequest(options=options, out=tmp_path / "evaluated-here", gates={}, quiet=True)
-    here = evaluate(request).document
-    there = evaluate(replace(request, out=tmp_path / "evaluated", open_engine=engine, part_size=3)).document
+    here = evaluate(request, as_page).document
+    there = evaluate(replace(request, out=tmp_path / "evaluated", open_engine=engine, part_size=3), as_page).document
     assert here["judged"] == 8
     differing = {name for name, value in here.items() if there[name] != value}
     assert differing <= {"ended_at", "predictions", "model"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 from helpers import EXAMPLES, LABELS, MakeCheckpoint, deit_batch, interrupted_after, jpeg, read_json, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_results import Page
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binomtest
@@ -498,6 +500,32 @@ def test_the_demo_model_on_the_examples(demo: Path) -> None:
     assert f"| accuracy (top-1) | {sum(right) / 40:.4f} |" in page
 
 
+def test_the_page_of_an_evaluation(demo: Path) -> None:
+    found, page = document(demo), Page((demo / "report.html").read_text())
+    accuracy, (low, high) = found["metrics"]["accuracy"], found["intervals"]["accuracy"]
+    told = f"{100 * accuracy:.1f} % of 40 images are right (95 % interval {100 * low:.1f} to {100 * high:.1f})."
+    assert told in page.text
+    assert "labels taken for names that are not quite theirs: ankle-boot as ankle boot" in page.text
+    assert f"{found['metrics']['log_loss']:.4f}" in page.text
+    plots = [picture for picture in page.pictures if picture.startswith("data:image/png;base64,")]
+    shown = [base64.b64decode(picture.partition(",")[2]) for picture in plots]
+    assert shown == [(demo / name).read_bytes() for name in ("reliability.png", "precision_recall.png")]
+    assert len(page.pictures) == 2 + len(found["mistakes"])
+    assert page.data["links"] == {"start": "file://", "others": {}}  # before names that are whole paths
+    worst = min(found["per_class"], key=lambda row: row["f1"])
+    assert f"most often taken for {worst['class']} {worst['images']} {worst['precision']:.4f}" in page.text
+    records = read_jsonl(demo / "predictions.jsonl")
+    names = [page.data["folder"] + name for name in page.data["names"]]
+    assert names == [each["image"] for each in records]
+    for column, values in (
+        ("label", [each["predictions"][0]["label"] for each in records]),
+        ("truth", [each["label"].replace("-boot", " boot") for each in records]),
+    ):
+        assert [page.data["labels"][number] for number in page.data["values"][column]] == values
+    states = Counter(page.data["states"][number] for number in page.data["values"]["state"])
+    assert states == {"right": round(accuracy * 40), "wrong": len(found["mistakes"])}
+
+
 def test_gates_and_a_baseline_as_ci_uses_them(demo: Path, tmp_path: Path) -> None:
     command = ["--input", EXAMPLES, "--predictions", demo / "predictions.jsonl", "--out", tmp_path / "e"]
     gates = ["--fail-under", "accuracy=0.5", "--fail-under", "AUC_macro=0.5", "--fail-under", "f1_macro=0.999"]
@@ -559,6 +587,9 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     assert found["listed_without_images"] == ["eel", "spoon"]
     assert found["metrics"]["accuracy_of_all_inputs"] == pytest.approx(found["metrics"]["accuracy"] * 4 / 6)
     assert "Not judged: 2" in (tmp_path / "e" / "report.md").read_text()
+    page = Page((tmp_path / "e" / "report.html").read_text())
+    assert "Not judged: 2, which count in accuracy_of_all_inputs alone, as wrong." in page.text
+    assert "1 have a label that the model does not know: spoon (1)" in page.text
     (tmp_path / "map.csv").write_text("label,class\nspoon,jar\n")
     again = evaluated(*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1")
     assert again.exit_code == 0, again.output  # nothing is scored again for it

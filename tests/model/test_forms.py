@@ -26,6 +26,7 @@ from deit_batch.cli import main
 from deit_batch.evaluation.evaluate import EvaluationRequest, evaluate
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.plan import Options, Plan
+from deit_batch.report.evaluation import as_page
 from deit_batch.serving.scorer import RequestScorer
 
 Scores = list[dict[str, float]]
@@ -135,7 +136,7 @@ def evaluated(form: Form, chosen: dict[str, Any], folder: Path) -> Scores:
     lines = [f"{image},{label}" for image in sorted(form.images.iterdir())]
     (folder / "labels.csv").write_text("\n".join(["image,label", *lines]))
     options = Options(input=str(folder / "labels.csv"), **chosen)
-    evaluate(EvaluationRequest(options=options, out=folder / "evaluation", gates={}, quiet=True))
+    evaluate(EvaluationRequest(options=options, out=folder / "evaluation", gates={}, quiet=True), as_page)
     return [by_label(record["predictions"]) for record in read_jsonl(folder / "evaluation" / "predictions.jsonl")]
 
 

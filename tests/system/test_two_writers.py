@@ -46,7 +46,7 @@ def a_checkpoint(path: Path) -> bool:
 
 
 def an_evaluation(path: Path) -> bool:
-    names = {"metrics.json", "report.md"}
+    names = {"metrics.json", "report.md", "report.html"}
     return bool(json.loads((path / "metrics.json").read_bytes())["metrics"]) and names <= {*os.listdir(path)}
 
 
