@@ -38,7 +38,7 @@ def make_pages(folder: Path) -> list[Path]:
     run(folder, "score", "--model", "demo", "--input", EXAMPLES, "--image-processor", "card", "--out", "now.jsonl")
     title = ["--title", "Forty pieces of clothing"]
     run(folder, "report", "before.jsonl", "--labels", EXAMPLES, *title, "--out", "report.html")
-    run(folder, "compare", "before.jsonl", "now.jsonl", "--out", "comparison.html")
+    run(folder, "compare", "before.jsonl", "now.jsonl", "--labels", EXAMPLES, "--out", "comparison.html")
     return [folder / "report.html", folder / "comparison.html"]
 
 

@@ -92,3 +92,13 @@ def test_timms_recipe_is_as_the_page_says() -> None:
     assert recipe_from_config(json.loads(block), "vit") == Recipe(
         248, 3, (224, 224), 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     )
+
+
+def test_the_pictures_of_the_pages_are_small_and_shown() -> None:
+    """They are drawn by scripts/screenshots."""
+    text = "".join(page.read_text() for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")))
+    pictures = sorted((REPOSITORY / "docs" / "pictures").iterdir())
+    assert pictures
+    for picture in pictures:
+        assert picture.stat().st_size < 200_000
+        assert f"pictures/{picture.name}" in text, "shown nowhere"
