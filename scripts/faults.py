@@ -248,19 +248,19 @@ def two_at_once(night: Night, row: Row) -> None:
 
 def two_reports_at_once(night: Night, row: Row) -> None:
     """Of one result, to one name; one of them is killed at times. What is there is a whole report, always."""
-    report = ("report", "whole.jsonl", "--out", "r.json")
+    report = ("report", "whole.jsonl", "--out", "r.html")
     night.end(night.start(*report, stdout=subprocess.DEVNULL), row)
-    expected = night.lines("r.json")
+    expected = night.lines("r.html")
     for _ in range(2):
         first, second = (night.start(*report, stdout=subprocess.DEVNULL) for _ in range(2))
         time.sleep(night.dice.uniform(0.5, 2))
         os.killpg(first.pid, signal.SIGKILL)
-        compare(row, night.lines("r.json"), expected)
+        compare(row, night.lines("r.html"), expected)
         night.end(first, row)
         row.wrong += night.end(second, row) != 0
-        compare(row, night.lines("r.json"), expected)
+        compare(row, night.lines("r.html"), expected)
         row.tried += 1
-    night.clear("r.json")
+    night.clear("r.html")
 
 
 # --- decoders and the model ------------------------------------------------------------------------------------------
