@@ -16,18 +16,22 @@ from deit_batch.system.progress import Stopwatch
 
 BlockRecords: TypeAlias = tuple[Block, list[Record]]
 
-MOST_AHEAD = 8
+MOST_AHEAD = 16
 
 
 class BlockScorer:
     """A scorer whose batches are cut at the ends of blocks."""
 
     def __init__(self, plan: Plan, options: Options, *, part_size: int, most_cores: int | None = None) -> None:
+        from deit_batch.loading.loader import PREFETCH_FACTOR, TASK_IMAGES
+
         plan = replace(plan, batch_size=min(plan.batch_size, part_size))
         self._batch_size = plan.batch_size
         self._scorer = Scorer(plan, options, most_cores=most_cores)
-        # Those that the cards compute, and one that is being decoded for each; and the block that all this lies in.
-        images = self._batch_size * (BATCHES_A_CARD + 1) * len(plan.devices)
+        # Those that the cards compute, and one more for each; those that workers read ahead; and the block that all of
+        # this lies in.
+        read_ahead = plan.workers * PREFETCH_FACTOR * TASK_IMAGES
+        images = self._batch_size * (BATCHES_A_CARD + 1) * len(plan.devices) + read_ahead
         self.ahead = min(1 + -(-images // part_size), MOST_AHEAD)
         """Blocks that it should have at a time, so that nothing waits for the next."""
 
