@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["SlowDown", "InternalError", "AccessDenied", "cut", "refused", "slow", "silence"]
+Kind = Literal["SlowDown", "InternalError", "AccessDenied", "rateLimitExceeded", "cut", "refused", "slow", "silence"]
 STATUS = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}
 SECRET = "not-to-be-shown"
 
@@ -137,6 +137,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif fault == "silence":
             self.server.release.wait(20)
             self.close_connection = True
+        elif fault == "rateLimitExceeded":
+            self._send(*REFUSALS["gs"][-1])
         elif fault in STATUS:
             text = f"<Error><Code>{fault}</Code><Message>{fault}, it said</Message></Error>".encode()
             self._send(STATUS[fault], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], text)

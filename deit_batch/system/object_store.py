@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.io import StoredFile
+from deit_batch.system import store_library
 from deit_batch.system.backoff import wait_after
 from deit_batch.system.store_errors import NoSuchObjectError as NoSuchObjectError
 from deit_batch.system.store_errors import StoreError as StoreError
@@ -160,6 +161,10 @@ class Store:
             options = {"chunksize": chunk, "max_concurrency": 4}
         elif self._library == "adlfs":
             options = {"overwrite": True}
+        elif self._library == "gcsfs" and source.stat().st_size > store_library.GOOGLES_CHUNK:
+            bucket, _, key = path.partition("/")
+            store_library.upload_to_google(self._files, source, bucket, key, self._tried)
+            return
         self._tried(lambda: self._files.put_file(str(source), path, **options))
 
     def read_whole(self, path: str) -> bytes:

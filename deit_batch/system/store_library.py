@@ -4,9 +4,13 @@ quiet."""
 from __future__ import annotations
 
 import logging
+import mimetypes
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from deit_batch.system.extras import needing
@@ -25,6 +29,10 @@ has some that read local files, or whatever host an address names."""
 
 _TALKERS = ("s3fs", "aiobotocore", "botocore", "gcsfs", "google", "adlfs", "azure", "fsspec")
 """The loggers of these libraries and of those that they stand on."""
+
+
+GOOGLES_CHUNK = 32 * 2**20
+"""Bytes of an upload that are sent at a time; a multiple of 256 KiB."""
 
 
 def is_known(scheme: str) -> bool:
@@ -90,6 +98,23 @@ def begin_upload_to_google(files: Any, bucket: str, key: str) -> str:
 
     location: str = sync(files.loop, initiate_upload, files, bucket, key)
     return location
+
+
+def upload_to_google(
+    files: Any, source: Path, bucket: str, key: str, tried: Callable[[Callable[[], Any]], Any]
+) -> None:
+    """Chunk by chunk, each of them `tried` until it is taken: gcsfs, left alone, would begin again with the first. The
+    object appears with the last."""
+    from fsspec.asyn import sync
+    from gcsfs.core import upload_chunk
+
+    size = source.stat().st_size
+    location = tried(partial(begin_upload_to_google, files, bucket, key))
+    kind = mimetypes.guess_type(source)[0] or "application/octet-stream"
+    with open(source, "rb") as opened:
+        for offset in range(0, size, GOOGLES_CHUNK):
+            chunk = opened.read(GOOGLES_CHUNK)
+            tried(partial(sync, files.loop, upload_chunk, files, location, chunk, offset, size, kind))
 
 
 def ask_azure_to_write(files: Any, container: str, blob: str) -> None:

@@ -27,7 +27,7 @@ from deit_batch.limits import Limits
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.output.merge import merge
 from deit_batch.plan import Options
-from deit_batch.system import object_store
+from deit_batch.system import object_store, store_library
 
 IMAGES = 300
 
@@ -137,6 +137,24 @@ def test_what_is_not_there_or_not_permitted_is_one_line_and_nothing_else_is_said
     with pytest.raises(object_store.StoreError, match=r"^not permitted: "):
         opened.require_writable(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_large_result_for_google_goes_on_where_a_part_of_it_was_refused(
+    servers: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_library, "GOOGLES_CHUNK", 2**18)
+    monkeypatch.setattr("deit_batch.system.backoff.LONGEST_WAIT", 0.0)
+    (tmp_path / "large").write_bytes(bytes(range(256)) * 2**12 + b"the end")
+    with misbehaving(servers["gs"], "gs") as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.address)
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
+        bucket = real_stores.make_bucket("gs", proxy)
+        store, path = object_store.open_store(bucket.address("large"))
+        proxy.faults.append(Fault("rateLimitExceeded", "POST .*upload_id", 3))
+        store.put(tmp_path / "large", path)
+        sent = sum("upload_id" in request for request in proxy.requests)
+    assert bucket.get("large") == (tmp_path / "large").read_bytes()
+    assert sent == 5 + 3
 
 
 def test_an_account_that_the_environment_does_not_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
