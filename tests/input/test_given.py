@@ -83,7 +83,7 @@ def test_what_is_no_image_costs_its_own_place_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize("nothing", [5, None, 1.5, {"image": "a.jpg"}, object(), np.array(3)], ids=repr)
+@pytest.mark.parametrize("nothing", [5, None, 1.5, {"image": "a.jpg"}, Path, np.array(3)], ids=str)
 def test_what_can_not_be_iterated_over_is_wrong_usage(nothing: Any) -> None:
     with pytest.raises(UsageError, match="it must be a path, an image, a DataFrame, or a list"):
         references(nothing)
