@@ -217,7 +217,7 @@ def _adopt_finished_result(cache: PredictionCache, output: Output, plan: Plan, o
         return
     try:
         adopted = cache.adopt(output.records_with_stamps())
-        logger.info("of %s, %s that need no scoring, unless changed", out, counted(adopted, "image"))
+        logger.info("what %s says of %s counts, as far as they have not changed", out, counted(adopted, "image"))
     except UsageError as error:  # the format is not read back: no reason to refuse what went without this
         logger.info("%s; everything is scored again", error)
 

@@ -40,7 +40,7 @@ def names_or_rows(input: Images) -> str | tuple[str, ...] | OpenTable:
         return partial(_open_items, [input])
     if isinstance(input, list | tuple) and all(isinstance(each, str | os.PathLike) for each in input):
         names = tuple(map(_text, input))
-        return partial(_open_items, names) if names and all(map(_is_one_image, names)) else names
+        return partial(_open_items, names) if all(map(_is_one_image, names)) else names  # an empty list holds none
     if _is_frame(input):
         return partial(_open_frame, input)
     with suppress(TypeError):  # of what can't be iterated over

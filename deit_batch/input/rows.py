@@ -127,10 +127,12 @@ def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
 
 def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     value: object = row.value
+    nothing_kept = dict.fromkeys(fields.keep)
     if isinstance(value, Failure):
-        return Reference(index, None, value)
+        return Reference(index, None, value, nothing_kept)
     if not isinstance(value, Mapping):
-        return _located(index, value, fields.column or "", fields, folder, row.line)
+        located = _located(index, value, fields.column or "", fields, folder, row.line)
+        return replace(located, keep=nothing_kept)
     kept = {name: value.get(name) for name in fields.keep}
     try:
         column = fields.image_column(list(value))

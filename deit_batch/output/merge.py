@@ -157,6 +157,11 @@ def open_shard_result(path: str | Path) -> ShardResult:
         status, settings = report["status"], dict(report["settings"])
         shard, format, output = settings.get("shard"), settings.get("format"), report.get("output")
     except (FileNotFoundError, NoSuchObjectError):
+        growing = f"{path.rstrip('/')}.partial"
+        if place_at(growing).has(REPORT):
+            raise UsageError(
+                f"{path}: its run has not finished: {growing} is there; run the same command again, it goes on"
+            ) from None
         raise UsageError(
             f"{path}: there is no {os.path.basename(report_path)} beside it; a shard is merged with its report"
         ) from None

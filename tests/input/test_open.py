@@ -227,6 +227,7 @@ def test_a_malformed_csv_row_is_a_failure_and_the_others_are_not(tmp_path: Path)
         "line 14",
     ]
     assert failures[0] == "line 3: 1 field where the header has 2"
+    assert all("label" in reference.keep for reference in references)  # null, where a row has none
     assert failures[4] == "line 11: the image is empty"
 
 
@@ -268,8 +269,9 @@ def test_a_malformed_json_line_is_a_failure_and_the_others_are_not(tmp_path: Pat
     bad = ["{", "[1]", "3", "null", '{"image": 5}', '{"image": null}', '{"other": "x"}', "[" * 100_000]
     bad += ['{"input_data": {"columns": 5, "data": [["a"]]}}', '{"input_data": 5}', '{"input_data": [5]}', "9" * 5000]
     (tmp_path / "t.jsonl").write_text("\n".join(['{"image": "a.jpg"}', *bad, '{"image": "z.jpg"}']))
-    references = read(tmp_path / "t.jsonl")
+    references = read(tmp_path / "t.jsonl", keep=("other",))
     assert [references[0].image, references[-1].image] == ["a.jpg", "z.jpg"]
+    assert all("other" in reference.keep for reference in references)
     for line, reference in enumerate(references[1:-1], 2):
         assert failure(reference).startswith(f"line {line}:") or "input_data[0]" in failure(reference)
 

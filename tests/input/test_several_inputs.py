@@ -192,8 +192,7 @@ def test_tables_of_the_same_names_in_two_folders_are_not_mixed_up(photos: Path, 
 def test_python_takes_several_too(three: tuple[str, ...], vit: Path) -> None:
     found = score([Path(three[0]), three[2]], model=str(vit), workers=0)
     assert [record.index for record in found] == [0, 1, 2, 3]
-    with pytest.raises(UsageError, match="no input is given"):
-        list(score([], model=str(vit)))
+    assert list(score([], model=str(vit), workers=0)) == []  # as of a generator that gives nothing
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -144,3 +144,10 @@ def test_shards_share_out_every_reference_once(
         assert share == list(range(number, min(rows, rows if limit is None else limit), of))
         found += share
     assert sorted(found) == list(range(rows if limit is None else min(rows, limit)))
+
+
+def test_a_folder_of_parts_that_is_not_finished_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.partial").mkdir()
+    (tmp_path / "p.partial" / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"p/: its run has not finished: .*p\.partial is there; run the same command"):
+        merge([f"{tmp_path}/p/"], str(tmp_path / "all.jsonl"))
