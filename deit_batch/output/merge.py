@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 
 from deit_batch.errors import MALFORMED, InputError, UsageError, in_words
 from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
-from deit_batch.output.file import open_output
+from deit_batch.output.file import open_output, written_for
 from deit_batch.output.formats import Columns, choose_format
 from deit_batch.output.parts import MANIFEST, REPORT, read_manifest, read_parts
 from deit_batch.output.place import place_at
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged
-from deit_batch.system.atomic import is_same_file
+from deit_batch.system.atomic import is_inside, require_not_read
 from deit_batch.system.object_store import NoSuchObjectError, StoreError, is_stored, open_store, open_stream
 
 BATCH = 1000
@@ -69,8 +69,8 @@ def merge(shards: Sequence[str | Path], out: str, *, format: str | None = None, 
         if place_at(folder).has(MANIFEST):
             raise UsageError(f"{paths[0]} is a part of {folder}; give that folder")
     parts = all_of_one_run([open_shard_result(path) for path in paths])
-    if any(is_same_file(out, part.path) for part in parts):
-        raise UsageError(f"--out {out} is one of the shards")
+    read = [name for part in parts for name in (part.path, f"{part.path}.{REPORT}")]
+    require_not_read("--out", out, written_for(out), read)
     settings = parts[0].settings
     with ExitStack() as stack:
         lines = [stack.enter_context(closing(_lines(part.path))) for part in parts]
@@ -107,6 +107,8 @@ def _merge_folder(paths: Sequence[str], out: str, format: str | None, mode: Mode
     if others:
         raise UsageError(f"{name} is a folder of parts, and merged alone")
     folder = place_at(name)
+    if is_inside(out, str(folder)):
+        raise UsageError(f"--out {out} lies in the folder that is merged, {folder}; give another")
     rows = read_manifest(folder)
     report = json.loads(folder.read(REPORT))
     settings = {name: value for name, value in report["settings"].items() if name != "part_size"}

@@ -140,17 +140,30 @@ def _digest(data: bytes) -> dict[str, object]:
 def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
     """Raises DeitBatchError unless they are all parts of one reading of an input, whose references have this digest."""
     ordered = [parts[number] for number in sorted(parts)]
-    end = NOTHING_YET
-    for place, part in enumerate(ordered):
-        if (part.number, part.before) != (place, end):
-            raise UsageError(
-                f"the input changed while it was being scored: {part_name(part.number)} does not fit behind what was "
-                "read before it; run the same command with --fresh"
-            )
-        end = part.after
-    if end != digest:
+    misfit = _first_misfit(ordered)
+    if misfit:
+        raise UsageError(
+            f"the input changed while it was being scored: {part_name(misfit.number)} does not fit behind what was "
+            "read before it; run the same command with --fresh"
+        )
+    if _end_of(ordered) != digest:
         raise DeitBatchError(f"{part_name(len(ordered))} is missing; run the same command again, it goes on")
     return ordered
+
+
+def _first_misfit(parts: Sequence[Part]) -> Part | None:
+    """The first that does not go on where the one before it ends."""
+    end = NOTHING_YET
+    for place, part in enumerate(parts):
+        if (part.number, part.before) != (place, end):
+            return part
+        end = part.after
+    return None
+
+
+def _end_of(parts: Sequence[Part]) -> str:
+    """The digest of all their references."""
+    return parts[-1].after if parts else NOTHING_YET
 
 
 class Folder:
@@ -211,7 +224,7 @@ class Folder:
             end = block.after
             for reference in block.references:
                 changed.look_at(reference)
-        if end != (parts[-1].after if parts else NOTHING_YET):
+        if end != _end_of(parts):
             raise UsageError(
                 f"{self._out} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
@@ -291,8 +304,7 @@ class Folder:
             self._held.require()
             result.make()
             noted = result.write_chunks(STAMPS, self._stamps_of(parts))
-            digest = parts[-1].after if parts else NOTHING_YET
-            report = {**report, "references_sha256": digest, "stamps": noted}
+            report = {**report, "references_sha256": _end_of(parts), "stamps": noted}
             result.write(REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
             result.write_chunks(MANIFEST, _manifest(parts, format))
             self._held.require()
@@ -341,18 +353,26 @@ def _read_report(folder: Place, name: str = REPORT) -> dict[str, Any]:
 
 
 def read_manifest(folder: Place) -> list[Part]:
-    """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says."""
+    """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says; if it
+    does not hold all of them in that order, or is not of the run that the report is of."""
     try:
         manifest = _read_report(folder, MANIFEST)
         if not manifest:
             raise UsageError(f"{folder} is no finished result in parts: there is no {MANIFEST} in it")
-        rows = [(row["name"], Part(**{key: row[key] for key in row if key != "name"})) for row in manifest["parts"]]
-        changed = folder.first_unlike({name: part.output for name, part in rows})
+        parts = [Part(**{key: row[key] for key in row if key != "name"}) for row in manifest["parts"]]
+        names = [part_name(part.number, manifest["format"]) for part in parts]
+        tally = tally_of(parts)
+        said = [row["name"] for row in manifest["parts"]], manifest["inputs"], manifest["failed"]
+        if _first_misfit(parts) or said != (names, tally.inputs, tally.failed):
+            raise _not_ours(folder, MANIFEST)
+        if _read_report(folder).get("references_sha256") != _end_of(parts):
+            raise UsageError(f"{folder}: {MANIFEST} and {REPORT} are not of one run; score it again, with --fresh")
+        changed = folder.first_unlike({name: part.output for name, part in zip(names, parts, strict=True)})
     except (*MALFORMED, OSError) as error:
         raise UsageError(f"{folder} is no finished result in parts: {MANIFEST}: {in_words(error)}") from error
     if changed:
         raise _not_ours(folder, changed)
-    return [part for _, part in rows]
+    return parts
 
 
 def read_parts(folder: Place, parts: Sequence[Part]) -> Generator[bytes, None, None]:

@@ -75,6 +75,16 @@ def is_same_file(one: str, other: str) -> bool:
         return False
 
 
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a file of this name, which need not exist, lies in the folder, or is the folder."""
+    if path == "-" or object_store.is_stored(path) != object_store.is_stored(folder):
+        return False
+    if object_store.is_stored(path):
+        return object_store.is_below(path, folder)
+    real, around = os.path.realpath(path), os.path.realpath(folder)
+    return real == around or real.startswith(os.path.join(around, ""))
+
+
 def require_not_read(option: str, out: str, written: Iterable[str], inputs: Iterable[str]) -> None:
     """Raises UsageError if one of the inputs is one of the files and folders `written` for the option, or lies in
     one."""
@@ -106,8 +116,7 @@ def _is_written_over(read: str, written: str) -> bool:
         return read == written
     if not os.path.exists(written) or read == "-":
         return False
-    is_in_it = os.path.exists(read) and os.path.realpath(read).startswith(os.path.realpath(written) + os.sep)
-    return is_in_it or is_same_file(read, written)
+    return (os.path.exists(read) and is_inside(read, written)) or is_same_file(read, written)
 
 
 def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:

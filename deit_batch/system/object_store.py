@@ -86,6 +86,16 @@ def parse(text: str) -> tuple[str, str]:
     return scheme, bucket + slash + "/".join(parts)
 
 
+def is_below(address: str, folder: str) -> bool:
+    """Whether an address is that of something in a folder, or of the folder. Raises UsageError if one is none."""
+    try:
+        (one, path), (other, prefix) = parse(address), parse(folder)
+    except RowError as error:
+        raise UsageError(str(error)) from error
+    prefix = prefix.rstrip("/")
+    return name_of_library(one) == name_of_library(other) and (path == prefix or path.startswith(f"{prefix}/"))
+
+
 class Store:
     """A store, for one process and any number of threads. `patient`: what passes is tried again, for some minutes;
     otherwise whoever calls does that. `connections`: open at a time. Raises StoreError where the environment does not

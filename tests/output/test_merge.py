@@ -98,6 +98,16 @@ def test_what_is_not_all_of_one_run_is_said_and_nothing_is_written(folder: Path,
     assert not Path(out).exists()
 
 
+@pytest.mark.parametrize("name", ["part-0.jsonl", "part-2.jsonl.run.json", "link.jsonl"])
+def test_no_shard_is_written_over(folder: Path, tmp_path: Path, name: str) -> None:
+    paths = copied(folder, tmp_path)
+    (tmp_path / "link.jsonl").symlink_to("part-1.jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=rf"--out .*{name} would take the place of the input .*part-\d\.jsonl"):
+        merge(paths, str(tmp_path / name), format="jsonl", mode="fresh")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_an_unfinished_shard_is_refused(folder: Path, tmp_path: Path) -> None:
     paths = copied(folder, tmp_path)
     report = tmp_path / "part-1.jsonl.run.json"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import read_json
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
+from deit_batch.output.merge import merge
 from deit_batch.output.parts import (
     Block,
     Folder,
@@ -30,6 +32,7 @@ from deit_batch.output.parts import (
 )
 from deit_batch.output.place import LocalPlace, Place
 from deit_batch.system import atomic
+from deit_batch.system.atomic import is_inside
 
 SETTINGS = {"input": "imgs/", "part_size": 2}
 
@@ -110,6 +113,78 @@ def test_a_finished_folder_is_not_made_again(died: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UsageError, match=r"part-000002\.jsonl is not what its run has left there"):
         read_manifest(LocalPlace(died))
+
+
+def without_the_last(manifest: dict[str, Any]) -> None:
+    del manifest["parts"][-1]
+
+
+def without_the_last_and_its_counts(manifest: dict[str, Any]) -> None:
+    last = manifest["parts"].pop()
+    manifest["inputs"] -= last["scored"]
+
+
+def swapped(manifest: dict[str, Any]) -> None:
+    manifest["parts"][:2] = manifest["parts"][1::-1]
+
+
+def swapped_and_renumbered(manifest: dict[str, Any]) -> None:
+    swapped(manifest)
+    for number, row in enumerate(manifest["parts"]):
+        row["number"] = number
+
+
+def of_another_file(manifest: dict[str, Any]) -> None:
+    manifest["parts"][1]["name"] = "./part-000001.jsonl"
+
+
+def with_fewer_failures(manifest: dict[str, Any]) -> None:
+    manifest["failed"] = 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without_the_last,
+        without_the_last_and_its_counts,
+        swapped,
+        swapped_and_renumbered,
+        of_another_file,
+        with_fewer_failures,
+    ],
+)
+def test_a_manifest_that_is_not_of_all_the_parts_in_order_is_refused(
+    died: Path, damage: Callable[[dict[str, Any]], None]
+) -> None:
+    finish(died)
+    manifest = read_json(died / "manifest.json")
+    damage(manifest)
+    (died / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UsageError, match=r"manifest\.json (and run\.json are not of one run|is not what its run has left)"
+    ):
+        read_manifest(LocalPlace(died))
+    with (
+        closing(Folder(died, SETTINGS, fresh=False)) as folder,
+        pytest.raises(UsageError, match="score it again, with --fresh"),
+    ):
+        folder.finished(split_into_blocks(references(9), 2))
+    finish(died, fresh=True)
+    assert len(read_manifest(LocalPlace(died))) == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["part-000000.jsonl", "manifest.json", "all.jsonl", "../link/all.jsonl", "../to.jsonl"]
+)
+def test_nothing_is_merged_into_the_folder_that_is_read(died: Path, name: str) -> None:
+    finish(died)
+    died.with_name("link").symlink_to(died)
+    died.with_name("to.jsonl").symlink_to(died / "part-000001.jsonl")
+    before = {path.name: path.read_bytes() for path in died.iterdir()}
+    with pytest.raises(UsageError, match="lies in the folder that is merged"):
+        merge([died], str(died / name), format="jsonl", mode="fresh")
+    assert {path.name: path.read_bytes() for path in died.iterdir()} == before
+    assert not is_inside(f"{died}.jsonl", str(died))
 
 
 def test_fresh_replaces_what_stands_there_only_at_the_end(died: Path) -> None:

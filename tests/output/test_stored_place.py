@@ -253,6 +253,10 @@ def test_parts_and_shards_are_merged_from_a_store_to_a_store(
     run(out)
     merge([out], bucket.address("merged.jsonl"))
     assert bucket.get("merged.jsonl") == b"".join(parts_in(found(bucket)))
+    before = found(bucket)
+    with pytest.raises(UsageError, match=rf"--out {out}/part-000000\.jsonl lies in the folder that is merged"):
+        merge([out], f"{out}/part-000000.jsonl", mode="fresh")
+    assert found(bucket) == before
     with pytest.raises(UsageError, match=r"part-000000\.jsonl is a part of s3://.*/out; give that folder"):
         merge([f"{out}/part-000000.jsonl"], str(tmp_path / "merged.jsonl"))
 
@@ -262,7 +266,7 @@ def test_parts_and_shards_are_merged_from_a_store_to_a_store(
     first, second = (bucket.address(path.name) for path in shards)
     merge([second, shards[0]], bucket.address("all.jsonl"))
     assert bucket.get("all.jsonl") == scored(photos, vit, tmp_path, "whole.jsonl").read_bytes()
-    with pytest.raises(UsageError, match=r"--out s3://.*shard-0\.jsonl is one of the shards"):
+    with pytest.raises(UsageError, match=r"--out s3://.*shard-0\.jsonl would take the place of the input"):
         merge([first, second], first, mode="fresh")
     bucket.put("shard-1.jsonl", shards[1].read_bytes()[:-20])
     with pytest.raises(UsageError, match=r"shard-1\.jsonl is not what its run has left there; score this shard again"):
