@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from deit_batch.io import Failure, counted
@@ -68,6 +69,10 @@ class Pictures:
             "wrong": seen.state == "wrong",
         }
 
+    def first_cards(self, chosen: Sequence[Seen]) -> list[Json]:
+        """Up to the first of which the page holds no picture: what follows it has not the rank that a list claims."""
+        return [self.card(seen) for seen in takewhile(lambda seen: seen.place in self.found, chosen)]
+
     def cards(self, chosen: Sequence[Seen]) -> list[Json]:
         return [self.card(seen) for seen in chosen if seen.place in self.found]
 
@@ -92,13 +97,13 @@ def galleries(summary: Summary, pictures: Pictures) -> list[Json]:
     mistakes = {
         "id": "mistakes",
         "title": "Surest mistakes",
-        "note": "The highest scores of a label that is not the image's.",
+        "note": "The highest scores of a label that is not the image's, one of each confusion before a second of it.",
         "cards": pictures.cards(summary.mistakes),
     }
     least_sure = {
         "id": "least-sure",
         "title": "Least sure",
-        "note": "The lowest scores: odd pictures, or ones between two classes.",
+        "note": "The lowest scores, one of each class before a second of it: odd ones, or ones between two classes.",
         "cards": pictures.cards(summary.least_sure),
     }
     return [gallery for gallery in (mistakes, least_sure) if gallery["cards"]]
@@ -108,7 +113,7 @@ def classes(summary: Summary, pictures: Pictures, table: PageTable) -> Iterator[
     """Of each class some pictures, the most frequent class first; nothing where no picture was found. `number`: by
     which the table is filtered."""
     for name, shown in summary.by_class.items() if pictures.number else ():
-        surest, least_sure = pictures.cards(shown.surest), pictures.cards(shown.least_sure)
+        surest, least_sure = pictures.first_cards(shown.surest), pictures.first_cards(shown.least_sure)
         if surest or least_sure:
             images, number = summary.classes[name], table.label(name)
             yield {"name": name, "number": number, "images": images, "surest": surest, "least_sure": least_sure}

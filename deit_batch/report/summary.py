@@ -109,7 +109,7 @@ def _predicted(predictions: Iterable[Json]) -> set[str]:
 
 @dataclass(slots=True)
 class ClassPictures:
-    """Those of a class's images that are shown: no image is in both lists."""
+    """Those of a class's images that are shown: no image is in both lists, and each begins with its extreme."""
 
     surest: list[Seen]
     least_sure: list[Seen]
@@ -126,9 +126,13 @@ class _Extremes:
         self._least.offer(-score, seen)
 
     def pictures(self) -> ClassPictures:
-        surest = self._most.ranked()
-        shown = {seen.place for seen in surest}
-        return ClassPictures(surest, [seen for seen in self._least.ranked() if seen.place not in shown])
+        """Of few images a half each, so that the least sure of three is not among the surest."""
+        most = self._most.ranked()
+        shown = {seen.place for seen in most}
+        least = [seen for seen in self._least.ranked() if seen.place not in shown]
+        from_the_surest = [*most, *reversed(least)]
+        half = (len(from_the_surest) + 1) // 2
+        return ClassPictures(from_the_surest[:half], from_the_surest[half:][::-1])
 
 
 @dataclass(slots=True)

@@ -392,6 +392,29 @@ def test_the_page_holds_so_many_pictures_one_of_each_class_first_and_links_to_th
     assert reported(predictions, "--gallery", "0").pictures == []
 
 
+def test_no_picture_has_a_rank_that_it_has_not(tmp_path: Path) -> None:
+    scores = {"jar": [0.92, 0.89, 0.46], "can": [0.99, 0.45, 0.41, 0.40], "cup": [0.8]}
+    named = [(label, score) for label, of_label in scores.items() for score in of_label]
+    for n in range(len(named)):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+    predictions = write(tmp_path / "p.jsonl", [record(n, f"{n}.jpg", best) for n, best in enumerate(named)])
+
+    def by_class(*options: str) -> str:
+        return reported(predictions, *options).text.split(" One opens by a click. ")[1].split(" Least sure ")[0].strip()
+
+    assert by_class("--thumbnails", "3") == (
+        "can 4 images surest 0.99 0.45 least sure 0.40 0.41 jar 3 images surest 0.92 0.89 least sure 0.46 "
+        "cup 1 image surest 0.80"
+    )
+    few = reported(predictions, "--gallery", "3")  # all of them go to the least sure: one of each class
+    assert "surest 0.46" not in few.text
+    assert "The page holds the pictures of 3 of 8 scored images" in few.text
+    assert "one of each class before a second of it" in few.text
+    few = reported(predictions, "--gallery", "2")
+    assert ": 1 of 3 classes is not among the pictures by class" in few.text
+    assert "The page holds" not in reported(predictions).text
+
+
 def test_links_lead_nowhere_outside_of_the_root(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     names = [tmp_path / "in" / "a.jpg", tmp_path / "b.jpg"]
