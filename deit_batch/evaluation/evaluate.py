@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from deit_batch import __version__, block_runner
 from deit_batch.errors import OutputError
 from deit_batch.evaluation.joining import Labels, given_in, kept_in
-from deit_batch.evaluation.judged import Judged, judge, known_classes, summarise_predictions, unknown_labels
+from deit_batch.evaluation.judged import (
+    Judged,
+    judge,
+    known_classes,
+    require_known,
+    summarise_predictions,
+    unknown_labels,
+)
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
 from deit_batch.evaluation.names import CARD_NAMES, METRICS, PAGE, PARTS, PLOTS, PREDICTIONS, REPORT
@@ -265,6 +272,8 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
     labels = Labels(given_in(source), read_records(path))
     if request.options.id2label:  # predictions do not tell which class has which number
         label_map = _checked_label_map(sorted(labels.names), read_id2label(request.options.id2label), label_map)
+    else:
+        require_known(told, labels.names, label_map)
     classes = known_classes(told, labels.names, label_map)
     judged = judge(
         labels.join(read_records(path)),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deit_batch.errors import UsageError, nothing_left
 from deit_batch.input.identity import identity_of
 from deit_batch.io import counts
-from deit_batch.model.matching import Matching, are_numbers
+from deit_batch.model.matching import Matching
 from deit_batch.names import alike
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -119,17 +119,27 @@ def summarise_predictions(records: Iterable[dict[str, Any]], *, multi_label: boo
     return PredictionsSummary(sorted(names), first.total() if first and whole else 0, multi_label)
 
 
+def require_known(told: PredictionsSummary, labels: Iterable[str], label_map: Mapping[str, str]) -> None:
+    """Raises UsageError if there are labels, and predictions, but none of the labels is ever predicted, not even as a
+    lesser one: then they are other names, of which no image could be right. What the map says of a label is believed,
+    unless records hold every class."""
+    is_class = Matching(told.classes, label_map)
+    for label in labels:
+        if is_class(label) is not None or (alike(label) in label_map and not told.full):
+            return
+    if is_class.unknown and told.classes:
+        seen, known = (", ".join(sorted(names)[:3]) for names in (is_class.unknown, told.classes))
+        raise UsageError(
+            f"none of the labels ({seen}, …) is ever predicted, but {known}, …: say in a --label-map which is which"
+        )
+
+
 def known_classes(told: PredictionsSummary, labels: Iterable[str], label_map: Mapping[str, str]) -> list[str]:
     """The classes that predictions are judged by. What the model knows can't be told from its best few: a label that it
-    never predicts is a class, too. But labels that are all numbers, where no class is called by one, would be classes
-    that nothing can be right of: raises UsageError."""
+    never predicts is a class, too."""
     if told.full:
         return told.classes
     is_class = Matching(told.classes, label_map)
-    labels = list(labels)
-    unmapped = [name for name in labels if name not in label_map]
-    if are_numbers(unmapped) and unmapped == labels and told.classes and all(is_class(name) is None for name in labels):
-        raise unknown_labels(is_class, told.classes)
     return sorted({*told.classes, *(label_map.get(name, name) for name in labels if is_class(name) is None)})
 
 

@@ -80,12 +80,6 @@ def class_numbers(labels: Iterable[str], names: Sequence[str]) -> dict[str, str]
     return numbers
 
 
-def are_numbers(labels: Iterable[str]) -> bool:
-    """Whether there are any, and all look like numbers of classes."""
-    seen = {bool(_CLASS_NUMBER.fullmatch(alike(label))) for label in labels}
-    return seen == {True}
-
-
 class Matching:
     """The number of the class that a label means. `classes`: the model's names, by number. A label means, after the
     map: the class of that name (names.alike); or the only one that differs in nothing but case, hyphens and underscores

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.evaluation.joining import Labels, given_in, kept_in
-from deit_batch.evaluation.judged import PredictionsSummary, known_classes, summarise_predictions
+from deit_batch.evaluation.judged import PredictionsSummary, known_classes, require_known, summarise_predictions
 from deit_batch.input.labels import LABEL_COLUMNS, open_labelled, parse_labels
 from deit_batch.model.matching import Matching, read_label_map
 from deit_batch.output.read import read_records
@@ -85,12 +85,14 @@ def find_labels(
     that the records carry along; None if there are none. They are matched with the model's names, and images are
     counted, as an evaluation does. What is found in an input is said, unless it is asked `again`.
 
-    Raises UsageError if what was asked for is not there."""
+    Raises UsageError if what was asked for is not there, or is labels none of which is ever predicted; such labels that
+    the records carry are left out, with a warning."""
     mapping = read_label_map(label_map) if label_map else {}
     if labels:
         source = open_labelled(labels, id=id, label_column=column, image_optional=True, again=again)
         known = Labels(given_in(source), read_records(predictions))
         told = summarise_predictions(read_records(predictions), multi_label=source.multi_label)
+        require_known(told, known.names, mapping)
         classes = known_classes(told, known.names, mapping)
         return Labelling(source.layout, told, classes, mapping, known.of, known)
     if id:
@@ -103,6 +105,13 @@ def find_labels(
     told = summarise_predictions(read_records(predictions), multi_label=several)
     carried = (given for given in kept_in(read_records(predictions), _parsed, field) if given.failure is None)
     known = Labels(carried, read_records(predictions))
+    try:
+        require_known(told, known.names, mapping)
+    except UsageError as error:
+        if column or mapping:
+            raise
+        logger.warning("the labels in the records' field %r are left out: %s", field, error)
+        return None
     classes = known_classes(told, known.names, mapping)
     return Labelling(f"the records' field {field!r}", told, classes, mapping, known.of, known)
 

@@ -755,7 +755,7 @@ def test_images_that_are_predicted_twice_differently_are_not_judged(tmp_path: Pa
         predictions = [{"label": best, "score": 0.9}, {"label": other, "score": 0.1}]
         return json.dumps({"index": index, "image": name, "predictions": predictions}) + "\n"
 
-    again = line(0, "a.png", "jar", "can")
+    again = line(3, "a.png", "jar", "can")
     lines = [line(0, "a.png", "can", "jar"), line(1, "b.png", "jar", "can"), *[line(2, "c.png", "can", "jar")] * 2]
     for number, order in enumerate([[*lines, again], [again, *lines]]):
         (tmp_path / "p.jsonl").write_text("".join(order))

@@ -173,6 +173,38 @@ def test_a_report_counts_as_an_evaluation_does(several: bool, whole: bool, tmp_p
     assert states["right"] + states["wrong"] == evaluated["judged"]
 
 
+def test_labels_none_of_which_is_ever_predicted_judge_nothing(tmp_path: Path) -> None:
+    """By one rule, whether records hold every class or the best ones, and whatever asks for it."""
+    (tmp_path / "l.csv").write_text("image,label\na.jpg,station 1\nb.jpg,station 2\n")
+    (tmp_path / "map.csv").write_text("station 1,jar\nstation 2,lid\n")
+    labels: list[str | Path] = ["--labels", tmp_path / "l.csv"]
+    commands: list[list[str | Path]]
+    for scores in ((0.8, 0.1), (0.8, 0.2)):
+        answers = list(zip(("can", "jar"), scores, strict=True))
+        bare = write(tmp_path / "p.jsonl", [record(n, f"{name}.jpg", *answers) for n, name in enumerate("ab")])
+        commands = [
+            ["report", bare, *labels, "--out", tmp_path / "r.html"],
+            ["compare", bare, bare, *labels],
+            ["evaluate", "--input", tmp_path / "l.csv", "--predictions", bare, "--out", tmp_path / "e"],
+        ]
+        for command in commands:
+            done = invoke(*command)
+            assert done.exit_code == 2, command
+            told = "none of the labels (station 1, station 2, …) is ever predicted, but can, jar, …"
+            assert told in done.stderr, done.stderr
+            assert not list(tmp_path.glob("*.html"))
+    mapped = reported(bare, *labels, "--label-map", tmp_path / "map.csv", "--gallery", "0")
+    assert "0 of 1 judged images are right" in mapped.text
+    kept = write(tmp_path / "k.jsonl", [record(0, "a.jpg", ("can", 0.8), ("jar", 0.1), label="station 1")])
+    done = invoke("report", kept, "--out", tmp_path / "r.html", "--gallery", "0")
+    assert (done.exit_code, "the labels in the records' field 'label' are left out: none of" in done.stderr) == (
+        0,
+        True,
+    )
+    assert "Against the labels" not in Page((tmp_path / "r.html").read_text()).text
+    assert invoke("report", kept, "--label-column", "label", "--out", tmp_path / "r.html").exit_code == 2
+
+
 @pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
 def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
     records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
