@@ -20,6 +20,7 @@ from deit_batch.commands._types import (
     Root,
     Threshold,
     TopK,
+    WholeNumber,
 )
 from deit_batch.limits import Limits
 from deit_batch.output.form import Form
@@ -63,7 +64,7 @@ TABLE_INPUT = (
         "is there: image, url, path, …]",
     ),
     option("--recursive/--no-recursive", help="Read the subfolders of a folder, too."),
-    option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N inputs."),
+    option("--limit", type=AT_LEAST_ONE, metavar="N", help="Read only the first N inputs."),
     option(
         "--map",
         multiple=True,
@@ -259,7 +260,7 @@ TIME_LIMIT = option(
 
 WORKERS = option(
     "--workers",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     help="Processes that fetch and decode images. With 0, the main process does it (not possible for serve). [default: "
     "chosen by the number of cores]",
@@ -273,7 +274,7 @@ SPEED = (
     ),
     option(
         "--batch-size",
-        type=click.IntRange(min=1),
+        type=AT_LEAST_ONE,
         metavar="N",
         help="Images that are scored in one batch. [default: chosen by the cores, the model and the GPU]",
     ),
@@ -307,13 +308,13 @@ IMAGE_LIMITS = (
     ),
     option(
         "--redirects",
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         metavar="N",
         help="Redirects followed for one URL.",
     ),
     option(
         "--retries",
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         metavar="N",
         help="Further attempts to fetch a URL or an object after a temporary failure.",
     ),
@@ -368,7 +369,7 @@ THUMBNAILS = option(
     "--thumbnails",
     default=12,
     show_default=True,
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     help="Largest number of images in each list of notable images (such as the least sure), which have pictures.",
 )

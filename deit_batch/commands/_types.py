@@ -19,13 +19,34 @@ class Number(click.FloatRange):
     """A finite one. NaN would be in every range, for it is neither below nor above it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{str(value)!r} is not a number {_bounds(self)}", param, ctx)
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
 
 
-AT_LEAST_ONE = click.IntRange(min=1)
+class WholeNumber(click.IntRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            int(value)
+        except ValueError:
+            self.fail(f"{str(value)!r} is not a whole number {_bounds(self)}", param, ctx)
+        return int(super().convert(value, param, ctx))
+
+
+def _bounds(range: click.FloatRange | click.IntRange) -> str:
+    """As in "from 0 to 1", "from 1 up", "above 0", "above 0 and below 1"."""
+    lower = f"{'above' if range.min_open else 'from'} {range.min:g}"
+    if range.max is None:
+        return lower if range.min_open else f"{lower} up"
+    return f"{lower} {'and below' if range.max_open else 'up to' if range.min_open else 'to'} {range.max:g}"
+
+
+AT_LEAST_ONE = WholeNumber(min=1)
 SECONDS = Number(min=0, min_open=True, max=86_400)
 SHARE = Number(0, 1)
 

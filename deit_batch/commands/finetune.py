@@ -28,7 +28,7 @@ from deit_batch.commands._options import (
     WORKERS,
     limits_from,
 )
-from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number
+from deit_batch.commands._types import AT_LEAST_ONE, PLACE, SHARE, Number, WholeNumber
 from deit_batch.evaluation.names import CARD_NAMES
 from deit_batch.finetune.inputs import check_inputs
 from deit_batch.finetune.settings import METRICS, REPORTERS, Settings
@@ -287,7 +287,7 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     ),
     option(
         "--seed",
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         metavar="N",
         help="Seed of all random numbers.",
     ),

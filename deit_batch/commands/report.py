@@ -29,7 +29,7 @@ from deit_batch.commands._options import (
     VERBOSE,
     limits_from,
 )
-from deit_batch.commands._types import PLACE
+from deit_batch.commands._types import PLACE, WholeNumber
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
@@ -54,7 +54,7 @@ logger = logging.getLogger("deit_batch")
         "--gallery",
         default=1000,
         show_default=True,
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         metavar="N",
         help="Largest number of images of which the page holds a picture; the others are linked to their file or URL.",
     ),

@@ -19,7 +19,7 @@ from deit_batch.commands._options import (
     VERBOSE,
     limits_from,
 )
-from deit_batch.commands._types import AT_LEAST_ONE, Number
+from deit_batch.commands._types import AT_LEAST_ONE, Number, WholeNumber
 from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
@@ -41,7 +41,7 @@ from deit_batch.system.extras import needing
         "--port",
         default=8000,
         show_default=True,
-        type=click.IntRange(0, 65535),
+        type=WholeNumber(0, 65535),
         metavar="N",
         help="Port to listen on. With 0, any free port is used.",
     ),
@@ -79,7 +79,7 @@ from deit_batch.system.extras import needing
         "--drain-seconds",
         default=30,
         show_default=True,
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         metavar="N",
         help="Longest time to finish open requests after SIGTERM or Ctrl-C, in seconds.",
     ),

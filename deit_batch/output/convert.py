@@ -165,7 +165,7 @@ def require_review(review: Path, unsure_below: float | None) -> None:
     if unsure_below is None:
         raise UsageError("--review lists the images that are unsure: say which by --unsure-below X")
     if review.suffix.lower() != ".csv":
-        raise UsageError(f"--review {review} must end in .csv, which it is")
+        raise UsageError(f"--review {review} must end in .csv: the list is a table of CSV, which a spreadsheet opens")
     _require_place(review, "--review")
 
 

@@ -128,6 +128,22 @@ def test_wrong_usage_is_status_2(wrong: list[str], tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value", "why"),
+    [
+        ("score", "--unsure-below", "60%", "'60%' is not a number from 0 to 1"),
+        ("score", "--threshold", "half", "'half' is not a number from 0 to 1"),
+        ("score", "--fetch-seconds", "", "'' is not a number above 0 up to 86400"),
+        ("score", "--limit", "1.5", "'1.5' is not a whole number from 1 up"),
+        ("serve", "--port", "http", "'http' is not a whole number from 0 to 65535"),
+        ("finetune", "--validation-share", "x", "'x' is not a number above 0 and below 1"),
+    ],
+)
+def test_what_is_no_number_is_told_which_numbers_are_meant(command: str, option: str, value: str, why: str) -> None:
+    done = CliRunner().invoke(main, [command, option, value])
+    assert (done.exit_code, why in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize("name", ["DEIT_BATCH_MODEL", "DEIT_BATCH_SCORE_TOPK"])
 def test_a_variable_that_names_no_option_is_wrong_usage(name: str) -> None:
     result = CliRunner().invoke(main, ["score", "--input", str(EXAMPLES), "--dry-run"], env={name: "demo"})

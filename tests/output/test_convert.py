@@ -222,7 +222,7 @@ def test_a_list_for_review_takes_the_place_of_nothing_else(tmp_path: Path) -> No
     (tmp_path / "r.csv.run.json").write_text("{}")
     command = ["score", "t.txt", *"--model demo --out p.jsonl --unsure-below 1 --review".split()]
     for review, why in (
-        ("a.png", "--review a.png must end in .csv"),
+        ("a.png", "--review a.png must end in .csv: the list is a table of CSV, which a spreadsheet opens"),
         ("b.csv", "--review b.csv is the input's image 1"),
         ("r.csv", "--review r.csv is the result of a run"),
         ("nowhere/r.csv", "--review nowhere/r.csv: there is no folder nowhere"),
