@@ -99,6 +99,10 @@ def part_name(number: int, format: str = "jsonl") -> str:
 
 
 _PART = re.compile(r"part-(\d{6,})\.(\w+)")
+_CONVERTED = "|".join(format.name for format in FORMATS.values() if format.in_parts and format.write)
+_FILE = rf"{_PART.pattern}|{STAMPS}|{re.escape(MANIFEST)}|{re.escape(REPORT)}"
+_OURS = re.compile(rf"(?:{_CONVERTED})|(?:(?:{_CONVERTED})/)?(?:{_FILE}|\.(?:{_FILE})\.[0-9a-f]{{32}}\.tmp|\.replaced)")
+"""The paths of what a run makes in its partial folder, with the temporary files of writers that were killed."""
 
 
 def write_part(partial: Place, block: Block, records: Sequence[Record]) -> Part:
@@ -179,7 +183,7 @@ class Folder:
             self._held = self._out.hold()
         try:
             self._earlier = self._look_around(fresh)
-        except DeitBatchError:
+        except BaseException:
             self._held.release()
             raise
 
@@ -187,7 +191,9 @@ class Folder:
         """The report of the run that is continued."""
         with writing(self._out):
             self._out.mend()
-            if self._has_strays():
+            if _is_leftover(self.partial):
+                if self.partial.exists():
+                    logger.info("%s is what a killed run has left, without a report: it is taken away", self.partial)
                 self.partial.remove_all()
             found = [folder for folder in (self.partial, self._out) if folder.exists()]
             reports = [_read_report(folder) for folder in found]
@@ -202,12 +208,6 @@ class Folder:
                 require_same_settings(str(found[0]), reports[0]["settings"], self._settings)
                 return reports[0]
         return {}
-
-    def _has_strays(self) -> bool:
-        """Whether the partial folder holds nothing but parts that came after the end: from a machine that was taken for
-        dead, and whose blocks others have scored meanwhile. On a store, such a part finds its place."""
-        names = self.partial.names() if self.partial.exists() else []
-        return bool(names) and all(map(_PART.fullmatch, names)) and self._out.has(MANIFEST)
 
     @property
     def complete(self) -> bool:
@@ -340,6 +340,13 @@ class Folder:
 
     def close(self) -> None:
         self._held.release()
+
+
+def _is_leftover(partial: Place) -> bool:
+    """Whether the partial folder has no report, and nothing that a run does not write: it was killed while it made the
+    folder or took it away, or the parts came after the end. Such are from a machine that was taken for dead, and whose
+    blocks others have scored meanwhile; on a store, they find their place."""
+    return not partial.has(REPORT) and all(map(_OURS.fullmatch, partial.everything()))
 
 
 def _read_report(folder: Place, name: str = REPORT) -> dict[str, Any]:

@@ -4,7 +4,6 @@ comes to its own name."""
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from deit_batch.system.atomic import (
     make_missing_folder,
     mend_folder,
     publish_folder,
+    remove_folder,
     write_atomically,
 )
 from deit_batch.system.lock import Lock
@@ -46,13 +46,18 @@ class Place(Protocol):
     def inside(self, name: str) -> Place:
         """A folder in it."""
 
-    def exists(self) -> bool: ...
+    def exists(self) -> bool:
+        """Whether there is anything of that name: an empty folder is none, as on a store."""
 
     def make(self) -> None:
         """Makes the folder, if it is not there."""
 
     def names(self) -> list[str]:
         """Of the files in it."""
+
+    def everything(self) -> list[str]:
+        """The paths, from here, of all files and folders in it and in its folders; of a folder that is a link, or none,
+        its own name."""
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
@@ -125,6 +130,8 @@ class LocalPlace:
         return LocalPlace(self.path / name)
 
     def exists(self) -> bool:
+        if self.path.is_dir():
+            return any(self.path.iterdir())
         return os.path.lexists(self.path)
 
     def make(self) -> None:
@@ -133,6 +140,11 @@ class LocalPlace:
     def names(self) -> list[str]:
         with os.scandir(self.path) as entries:
             return [entry.name for entry in entries if entry.is_file()]
+
+    def everything(self) -> list[str]:
+        if self.path.is_symlink() or not self.path.is_dir():
+            return [self.path.name]
+        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*")]
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -169,7 +181,7 @@ class LocalPlace:
 
     def remove_all(self) -> None:
         if self.path.exists():
-            shutil.rmtree(self.path)
+            remove_folder(self.path, self.path)
 
     def first_unlike(self, outputs: Mapping[str, object]) -> str | None:
         return next((name for name, output in outputs.items() if digest_of(self.path / name) != output), None)

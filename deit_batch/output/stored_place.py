@@ -82,6 +82,9 @@ class StoredPlace:
     def names(self) -> list[str]:
         return list(self._files())
 
+    def everything(self) -> list[str]:
+        return [each.address.removeprefix(f"{self}/") for each in self._listed(recursive=True)]
+
     def _files(self) -> dict[str, StoredFile]:
         return {each.address.rpartition("/")[2]: each for each in self._listed(recursive=False)}
 

@@ -255,7 +255,7 @@ def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
     (target / _REPLACED).touch()
     if _exchange(source, target):
         _sync_names(target)
-        _remove_folder(source, target)
+        _remove_replaced(source, target)
         return
     old = _temporary_name(target, "old")
     target.rename(old)
@@ -264,7 +264,7 @@ def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
     except OSError:
         old.rename(target)
         raise
-    _remove_folder(old, target)
+    _remove_replaced(old, target)
 
 
 def mend_folder(target: Path, *sources: Path) -> None:
@@ -272,15 +272,15 @@ def mend_folder(target: Path, *sources: Path) -> None:
     the lock of the target."""
     for source in sources:
         if (source / _REPLACED).exists():
-            _remove_folder(source, target)
+            _remove_replaced(source, target)
     with suppress(OSError):  # there is none, or nothing may be changed there
         (target / _REPLACED).unlink()  # killed before the exchange: it has not been replaced
     for old in _litter(target, "old"):
         if target.exists():
-            _remove_folder(old, target)
+            _remove_replaced(old, target)
         else:
             rename_durably(old, target)
-    for folder in _litter(target, "tmp"):
+    for folder in (folder for path in (target, *sources) for folder in _litter(path, "tmp")):
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -292,12 +292,17 @@ def temporary_folder(target: Path) -> Path:
     return folder
 
 
-def _remove_folder(folder: Path, target: Path) -> None:
-    """Under another name first: half of it would not be known for what it is."""
+def _remove_replaced(folder: Path, target: Path) -> None:
     with standing(target):
-        away = _temporary_name(target, "tmp")
-        folder.rename(away)
-        shutil.rmtree(away)
+        remove_folder(folder, target)
+
+
+def remove_folder(folder: Path, target: Path) -> None:
+    """Under another name first: half of it would not be known for what it is. If this process is killed, `mend_folder`
+    of the target removes the rest."""
+    away = _temporary_name(target, "tmp")
+    folder.rename(away)
+    shutil.rmtree(away)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,11 +21,13 @@ from hypothesis import strategies as st
 from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
+from deit_batch.output.formats import Columns
 from deit_batch.output.merge import merge
 from deit_batch.output.parts import (
     Block,
     Folder,
     Part,
+    convert_part,
     in_order,
     part_name,
     read_manifest,
@@ -231,6 +235,7 @@ def test_other_settings_and_foreign_folders_are_refused(died: Path, tmp_path: Pa
     with pytest.raises(UsageError, match=r"is of another run \(part_size was 2, is 3\)"):
         Folder(died, {**SETTINGS, "part_size": 3}, fresh=False)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(UsageError, match=r"no run\.json in it says what it is"):
         Folder(tmp_path / "mine", SETTINGS, fresh=False)
 
@@ -243,6 +248,125 @@ def test_what_no_run_has_made_is_never_taken_away(tmp_path: Path) -> None:
             Folder(tmp_path / "photos", SETTINGS, fresh=True)
         assert (tmp_path / name / "a.jpg").read_bytes() == b"precious"
         shutil.rmtree(tmp_path / name)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: what a process has done to the files when it is raised is all that it does."""
+
+
+@pytest.fixture
+def killed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Lets the n-th change of a name or a file below `tmp_path`, and all after it, not happen; 0: all happen again."""
+    left = [0]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes long
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if not left[0]:
+            return
+        writes = event == "open" and isinstance(arguments[1], str) and bool(set(arguments[1]) & set("wxa+"))
+        if writes or event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir"):
+            path = str(arguments[0])
+            if (os.path.isabs(path) and not path.startswith(str(tmp_path))) or path.endswith(".lock"):
+                return
+            if left[0] == 1:
+                raise Killed
+            left[0] -= 1
+
+    sys.addaudithook(watch)
+    yield lambda count: left.__setitem__(0, count)
+    left[0] = 0
+
+
+def run(out: Path, *, format: str, fresh: bool, settings: dict[str, Any]) -> None:
+    with closing(Folder(out, settings, fresh=fresh)) as folder:
+        if folder.complete:
+            return
+        folder.begin()
+        parts = {}
+        for block, part in folder.standing(split_into_blocks(references(3), 2)):
+            parts[block.number] = part or write(folder.partial, block)
+        columns = Columns(())
+        ordered = [convert_part(folder.partial, part, format, columns) for part in in_order(parts, block.after)]
+        folder.finish(ordered, {}, format)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("left", "format"), [("nothing", "parquet"), ("finished", "jsonl"), ("partial", "jsonl")])
+def test_wherever_a_run_is_killed_the_same_command_comes_to_the_whole_result(
+    tmp_path: Path, killed_at: Callable[[int], None], format: str, left: str
+) -> None:
+    for name in ("old", "new", "out"):
+        (tmp_path / name).mkdir()
+    settings = {"format": format, "part_size": 2}
+    run(tmp_path / "new" / "out", format=format, fresh=False, settings=settings)
+    if left == "finished":
+        run(tmp_path / "old" / "out", format=format, fresh=False, settings=settings | {"top_k": 1})
+    if left == "partial":
+        with closing(Folder(tmp_path / "old" / "out", settings | {"top_k": 1}, fresh=False)) as folder:
+            folder.begin()
+            for block in split_into_blocks(references(4), 2):
+                write(folder.partial, block)
+    whole = contents(tmp_path / "new")
+    fresh = left != "nothing"
+    out = tmp_path / "out" / "out"
+    for moment in range(1, 200):
+        shutil.rmtree(out.parent)
+        shutil.copytree(tmp_path / "old", out.parent)
+        killed_at(moment)
+        try:
+            run(out, format=format, fresh=fresh, settings=settings)
+        except Killed:
+            was_killed = True
+        else:
+            was_killed = False
+        killed_at(0)
+        run(out, format=format, fresh=fresh, settings=settings)
+        there = contents(out.parent)
+        assert {name: there[name] for name in there if not name.endswith(".stamps")} == whole, moment
+        assert os.listdir(out.parent) == ["out"], moment
+        if not was_killed:
+            break
+    assert moment > 15
+
+
+def test_what_a_killed_run_has_left_without_a_report_is_taken_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    temporary = f".run.json.{'0' * 32}.tmp"
+    for names in ([], [temporary], ["part-000000.jsonl", "part-000000.stamps"], ["parquet/part-000003.parquet"]):
+        for name in names:
+            (path := tmp_path / "out.partial" / name).parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        (tmp_path / "out.partial").mkdir(exist_ok=True)
+        caplog.clear()
+        with caplog.at_level("INFO"), closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
+            assert not folder.partial.exists()
+        assert any("without a report: it is taken away" in each for each in caplog.messages) == bool(names)
+    for name in ("part-000000.jsonl/a.jpg", "a.jpg", "parquet/a.jpg", ".part-000000.jsonl.tmp"):
+        for each in (name, "part-000001.jsonl"):
+            (path := tmp_path / "out.partial" / each).parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        with pytest.raises(UsageError, match=r"no run\.json in it says what it is"):
+            Folder(tmp_path / "out", SETTINGS, fresh=True)
+        assert (tmp_path / "out.partial" / name).exists()
+        shutil.rmtree(tmp_path / "out.partial")
+
+
+def test_an_empty_folder_may_be_there_before(died: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    with closing(Folder(tmp_path / "link", SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        folder.finish([], {}, "jsonl")
+    assert read_manifest(LocalPlace(tmp_path / "disk")) == []
+    died.mkdir()
+    finish(died)
+    assert len(read_manifest(LocalPlace(died))) == 5
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link", "out"]
 
 
 def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messages: list[str]) -> None:
