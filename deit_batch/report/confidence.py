@@ -23,11 +23,13 @@ def _zeros() -> list[int]:
 
 @dataclass(slots=True)
 class Confidence:
-    """Each list has a count for every score that a page can show, so that its table finds what is counted here."""
+    """Each list has a count for every score that a page can show, so that its table finds what is counted here.
+    `without`: images that were scored, but have no label from the run's threshold up, and so no score that is known."""
 
     images: list[int] = field(default_factory=_zeros)
     judged: list[int] = field(default_factory=_zeros)
     right: list[int] = field(default_factory=_zeros)
+    without: int = 0
 
     def add(self, score: float, state: str) -> None:
         step = round(score * SCALE)
@@ -37,7 +39,8 @@ class Confidence:
 
     @property
     def total(self) -> int:
-        return sum(self.images)
+        """All images that were scored: what shares are of."""
+        return sum(self.images) + self.without
 
     def kept_from(self, threshold: float) -> Kept:
         step = round(threshold * SCALE)

@@ -31,11 +31,16 @@ def _sentences(summary: Summary, passed_over: int) -> Iterator[str]:
     total = confidence.total
     if total:
         sure = share(confidence.kept_from(SURE).images, total)
-        unsure = share(total - confidence.kept_from(UNSURE).images, total)
-        yield f"The model is sure of {sure} (a score from {SURE:.2f} up), and unsure of {unsure} (below {UNSURE:.2f})."
+        unsure = share(confidence.kept_from(0).images - confidence.kept_from(UNSURE).images, total)
+        said = f"The model is sure of {sure} (a score from {SURE:.2f} up), and unsure of {unsure} (below {UNSURE:.2f})"
+        without = counted(confidence.without, "image has", "images have")
+        yield f"{said}; {without} no label from the run's threshold up." if confidence.without else f"{said}."
     if summary.confusions and summary.confusions.judged:
         right = share(summary.confusions.right, summary.confusions.judged)
-        yield f"Of {summary.confusions.judged:,} with a label to judge by, {right} are right."
+        said = f"Of {summary.confusions.judged:,} with a label to judge by, {right} are right"
+        unjudged = counted(summary.confusions.without_prediction, "more has", "more have")
+        beside = f"; {unjudged} no prediction, and can't be judged" if summary.confusions.without_prediction else ""
+        yield f"{said}{beside}."
 
 
 def share(part: int, whole: int) -> str:

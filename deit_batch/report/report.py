@@ -277,7 +277,7 @@ def _reasons(summary: Summary, table: PageTable) -> list[tuple[Reason, int, list
 
 
 def _bins(confidence: Confidence) -> list[dict[str, Any]]:
-    """`most`: the highest score in it, as the table shows scores; `share`: of all images with a score."""
+    """`most`: the highest score in it, as the table shows scores; `share`: of all images that were scored."""
     found = confidence.bins(BINS)
     highest, total = max(*found, 1), max(confidence.total, 1)
     return [

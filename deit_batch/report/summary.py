@@ -137,15 +137,13 @@ class _Extremes:
 
 @dataclass(slots=True)
 class Summary:
-    """`classes`: images by best label; `confidence`: those by best score; `without_prediction`: how many were scored,
-    but have no label from the run's threshold up; `by_class`: which images of a class are shown, by its label;
-    `standing_out`: all of which pictures are wanted, those first that tell the most; `rows`: at most as many as were
-    asked for, a random sample of the file where it has more, and those that stand out."""
+    """`classes`: images by best label; `confidence`: those by best score; `by_class`: which images of a class are
+    shown, by its label; `standing_out`: all of which pictures are wanted, those first that tell the most; `rows`: at
+    most as many as were asked for, a random sample of the file where it has more, and those that stand out."""
 
     tally: Tally = field(default_factory=Tally)
     classes: Counter[str] = field(default_factory=Counter)
     confidence: Confidence = field(default_factory=Confidence)
-    without_prediction: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
     confusions: Confusions | None = None
     least_sure: list[Seen] = field(default_factory=list)
@@ -184,7 +182,7 @@ def summarise(
             _count_failure(summary.reasons, record)
             continue
         if not predictions:
-            summary.without_prediction += 1
+            summary.confidence.without += 1
             continue
         best = predictions[0]
         summary.classes[best["label"]] += 1

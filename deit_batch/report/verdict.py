@@ -160,11 +160,13 @@ def verdict_in_words(accuracy: Mapping[str, Any]) -> str:
         "worse": "The new result is worse",
     }.get(accuracy["verdict"], "There is no difference beyond chance")
     low, high = (100 * bound for bound in accuracy["interval"])
+    rest = accuracy["not_judged"]
     return (
-        f"{head}: {_share(new)} of the images are right now, {_share(old)} were before: "
-        f"{100 * accuracy['change']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}; McNemar's test, "
-        f"p = {accuracy['p_value']:.3g}). On {counted(accuracy['judged'], 'image')} that both files have judged, "
-        f"{accuracy['now_right']:,} are now right and {accuracy['now_wrong']:,} now wrong."
+        f"{head}: of {counted(accuracy['judged'], 'image')} that both files have judged, {_share(new)} are right now, "
+        f"{_share(old)} were before: {100 * accuracy['change']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}; "
+        f"McNemar's test, p = {accuracy['p_value']:.3g}). {accuracy['now_right']:,} are now right and "
+        f"{accuracy['now_wrong']:,} now wrong."
+        + (f" {rest:,} more with a label are not judged, and in no figure here." if rest else "")
     )
 
 

@@ -249,7 +249,10 @@ def test_which_is_better_is_told_as_an_evaluation_tells_it(tmp_path: Path) -> No
     assert accuracy["interval"] == pytest.approx(change["interval"], abs=0.03)  # of other resamples
     assert (accuracy["verdict"], change["within_noise"]) == ("better", False)
     assert (accuracy["judged"], accuracy["now_right"], accuracy["now_wrong"]) == (90, 27, 6)
-    told = "The new result is better: 90.00 % (82.08 to 94.65) of the images are right now, 66.67 %"
+    told = (
+        "The new result is better: of 90 images that both files have judged, 90.00 % (82.08 to 94.65) are right now, "
+    )
+    told += "66.67 %"
     page = Page((tmp_path / "c.html").read_text())
     assert told in done.stdout
     assert told in page.text
@@ -273,7 +276,8 @@ def test_what_chance_could_have_done_is_no_verdict(tmp_path: Path) -> None:
     assert accuracy["verdict"] == "no difference beyond chance"
     assert (accuracy["judged"], accuracy["not_judged"], accuracy["now_right"]) == (18, 2, 1)
     text = invoke("compare", old, new).stdout
-    assert "There is no difference beyond chance: 94.44 %" in text
+    assert "There is no difference beyond chance: of 18 images that both files have judged, 94.44 %" in text
+    assert "0 now wrong. 2 more with a label are not judged, and in no figure here.\n" in text
     assert "not judged  2 images with a label" in text
     alone = invoke("compare", old, results([True] * 20, tmp_path, "bare.jsonl"), "--format", "json")
     assert f"only {old} carries labels" in alone.stderr

@@ -287,6 +287,22 @@ def test_the_page_answers_first(scores: list[float], failed: int, passed_over: i
     assert answer(summarise(records, most_rows=9, most_shown=0), passed_over) == said
 
 
+def test_images_whose_labels_a_threshold_took_are_in_every_share(tmp_path: Path) -> None:
+    records = [record(n, f"{n}.jpg", ("can", 0.9), label="can") for n in range(6)]
+    records += [record(n, f"{n}.jpg", label="can") for n in range(6, 10)]
+    page = reported(write(tmp_path / "p.jsonl", records), "--gallery", "0")
+    assert (
+        "10 images, all scored. The model is sure of 60 % (a score from 0.80 up), and unsure of 0 % (below 0.50); "
+        "4 images have no label from the run's threshold up. "
+        "Of 6 with a label to judge by, 100 % are right; 4 more have no prediction, and can't be judged."
+    ) in page.text
+    assert page.data["thresholds"][50] == "At 0.50: 60 % of the images kept (6 of 10), 100 % of them right"
+    assert "0.50 6 60 % 100 %" in page.text  # the table of thresholds
+    assert "can 6 · 60 %" in page.text
+    none = answer(summarise([record(0, "a.jpg")], most_rows=9, most_shown=0), 0)
+    assert none.endswith("and unsure of 0 % (below 0.50); 1 image has no label from the run's threshold up.")
+
+
 def test_who_opens_the_page_sees_whose_it_is_and_gets_to_every_part(photos: Path, vit: Path, tmp_path: Path) -> None:
     (photos / "notes.txt").touch()
     predictions = scored(photos, vit, tmp_path)
