@@ -37,6 +37,8 @@ from deit_batch.output.place import Place, result_place
 from deit_batch.output.resume import (
     Changed,
     errors_of_finished,
+    has_failed,
+    parse_record,
     reference_line,
     require_same_settings,
 )
@@ -241,10 +243,20 @@ class Folder:
                     yield from stamps.stamps_in(file)
 
     def begin(self) -> None:
-        """Makes the folder, if there is none to go on with."""
+        """Makes the folder, if there is none to go on with. Of a run that gave up, the parts with failures are taken
+        away before the report says that it goes on: else, if it were killed, the next would take them for good."""
         with writing(self._out):
             self.partial.make()
+            if self._earlier.get("status") == "gave up":
+                self._remove_failed()
             self._write_report("running", {})
+
+    def _remove_failed(self) -> None:
+        numbers = sorted(self.left())
+        with closing(self._grown(numbers)) as files:
+            for number, (data, _) in zip(numbers, files, strict=True):
+                if _has_failures(data or b""):
+                    self.partial.remove([part_name(number)])
 
     def left(self) -> set[int]:
         """The numbers of the parts that an earlier run has left."""
@@ -284,8 +296,7 @@ class Folder:
             logger.warning("%s has changed since it was scored: its part is made anew", changed[0])
         lines = (data or b"").splitlines(keepends=True)
         errors = [] if changed else errors_of_finished(str(self._out), block.references, lines)
-        again = self._earlier.get("status") == "gave up" and any(errors)
-        if again or not len(errors) == len(lines) == len(block.references):
+        if not len(errors) == len(lines) == len(block.references):
             with writing(self._out):
                 self.partial.remove([name])
             return None
@@ -340,6 +351,12 @@ class Folder:
 
     def close(self) -> None:
         self._held.release()
+
+
+def _has_failures(data: bytes) -> bool:
+    """Whether one of these records has an error. Few hold the word, and only those are parsed."""
+    records = (parse_record(line) for line in data.splitlines(keepends=True) if b'"error"' in line)
+    return any(record and has_failed(record) for record in records)
 
 
 def _is_leftover(partial: Place) -> bool:

@@ -408,11 +408,38 @@ def test_a_damaged_part_is_made_anew(died: Path, damage: Callable[[Path], None])
 def test_after_giving_up_the_parts_with_failures_are_made_anew(died: Path) -> None:
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         folder.interrupt({}, gave_up=True)
-    assert set(standing(died)) == {0, 1, 3}  # 4 is in part 2
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        for block in split_into_blocks(references(9), 2):  # 4 is in part 2
+            write(folder.partial, block)
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        assert folder.left() == {0, 1, 3, 4}
+        next(folder.standing(split_into_blocks(references(9), 2)))
+    # It was killed before it looked at part 2, or made it; and what the next has made stays.
+    assert set(standing(died)) == {0, 1, 3, 4}
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        write(folder.partial, list(split_into_blocks(references(9), 2))[2])
+    assert set(standing(died)) == {0, 1, 2, 3, 4}
+
+
+def test_a_run_that_is_killed_while_it_takes_failures_away_still_knows_that_it_gave_up(
+    died: Path, killed_at: Callable[[int], None]
+) -> None:
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         for block in split_into_blocks(references(9), 2):
             write(folder.partial, block)
-    assert set(standing(died)) == {0, 1, 3, 4}
+        folder.partial.write(part_name(3), (died.with_name("out.partial") / part_name(2)).read_bytes())
+        folder.interrupt({}, gave_up=True)
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        killed_at(2)
+        with pytest.raises(Killed):
+            folder.begin()
+        killed_at(0)
+    assert part_name(3) in os.listdir(died.with_name("out.partial"))
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        assert folder.left() == {0, 1, 4}
 
 
 def test_an_input_that_has_changed_is_refused(died: Path) -> None:
