@@ -238,7 +238,7 @@ def test_what_a_call_can_not_have_is_refused_when_it_is_called(photos: Path, vit
     more: dict[str, Any]
     with load(vit, workers=0) as model:
         for more, message in (
-            ({"device": "cpu"}, r"score\(\) has no option device; there are column, id, keep, limit"),
+            ({"device": "cpu"}, r"score\(\) has no option device; there are base, column, delimiter, id, keep, limit"),
             ({"top_k": 0}, "top_k is 0"),
             ({"topk": 3}, "do you mean top_k"),
         ):

@@ -62,7 +62,7 @@ PART = option(
     type=AT_LEAST_ONE,
     metavar="N",
     help="Write a folder of several files, each of the records of N images. A run that was stopped goes on with the "
-    f"files that are missing. [default, with --out DIR/: {PART_SIZE}]",
+    f"files that are missing. [default: {PART_SIZE}, with --out DIR/]",
 )
 
 

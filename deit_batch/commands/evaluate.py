@@ -164,7 +164,7 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
         type=AT_LEAST_ONE,
         metavar="N",
         help="Write the predictions to a folder of several files, each of N images, instead of predictions.jsonl. "
-        f"[default, with --engine ray: {PART_SIZE}]",
+        f"[default: {PART_SIZE}, with --engine ray]",
     ),
 )
 @section("Speed", *SPEED)

@@ -437,7 +437,7 @@ def test_every_command_and_option_has_help_that_opens_with_an_example() -> None:
     for name, command in main.commands.items():
         shown = CliRunner().invoke(main, [name, "--help"]).stdout
         assert shown.startswith(f"Example:\n\n  deit-batch {name}")
-        with click.Context(command) as context:
+        with click.Context(command, **command.context_settings) as context:
             for param in command.get_params(context):
                 if isinstance(param, click.Option):
                     assert param.get_help_record(context)
@@ -447,7 +447,7 @@ def test_every_command_and_option_has_help_that_opens_with_an_example() -> None:
 
 def test_each_option_is_explained_in_sentences_that_stand_alone() -> None:
     for name, command in main.commands.items():
-        with click.Context(command) as context:
+        with click.Context(command, **command.context_settings) as context:
             for param in command.get_params(context):
                 if isinstance(param, click.Option):
                     said = f"{name} {param.opts[0]}: {param.help}"

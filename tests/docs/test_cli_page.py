@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(command: str) -> list[click.Option]:
-    with click.Context(COMMANDS[command]) as context:
+    with click.Context(COMMANDS[command], **COMMANDS[command].context_settings) as context:
         context.help_option_names = ["-h", "--help"]
         return [param for param in COMMANDS[command].get_params(context) if isinstance(param, click.Option)]
 

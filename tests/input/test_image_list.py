@@ -63,6 +63,7 @@ def test_of_several_categories_an_image_has_a_list(tmp_path: Path) -> None:
 
 
 def test_annotations_of_no_image_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "deit_batch")
     path = written(tmp_path, {**COCO, "annotations": [{"image_id": 9, "category_id": 8}]})
     open_source(path)
     assert caplog.messages == [f"{path}: 1 annotated image is not among its images"]
