@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from deit_batch.errors import DeitBatchError, Interrupted, TooManyFailures, UsageError
 from deit_batch.input.open import names_of_inputs
-from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
+from deit_batch.input.passed_over import MOST_SHOWN, counts_of, warn_of_photos
 from deit_batch.input.webdataset import paths_of
 from deit_batch.io import (
     LocalFile,
@@ -61,7 +61,7 @@ class RunResult:
         parts = [
             f"{tally.scored:,} of {counted(tally.inputs, 'image')} {done}{before}",
             f"{tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
-            f"{passed_over:,} passed over ({counts(self.passed_over, most=MOST_SHOWN)})" if passed_over else "",
+            f"{passed_over:,} passed over ({counts_of(self.passed_over, most=MOST_SHOWN)})" if passed_over else "",
             f"{speed} images/s" if speed else "",
         ]
         return ", ".join(filter(None, parts))

@@ -262,6 +262,7 @@ def _check_parts(options: Options, out: str, mode: Mode, *, incremental: bool) -
 
 
 def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int:
+    from deit_batch.input.passed_over import counts_of
     from deit_batch.io import Failure, counted, counts
 
     options = Options(**chosen)
@@ -278,7 +279,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
             first.append(reference.image or f"({kind.removesuffix('s')})")
     click.echo(f"{counted(kinds.total(), 'input')}: {counts(kinds) or 'none'}")
     if source.passed_over:
-        click.echo(f"passed over: {escape_controls(counts(source.passed_over))}")
+        click.echo(f"passed over: {escape_controls(counts_of(source.passed_over))}")
     for image in first:
         click.echo(f"  {escape_controls(image)}")
     if kinds.total() > len(first):

@@ -27,8 +27,8 @@ from deit_batch.finetune.pictures import Fetched, File, KeptBytes, KeptPixels, M
 from deit_batch.finetune.settings import Settings
 from deit_batch.input.identity import identity_of
 from deit_batch.input.labels import LABELLED_TWICE, LabelledSource, find_unclear
-from deit_batch.input.passed_over import MOST_SHOWN, warn_of_photos
-from deit_batch.io import Failure, Location, Reference, counted, counts, json_line, name_fields
+from deit_batch.input.passed_over import MOST_SHOWN, counts_of, warn_of_photos
+from deit_batch.io import Failure, Location, Reference, counted, json_line, name_fields
 from deit_batch.limits import Limits
 from deit_batch.loading.deep_gray import warn_of_deep_gray
 from deit_batch.loading.loader import Decoded, Loader, batched
@@ -286,7 +286,7 @@ def _prepared(folder: Path, pictures: Pictures) -> Prepared:
     skipped = [Skipped(**one) for one in about.pop("skipped")]
     passed_over = about.pop("passed_over", {})  # an earlier version has not counted
     if passed_over:
-        logger.info("passed over: %s", counts(passed_over, most=MOST_SHOWN))
+        logger.info("passed over: %s", counts_of(passed_over, most=MOST_SHOWN))
     warn_of_photos(passed_over)
     warn_of_deep_gray(about.pop("deep_gray", 0), scaled=False, remedy="convert them to 8 bits first")
     _report(skipped)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from deit_batch.errors import InputError, UsageError
 from deit_batch.input.kinds import InputKind, InputName, image_endings, is_image_name
-from deit_batch.input.passed_over import ending_of, pass_over, photos_in, remedy
-from deit_batch.io import LocalFile, Reference, Source, StoredFile, counted, counts
+from deit_batch.input.passed_over import FOLDERS, SEEN_FOLDERS, counts_of, ending_of, pass_over, photos_in, remedy
+from deit_batch.io import LocalFile, Reference, Source, StoredFile, counted
 from deit_batch.system import object_store
 
 logger = logging.getLogger("deit_batch")
@@ -50,7 +50,7 @@ def _files(find: Callable[[Counter[str]], Iterator[str]], if_empty: str) -> Sour
 
 
 def _no_image(what: str, passed_over: Counter[str]) -> UsageError:
-    reasons = counts(passed_over) or "it is empty"
+    reasons = counts_of(passed_over) or "it is empty"
     photos = photos_in(passed_over)
     hint = f"; to have its photos read, {remedy(photos)}" if photos else ""
     return UsageError(f"{what} ({reasons}); known names end in {' '.join(sorted(image_endings()))}{hint}")
@@ -81,7 +81,7 @@ def _images(found: Iterator[StoredFile | str], start: int, passed_over: Counter[
     """`start`: how long the folder's own address is."""
     for file in found:
         if isinstance(file, str):
-            pass_over(passed_over, "folders")
+            pass_over(passed_over, FOLDERS)
         elif file.address.startswith(".", start) or "/." in file.address[start:]:
             pass_over(passed_over, "hidden")
         elif is_image_name(file.address):
@@ -119,9 +119,9 @@ def _walk(folder: str, recursive: bool, passed_over: Counter[str], seen: set[tup
         elif os.path.isdir(path):
             status = os.stat(path)
             if not recursive:
-                pass_over(passed_over, "folders")
+                pass_over(passed_over, FOLDERS)
             elif (status.st_dev, status.st_ino) in seen:
-                pass_over(passed_over, "folders seen under another name")
+                pass_over(passed_over, SEEN_FOLDERS)
             else:
                 inside.append(_names(path, seen))
         elif is_image_name(path):
@@ -153,7 +153,7 @@ def _glob(pattern: str, passed_over: Counter[str]) -> Iterator[str]:
         if any(part.startswith(".") and part not in wanted for part in found.parts):
             pass_over(passed_over, "hidden")
         elif found.is_dir():
-            pass_over(passed_over, "folders")
+            pass_over(passed_over, FOLDERS)
         elif is_image_name(found.name):
             yield str(found)
         else:

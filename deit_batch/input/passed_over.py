@@ -34,6 +34,15 @@ MOST_KINDS = 100
 
 MOST_SHOWN = 6
 
+FOLDERS, SEEN_FOLDERS = "folders", "folders seen under another name"
+"""Reasons under which no file is counted."""
+
+_OF_ONE = {
+    FOLDERS: "folder",
+    SEEN_FOLDERS: "folder seen under another name",
+    "further images of a sample": "further image of a sample",
+}
+
 WITHOUT_ENDING, OTHER_ENDINGS = "without an ending", "of other endings"
 
 _PLAIN_ENDING = re.compile(r"\.[\w+~-]{1,16}")
@@ -68,6 +77,19 @@ def is_photo(reason: str) -> bool:
 def _is_spoilt(reason: str) -> bool:
     """Whether an image's ending has something behind it, as what was fetched with its query has: "a.jpg?width=300"."""
     return reason.endswith("…") and reason[:-1] in IMAGES
+
+
+def counts_of(passed_over: Mapping[str, int], *, most: int | None = None) -> str:
+    """As in "3 .mov, 1 folder"; `most` as in io.counts."""
+    return counts(
+        {_OF_ONE.get(reason, reason) if number == 1 else reason: number for reason, number in passed_over.items()},
+        most=most,
+    )
+
+
+def files_in(passed_over: Mapping[str, int]) -> int:
+    """How many of them are files."""
+    return sum(number for reason, number in passed_over.items() if reason not in (FOLDERS, SEEN_FOLDERS))
 
 
 def photos_in(passed_over: Mapping[str, int]) -> Counter[str]:

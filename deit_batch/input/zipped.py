@@ -17,10 +17,10 @@ from typing import IO, BinaryIO
 from deit_batch.errors import RowError, UsageError, cut_off
 from deit_batch.input.kinds import TABLES, InputKind, by_ending_of, is_image_name
 from deit_batch.input.packed import unpacking
-from deit_batch.input.passed_over import ending_of, is_hidden, pass_over
+from deit_batch.input.passed_over import counts_of, ending_of, is_hidden, pass_over
 from deit_batch.input.streams import open_input
 from deit_batch.input.tables import MAX_ROW_BYTES
-from deit_batch.io import Failure, counts
+from deit_batch.io import Failure
 
 MOST_LISTED_BYTES = 2**25
 """Of the list of members, which is read whole and takes ten times its size in memory: of some 300,000 images."""
@@ -86,7 +86,8 @@ class Zip:
         found = [info for info in self._tables if by_ending_of(_name_of(info)) is not InputKind.LIST] or self._tables
         names = [_name_of(info) for info in found]
         if not found:
-            raise UsageError(f"{self.path} holds no image and no table ({counts(self.passed_over) or 'it is empty'})")
+            reasons = counts_of(self.passed_over) or "it is empty"
+            raise UsageError(f"{self.path} holds no image and no table ({reasons})")
         if len(found) > 1:
             shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
             raise UsageError(f"{self.path} holds {len(names):,} tables ({shown}): unpack it, and name one of them")

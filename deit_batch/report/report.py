@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deit_batch.input.passed_over import photos_in
+from deit_batch.input.passed_over import counts_of, files_in, photos_in
 from deit_batch.io import counted, counts
 from deit_batch.limits import Limits
 from deit_batch.output.read import read_records, read_run_report
@@ -153,7 +153,7 @@ def as_page(
         "file": str(predictions),
         "date": date,
         "summary": summary,
-        "answer": answer(summary, sum(_passed_over(run).values())),
+        "answer": answer(summary, files_in(_passed_over(run))),
         "tiles": _tiles(summary, run),
         "lost_photos": counts(photos_in(_passed_over(run))),
         "run": _run(run) if run else {},
@@ -227,7 +227,7 @@ def _run(run: Mapping[str, Any]) -> dict[str, str]:
     told = {
         "Input": _listed(run["settings"].get("input")),
         **settings_of(run),
-        "Passed over": counts(_passed_over(run)),
+        "Passed over": counts_of(_passed_over(run)),
         "Machine": run.get("machine"),
         "Devices": ", ".join(run.get("devices") or []),
         "Took": f"{seconds:,.0f} s" if seconds else None,

@@ -22,7 +22,9 @@ from deit_batch.input.passed_over import (
     OTHER_ENDINGS,
     PHOTOS,
     WITHOUT_ENDING,
+    counts_of,
     ending_of,
+    files_in,
     pass_over,
     photos_in,
     warn_of_photos,
@@ -101,6 +103,12 @@ def test_what_is_no_photo_is_counted_and_no_warning(
     out = scored(photos, vit, tmp_path)
     assert len(read_jsonl(out)) == 40
     assert not [text for text in messages if "photos were passed over" in text]
+
+
+def test_one_is_told_as_one() -> None:
+    passed_over = Counter({"folders": 1, "folders seen under another name": 2, ".mov": 1})
+    assert counts_of(passed_over) == "2 folders seen under another name, 1 folder, 1 .mov"
+    assert files_in(passed_over) == 1
 
 
 def test_where_all_are_passed_over_the_error_says_what_to_do(tmp_path: Path) -> None:

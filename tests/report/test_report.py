@@ -305,10 +305,12 @@ def test_images_whose_labels_a_threshold_took_are_in_every_share(tmp_path: Path)
 
 def test_who_opens_the_page_sees_whose_it_is_and_gets_to_every_part(photos: Path, vit: Path, tmp_path: Path) -> None:
     (photos / "notes.txt").touch()
+    (photos / "itself").symlink_to(photos)  # a folder, and no file
     predictions = scored(photos, vit, tmp_path)
     page = reported(predictions, "--gallery", "0", "--title", "Cameras <1> & 2")
     assert "Cameras <1> & 2" in page.text
     assert "40 images, all scored. 1 other file was passed over." in page.text
+    assert "1 folder seen under another name" in page.text
     ended = datetime.fromisoformat(read_json(tmp_path / "p.jsonl.run.json")["ended_at"])
     assert f"deit-batch report · {ended.day} {ended:%B %Y, %H:%M} UTC" in page.text
     parts = {"#classes", "#confidence", "#failures", "#records", "#run"}
