@@ -214,12 +214,14 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
         threshold=request.threshold,
         unpaired=labels.failures,
     )
+    ran = json.loads(report.read_bytes())
     about = {
         "input": options.input,
         "labels": f"{source.layout}, numbers of the model's classes" if len(label_map) > mapped else source.layout,
         "multi_label": multi_label,
         "predictions": path.name,
-        "model": json.loads(report.read_bytes())["settings"],
+        "model": ran["settings"],
+        "passed_over": ran["counts"]["passed_over"],
     }
     return _Material(judged, labels.inputs, about, source.class_names)
 
@@ -290,6 +292,7 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
         "multi_label": told.multi_label,
         "predictions": str(path),
         "predictions_without_label": labels.without_label,
+        "passed_over": dict(source.passed_over),
         "never_predicted": [] if told.full else sorted(set(classes) - set(told.classes)),
     }
     return _Material(judged, labels.inputs, about, source.class_names)

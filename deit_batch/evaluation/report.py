@@ -7,7 +7,8 @@ from typing import Any
 
 from deit_batch.escaping import escape_controls
 from deit_batch.evaluation.names import LOWER_IS_BETTER
-from deit_batch.io import counted
+from deit_batch.input.passed_over import photos_in
+from deit_batch.io import counted, counts
 
 _HEADLINES = {
     "accuracy": "accuracy (top-1)",
@@ -65,6 +66,8 @@ def _what(document: Mapping[str, Any]) -> Iterator[str]:
 def notes(document: Mapping[str, Any]) -> list[str]:
     """What of the input was not judged, or only by a guess; names between backticks, which are nowhere else."""
     notes = [f"{number:,} failed: {kind}" for kind, number in document["failures"].items()]
+    if photos := photos_in(document.get("passed_over") or {}):
+        notes.append(f"photos that were not read, and are in no figure here: {counts(photos)}")
     if document["unknown_labels"]:
         labels = _some([f"{_code(name)} ({number:,})" for name, number in document["unknown_labels"].items()])
         notes.append(f"{document['images_with_unknown_labels']:,} have a label that the model does not know: {labels}")

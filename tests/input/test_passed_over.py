@@ -91,6 +91,14 @@ def test_embed_evaluate_finetune_and_python_warn_too(camera: Path, messages: lis
         (camera.parent / "map.json").write_text('{"a": "Bag", "b": "Coat"}')
         done = deit_batch(*command, "--input", "camera", "--model", "demo", "--quiet", cwd=camera.parent)
         assert "photos were passed over: 2 .nef, 2 .jxl, 1 .jpg…; " in done.stderr, done.stderr
+    found = camera.parent / "evaluation"
+    assert read_json(found / "metrics.json")["passed_over"][".jxl"] == 2
+    told = "photos that were not read, and are in no figure here: 2 .nef, 2 .jxl, 1 .jpg…"
+    assert told in (found / "report.md").read_text()
+    assert told in Page((found / "report.html").read_text()).text
+    again = ("--predictions", "evaluation/predictions.jsonl", "--label-map", "map.json", "--out", "again")
+    assert deit_batch("evaluate", *again, "--input", "camera", cwd=camera.parent).returncode in (0, 3)
+    assert told in (camera.parent / "again" / "report.md").read_text()
     list(score(str(camera), model="demo", workers=0))
     assert [text for text in messages if text.startswith("photos were passed over: ")]
 
