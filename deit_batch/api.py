@@ -163,7 +163,7 @@ class Model:
 
     def score(self, input: Images, *, progress: bool = False, **options: Unpack[PredictionOptions]) -> Records:
         """As `deit_batch.score`, with the options that say what is read and what of the scores comes out: `column`,
-        `keep`, `id`, `recursive`, `limit`, `map`, `shard`, `top_k` and `threshold`."""
+        `keep`, `id`, `recursive`, `limit`, `map`, `base`, `suffix`, `delimiter`, `shard`, `top_k` and `threshold`."""
         known = PredictionOptions.__optional_keys__
         return self._scored(_asked("score", input, options, known, progress, **self._kept))
 
@@ -275,7 +275,7 @@ def _scored(scorer: Scorer, source: Source, plan: Plan, asked: _Asked) -> Genera
             yield from records
     if reading.error:
         raise reading.error
-    warn_of_images(source, plan, met)
+    warn_of_images(source, met, scaled=plan.recipe.scale_deep_gray)
 
 
 class _Reading:

@@ -18,7 +18,7 @@ from deit_batch.input.passed_over import warn_of_photos
 from deit_batch.input.webdataset import paths_of
 from deit_batch.io import Source, Tally, counted
 from deit_batch.loading import turbo
-from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
+from deit_batch.loading.deep_gray import DEEP_GRAY
 from deit_batch.output.formats import FORMATS, Columns
 from deit_batch.output.parts import (
     NOTHING_YET,
@@ -35,7 +35,7 @@ from deit_batch.output.place import Place
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, Plan
-from deit_batch.runner import RunResult, long_lived_objects_left_alone
+from deit_batch.runner import RunResult, long_lived_objects_left_alone, warn_of_images
 from deit_batch.system import machine
 from deit_batch.system.atomic import require_not_read
 from deit_batch.system.progress import Progress, Stopwatch
@@ -194,8 +194,7 @@ def run(
             logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
         final = report()
         folder.finish(parts, final, format)
-        warn_of_photos(source.passed_over)
-        warn_of_deep_gray(found.met[DEEP_GRAY], scaled=plan.scale_deep_gray)
+        warn_of_images(source, found.met, scaled=plan.scale_deep_gray)
         return RunResult(found.tally, final, source.passed_over)
 
 

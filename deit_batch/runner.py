@@ -71,10 +71,10 @@ class RunResult:
         return tally.failed > 0 and not (threshold and threshold.allows(tally.failed, tally.inputs))
 
 
-def warn_of_images(source: Source, plan: Plan, met: Counter[str]) -> None:
-    """Of images that are missing in the result, or may be misread."""
+def warn_of_images(source: Source, met: Counter[str], *, scaled: bool) -> None:
+    """Of images that are missing in the result, or may be misread. `scaled`: as Recipe.scale_deep_gray."""
     warn_of_photos(source.passed_over)
-    warn_of_deep_gray(met[DEEP_GRAY], scaled=plan.recipe.scale_deep_gray)
+    warn_of_deep_gray(met[DEEP_GRAY], scaled=scaled)
 
 
 def run(
@@ -168,7 +168,7 @@ def run(
         if cache:
             with standing(out):
                 cache.finish()
-        warn_of_images(source, plan, met)
+        warn_of_images(source, met, scaled=plan.recipe.scale_deep_gray)
         return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,15 @@ from typing import Any
 
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
-from deit_batch.system.atomic import make_missing_folder, mend_folder, publish_folder, standing, write_atomically
+from deit_batch.system.atomic import (
+    make_missing_folder,
+    mend_folder,
+    publish_folder,
+    remove_folder,
+    standing,
+    sweep_files,
+    write_atomically,
+)
 from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
@@ -68,10 +75,11 @@ def finished_report(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> dict
 def open_partial(out: Path, facts: Mapping[str, Any], *, fresh: bool) -> Path:
     """The folder to work in. Raises UsageError if a dead run with other settings has left it."""
     partial = beside(out, ".partial")
+    sweep_files(partial / "settings.json")
     if partial.exists() and not (partial / "settings.json").exists() and any(partial.iterdir()):
         raise UsageError(f"{partial} is there and no settings.json in it says what it is; give another --out")
-    if fresh:
-        shutil.rmtree(partial, ignore_errors=True)
+    if fresh and partial.exists():
+        remove_partial(out)
     before = _read(partial / "settings.json")
     if before not in (None, facts):
         raise UsageError(
@@ -93,7 +101,8 @@ def publish(result: Path, out: Path) -> None:
 
 
 def remove_partial(out: Path) -> None:
-    shutil.rmtree(beside(out, ".partial"))
+    """If this process is killed meanwhile, the next run removes the rest."""
+    remove_folder(beside(out, ".partial"), out)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

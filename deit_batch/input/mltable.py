@@ -15,8 +15,6 @@ from pathlib import Path
 from reprlib import repr as shown  # bounded: by its aliases, a few lines of YAML may be endless lists
 from typing import Any
 
-import yaml
-
 from deit_batch.errors import UsageError
 from deit_batch.input.elsewhere import Map, find_here
 from deit_batch.input.kinds import MLTABLE, InputKind
@@ -45,6 +43,8 @@ class MlTable:
 def read_mltable(spec: str, known: Map = ()) -> MlTable:
     """`spec`: a folder with an MLTable in it, or that file. Raises UsageError if it can't be read, or asks for what is
     not followed here."""
+    import yaml  # here, for it takes a while, and few inputs need it
+
     path = spec if os.path.basename(spec) == MLTABLE and not os.path.isdir(spec) else os.path.join(spec, MLTABLE)
     try:
         document = yaml.safe_load(_bytes_of(path))

@@ -42,7 +42,7 @@ from deit_batch import score
 from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, UsageError
 from deit_batch.finetune.data import load_sets, split
-from deit_batch.finetune.folders import finished_report
+from deit_batch.finetune.folders import finished_report, open_partial
 from deit_batch.finetune.run import TrainingResult, finetune
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import interpolated
@@ -730,6 +730,23 @@ def test_what_a_run_with_fresh_has_left_goes_with_the_next(tmp_path: Path) -> No
     (partial / "result" / ".replaced").touch()
     assert finished_report(out, facts, fresh=False) == {"settings": facts}
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_run_that_was_killed_while_it_made_or_removed_its_folder_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, out, partial = {"model": "demo"}, tmp_path / "out", tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / f".settings.json.{'0' * 32}.tmp").touch()
+    assert open_partial(out, facts, fresh=False) == partial
+    assert os.listdir(partial) == ["settings.json"]
+    (partial / "images").touch()
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *args, **more: None)  # it comes to nothing
+        open_partial(out, facts, fresh=True)
+    assert os.listdir(partial) == ["settings.json"]
+    assert finished_report(out, facts, fresh=False) is None
+    assert sorted(os.listdir(tmp_path)) == ["out.partial"]
 
 
 def test_a_folder_of_the_users_beside_a_result_stays(tmp_path: Path) -> None:
