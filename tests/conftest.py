@@ -153,6 +153,16 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets logging up for the process: not for the next test, too."""
+    logger = logging.getLogger("deit_batch")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
 @pytest.fixture
 def messages() -> Iterator[list[str]]:
     """What is logged, as it comes."""

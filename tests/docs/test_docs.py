@@ -69,7 +69,7 @@ def printed_by(commands: list[str], folder: Path, environment: dict[str, str]) -
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
         cwd=folder,
-        env={**os.environ, **environment},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -112,7 +112,8 @@ def tried(page: Path, folder: Path, environment: dict[str, str]) -> Trial:
 
 @pytest.fixture(scope="module")
 def environment(s3_server: int) -> dict[str, str]:
-    """Of a machine without a network, but for a store that has the sample pictures in its bucket."""
+    """Of a machine without a network, but for a store that has the sample pictures in its bucket. It is taken once:
+    pytest changes os.environ while the threads of `trials` would read it."""
     address = f"http://127.0.0.1:{s3_server}"
     account = {"aws_access_key_id": "someone", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
     client = boto3.client("s3", endpoint_url=address, **account)
@@ -120,6 +121,7 @@ def environment(s3_server: int) -> dict[str, str]:
     for path in EXAMPLES.glob("*/*.png"):
         client.put_object(Bucket="bucket", Key=f"imgs/{path.relative_to(EXAMPLES)}", Body=path.read_bytes())
     return {
+        **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
         "AWS_ENDPOINT_URL": address,
