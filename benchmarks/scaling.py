@@ -77,6 +77,7 @@ def cluster_on(setting: Setting) -> Iterator[str]:
     yield cluster.address
     cluster.shutdown()
     ray.shutdown()
+    os.sched_setaffinity(0, CORES)
 
 
 def timed(words: list[str], out: Path) -> Timed:
