@@ -312,13 +312,13 @@ class Folder:
         result = self.partial.inside(format) if converted else self.partial
         names = [REPORT, STAMPS, *(part_name(part.number, format) for part in parts), MANIFEST]
         with writing(self._out):
-            self._held.require()
+            self._held.ask()
             result.make()
             noted = result.write_chunks(STAMPS, self._stamps_of(parts))
             report = {**report, "references_sha256": _end_of(parts), "stamps": noted}
             result.write(REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
             result.write_chunks(MANIFEST, _manifest(parts, format))
-            self._held.require()
+            self._held.ask()
             self._out.publish(format if converted else None, names)
         with standing(str(self._out)):
             # Until now, or a run that dies here would begin anew.
@@ -341,7 +341,7 @@ class Folder:
         """Says how the run has ended, if no other has taken the folder over."""
         with writing(self._out):
             try:
-                self._held.require()
+                self._held.ask()
             except OutputError:
                 return
             self._write_report("gave up" if gave_up else "interrupted", report)

@@ -28,6 +28,9 @@ class Held(Protocol):
     """What keeps other runs away from a result."""
 
     def require(self) -> None:
+        """Raises OutputError if it does no longer, as far as is known."""
+
+    def ask(self) -> None:
         """Raises OutputError if it does no longer."""
 
     def release(self) -> None: ...

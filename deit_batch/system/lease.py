@@ -1,17 +1,23 @@
 """One run at a time on a result on a store. A store has no locks: each run leaves a sign of life beside the result, and
 renews it as long as it lives.
 
-    DIR.lock/<a name of its own>     says who it is
+    DIR.lock/<a name of its own>     says who it is, in words, and in a second line as process.identify_process
 
 Whoever leaves one looks for others after that. A listing shows what was put before it began, so of two runs at least
-the later one sees the other, and never do both go on. All times that are compared are those at which the store took the
-signs: what the clocks of the machines say does not matter.
+the later one sees the other, and never do both go on. Another is dead if it was a process of this machine that has
+ended, and otherwise if it has missed several renewals. All times that are compared are those at which the store took
+the signs: what the clocks of the machines say does not matter.
+
+Who is taken for dead though it lives finds that out at its next renewal, at the latest when it asks before it
+publishes: it ends, and has changed nothing that counts.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
+import sys
 import threading
 import time
 import uuid
@@ -19,20 +25,22 @@ from contextlib import suppress
 
 from deit_batch.errors import OutputError
 from deit_batch.io import StoredFile
-from deit_batch.system.lock import describe_this_process, held_by
+from deit_batch.system.lock import held_by
 from deit_batch.system.object_store import NoSuchObjectError, Store, StoreError
+from deit_batch.system.process import describe_this_process, has_ended, identify_process
 
 logger = logging.getLogger("deit_batch")
 
-RENEWED = 15.0
+RENEWED = 5.0
 """Seconds from one sign of life to the next."""
-DEAD = 60.0
-"""Seconds without one after which a run is taken for dead."""
+DEAD = 20.0
+"""Seconds without one after which a run on another machine is taken for dead: three renewals that did not come, and a
+fourth that is due. A renewal is tried again for longer than that where the store is busy, but seldom needs it."""
 
 
 class Lease:
     """Held by this process until it is released, or has given no sign of life for so long that another may have taken
-    over. `require` finds that out."""
+    over. `require` and `ask` find that out."""
 
     def __init__(self, store: Store, folder: str, what: str) -> None:
         """Waits until it is known whether another run lives. Raises OutputError, saying who it is, if one does,
@@ -45,7 +53,7 @@ class Lease:
         try:
             self._wait_for_others()
         except BaseException:
-            with suppress(StoreError):  # then it is taken for dead in a minute
+            with suppress(StoreError):  # then it is taken for dead before long
                 self._store.remove(self._mine)
             raise
         self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -57,14 +65,18 @@ class Lease:
         seen: dict[str, int] = {}
         while others := self._others():
             for path, (taken, age) in others.items():
-                if age > DEAD:
-                    logger.warning("%s: going on for %s, which gives no sign of life", self._what, self._who(path))
+                who, process = self._read(path)
+                if has_ended(process):
+                    logger.warning("%s: going on for %s, which has ended without a word", self._what, who)
+                    self._store.remove(path)
+                elif age > DEAD:
+                    logger.warning("%s: going on for %s, which gives no sign of life", self._what, who)
                     self._store.remove(path)
                 elif path not in seen:
                     seen[path] = taken
-                    logger.info("%s: waiting to see whether %s still lives", self._what, self._who(path))
+                    logger.info("%s: waiting to see whether %s still lives", self._what, who)
                 elif seen[path] != taken:
-                    raise held_by(self._who(path), self._what)
+                    raise held_by(who, self._what)
             if self._others():
                 # By chance, or two that have begun together would see each other's signs for ever.
                 self._over.wait(RENEWED * random.uniform(0.5, 1.0))  # noqa: S311
@@ -79,17 +91,20 @@ class Lease:
             raise StoreError(f"{self._mine} is not listed, though it was put there")
         return {address.partition("://")[2]: (taken, (mine - taken) / 1e9) for address, taken in times.items()}
 
-    def _who(self, path: str) -> str:
+    def _read(self, path: str) -> tuple[str, str]:
+        """Whose sign it is, in words and as an identity."""
         try:
-            return self._store.read_whole(path).decode()
-        except NoSuchObjectError:
-            return "another process"
+            who, _, process = self._store.read_whole(path).decode(errors="replace").partition("\n")
+        except NoSuchObjectError:  # it was removed meanwhile
+            return "another process", ""
+        return who, process
 
     # --- keeping it -------------------------------------------------------------------------------------------------
 
     def _put(self) -> float:
-        begun = time.monotonic()
-        self._store.write(self._mine, describe_this_process().encode())
+        begun = _seconds()
+        sign = f"{describe_this_process()}\n{identify_process(os.getpid())}"
+        self._store.write(self._mine, sign.encode())
         return begun
 
     def _keep(self) -> None:
@@ -104,8 +119,14 @@ class Lease:
             self._renewed = self._put()
 
     def require(self) -> None:
+        """Raises OutputError if another run has taken over, as far as is known; asks the store if nothing has been
+        known for long."""
+        if self._is_lost or _seconds() - self._renewed > DEAD:
+            self.ask()
+
+    def ask(self) -> None:
         """Raises OutputError if another run has taken over, StoreError if the store does not say."""
-        if not self._is_lost and time.monotonic() - self._renewed > DEAD:
+        if not self._is_lost:
             self._renew()
         if self._is_lost:
             raise OutputError(
@@ -122,4 +143,9 @@ class Lease:
         try:
             self._store.remove(self._mine)
         except StoreError as error:
-            logger.warning("%s can't be removed (%s): the next run waits for a minute", self._mine, error)
+            logger.warning("%s can't be removed (%s): the next run waits for %.0f s", self._mine, error, DEAD)
+
+
+def _seconds() -> float:
+    """Of a clock that goes on while the machine sleeps, where the system has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()

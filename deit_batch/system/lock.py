@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import time
 from pathlib import Path
 
 from deit_batch.errors import OutputError, UsageError
+from deit_batch.system.process import HOLDER, describe_this_process
 
 logger = logging.getLogger("deit_batch")
 
-_HOLDER = "process "
-"""How the file of a lock begins; nothing stands in it while it is being taken."""
 _MOST_BYTES = 1000
 _PATIENCE = 0.2
 """Seconds, for one that is just being released."""
-
-
-def describe_this_process() -> str:
-    """For whoever finds that it holds a result."""
-    return f"{_HOLDER}{os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def held_by(holder: str, what: str) -> OutputError:
@@ -45,8 +37,8 @@ class Lock:
             raise held_by(_holder_of(path), what) from None
 
     def _sign(self, descriptor: int) -> None:
-        """Writes into the lock who holds it."""
-        if os.read(descriptor, len(_HOLDER)) not in (b"", _HOLDER.encode()):
+        """Writes into the lock who holds it. Nothing stands in one that is being taken."""
+        if os.read(descriptor, len(HOLDER)) not in (b"", HOLDER.encode()):
             raise UsageError(f"{self._path} is there and is no lock of a run; give another --out")
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -54,6 +46,9 @@ class Lock:
 
     def require(self) -> None:
         """Nothing can take it away."""
+
+    def ask(self) -> None:
+        """As require."""
 
     def release(self) -> None:
         """A file that can't be removed is said, and blocks nothing."""
@@ -74,4 +69,4 @@ def _holder_of(path: Path) -> str:
             rest = file.read(_MOST_BYTES)
     except OSError:  # released just now
         rest = b""
-    return (_HOLDER[0] + rest.decode(errors="replace")).strip() if rest else "another process"
+    return (HOLDER[0] + rest.decode(errors="replace")).strip() if rest else "another process"

@@ -40,7 +40,7 @@ ALL = ["manifest.json", "part-000000.jsonl", "part-000001.jsonl", "part-000002.j
 
 
 @pytest.fixture
-def after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gave a sign of life before is taken for dead."""
     monkeypatch.setattr(lease, "DEAD", -1.0)
 
@@ -127,7 +127,6 @@ def test_a_command_that_was_killed_is_gone_on_with_where_nothing_is_known_of_it(
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "another"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lease, "DEAD", -1.0)  # a minute later
     options = Options(input=str(photos), model=str(vit), batch_size=4, workers=0)
     for to in (out, "local/"):
         block_runner.run(options, block_runner.LocalEngine, out=to, part_size=4, quiet=True)
@@ -144,7 +143,7 @@ def parts_in(files: dict[str, bytes]) -> list[bytes]:
     return [files[name] for name in sorted(files) if name.startswith("out/part-")]
 
 
-@pytest.mark.usefixtures("after_a_minute")
+@pytest.mark.usefixtures("after_a_while")
 def test_whatever_a_kill_leaves_no_half_result_is_read_and_the_next_run_mends_it(
     bucket: Bucket, tmp_path: Path
 ) -> None:
@@ -176,7 +175,7 @@ def test_whatever_a_kill_leaves_no_half_result_is_read_and_the_next_run_mends_it
     assert found(bucket) == new
 
 
-@pytest.mark.usefixtures("after_a_minute")
+@pytest.mark.usefixtures("after_a_while")
 def test_what_has_been_copied_is_not_copied_again(bucket: Bucket) -> None:
     out = bucket.address("out")
     for stops_at in ("run", "manifest"):
@@ -198,7 +197,7 @@ def test_a_run_that_was_taken_for_dead_changes_nothing_any_more(bucket: Bucket) 
         parts = [write(folder.partial, block) for block in blocks()]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lease, "DEAD", -1.0)
-            run(out)  # as another would, a minute later
+            run(out)  # as another would, after a while
             there = found(bucket)
             folder.interrupt({}, gave_up=True)
             with pytest.raises(OutputError, match="is another run's: it has gone on with this"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from deit_batch.errors import OutputError
 from deit_batch.system import lease
 from deit_batch.system.lease import Lease
 from deit_batch.system.object_store import StoreError, open_store
+from deit_batch.system.process import identify_process
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,31 @@ def test_who_is_dead_is_waited_for_and_then_followed(
     # Not where so much time has passed already.
     assert set(waiting) <= {"waiting to see whether process 1 on pod-7, since 2026-11-27 08:00:00 still lives"}
     assert bucket.names() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which process one is")
+def test_who_was_killed_on_this_machine_is_followed_at_once(
+    bucket: Bucket, take: Callable[[], Lease], caplog: pytest.LogCaptureFixture
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        sign = f"process {process.pid} on here, since 2026-11-27 08:00:00\n{identify_process(process.pid)}"
+        process.kill()
+    bucket.put("out.lock/killed", sign.encode())
+    with caplog.at_level(logging.INFO, "deit_batch"):
+        take().release()
+    told = f"going on for process {process.pid} on here, since 2026-11-27 08:00:00, which has ended without a word"
+    assert [message.partition(": ")[2] for message in caplog.messages] == [told]
+    assert bucket.names() == []
+
+
+def test_what_stands_on_a_store_is_asked_for_before_it_is_relied_on(bucket: Bucket, take: Callable[[], Lease]) -> None:
+    """A machine that was stopped and goes on does not know that time has passed."""
+    held = take()
+    bucket.delete(bucket.names()[0])
+    held.require()  # as far as is known
+    with pytest.raises(OutputError, match="is another run's"):
+        held.ask()
+    held.release()
 
 
 def test_who_was_taken_for_dead_finds_out(bucket: Bucket, take: Callable[[], Lease]) -> None:
