@@ -172,6 +172,7 @@ def test_a_missing_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyP
         '"imgs/a b.png"': "data/imgs/a b.png is there: write the name without quotes",
         "imgs/C.png": "data/imgs/C.PNG is there: small and capital letters count",
         "photos/a.png": "there is no folder data/photos",
+        "imgs/C": "data/imgs/C.PNG is there: name it with its ending, or give --suffix .PNG for all of a table",
         "link.png": "data/link.png is a link to nowhere.png, which is not there",
     }
     (tmp_path / "data" / "items.jsonl").write_text("".join(json.dumps({"image": name}) + "\n" for name in expected))

@@ -18,7 +18,16 @@ from deit_batch.input import arrow, files, tables, webdataset
 from deit_batch.input.elsewhere import Map
 from deit_batch.input.identity import identity_of
 from deit_batch.input.image_folder import FILE_NAME, counting_unlisted, metadata_files
-from deit_batch.input.kinds import MLTABLE, TABLES, InputKind, InputName, parse_input_name, parts_of
+from deit_batch.input.kinds import (
+    MLTABLE,
+    TABLES,
+    InputKind,
+    InputName,
+    by_ending_of,
+    image_endings,
+    parse_input_name,
+    parts_of,
+)
 from deit_batch.input.mltable import read_mltable
 from deit_batch.input.passed_over import pass_over
 from deit_batch.input.rows import ChooseColumn, Fields, named_reference, source_of_rows
@@ -79,8 +88,10 @@ def open_source(
     for name in keep:
         if name in RECORD_FIELDS or keep.count(name) > 1:
             raise UsageError(f"--keep {name}: the record has a field of that name already")
-    if base is not None and not is_stored(base) and not os.path.isdir(base):
-        raise UsageError(f"--base {base}: no such folder; give a folder, or an address on an object store")
+    if base is not None:
+        _require_folder(base)
+    if suffix and f".{suffix.lower()}" in image_endings():
+        raise UsageError(f"--suffix {suffix}: an ending begins with a dot; give --suffix .{suffix}")
     delimiter = parse_delimiter(delimiter) if delimiter else None
     fields = Fields(column, keep, id, label, image_optional, map, suffix, delimiter)
     folder = folder if base is None else base
@@ -111,11 +122,20 @@ def open_source(
         opened = _open(spec, given, fields, recursive, stdin)
         if isinstance(opened, Source):
             return opened
-        return source_of_rows(opened, spec, given, fields, folder, shows_folder=len(specs) > 1)
+        return source_of_rows(opened, spec, given, fields, folder, is_apart=len(specs) > 1 and base is None)
 
     source = open_one(specs[0]) if len(specs) == 1 else _open_several(specs, open_one)
     _require_taken(source, options, names_of_inputs(specs))
     return _part_of(source, limit, shard)
+
+
+def _require_folder(base: str) -> None:
+    """Raises UsageError unless names may start from there."""
+    is_archive = by_ending_of(base) in (InputKind.TARS, InputKind.ZIP)
+    if is_archive and (is_stored(base) or os.path.isfile(base)):
+        raise UsageError(f"--base {base} is an archive; unpack it, and give the folder that the names start from")
+    if not is_stored(base) and not os.path.isdir(base):
+        raise UsageError(f"--base {base}: no such folder; give a folder, or an address on an object store")
 
 
 def _given(open_table: OpenTable, fields: Fields, folder: str) -> Source:
@@ -125,7 +145,7 @@ def _given(open_table: OpenTable, fields: Fields, folder: str) -> Source:
     is_table = table.columns is not None or (first and isinstance(first[0].value, Mapping))
     table = replace(table, rows=chain(first, table.rows), takes=COLUMNS | NAMES if is_table else NAMES)
     name = InputName(InputKind.JSON_LINES if is_table else InputKind.LIST)
-    return source_of_rows(table, "what is given", name, fields, folder, shows_folder=False)
+    return source_of_rows(table, "what is given", name, fields, folder, is_apart=False)
 
 
 def _require_taken(source: Source, options: Sequence[str], name: str) -> None:
@@ -168,7 +188,7 @@ def open_metadata(metadata: Metadata, fields: Fields, folder: str | None) -> Sou
     given = parse_input_name(metadata.path)
     fields = replace(fields, column=fields.column or FILE_NAME)
     table = _open_table(metadata.path, given, fields)
-    return source_of_rows(table, metadata.path, given, fields, folder, shows_folder=True)
+    return source_of_rows(table, metadata.path, given, fields, folder, is_apart=True)
 
 
 def names_of_inputs(specs: Sequence[str]) -> str:

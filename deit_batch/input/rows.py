@@ -14,11 +14,12 @@ from deit_batch.input import tables
 from deit_batch.input.columns import usual_image_column
 from deit_batch.input.elsewhere import Map
 from deit_batch.input.identity import given_identity, image_id_if_hidden
-from deit_batch.input.kinds import InputKind, InputName
+from deit_batch.input.kinds import InputKind, InputName, image_endings
 from deit_batch.input.locate import digest_of_inline, locate_value
 from deit_batch.input.tables import Row, Table
 from deit_batch.io import LONGEST_MESSAGE, Failure, LocalFile, Location, Reference, Source, StoredFile, clean, counted
 from deit_batch.redaction import redact
+from deit_batch.system.missing_file import ending_that_lacks
 
 logger = logging.getLogger("deit_batch")
 
@@ -68,18 +69,21 @@ class Fields:
 
 
 def source_of_rows(
-    table: Table, spec: str, given: InputName, fields: Fields, folder: str | None, *, shows_folder: bool
+    table: Table, spec: str, given: InputName, fields: Fields, folder: str | None, *, is_apart: bool
 ) -> Source:
+    """`is_apart`: whether names are shown with the folder that they start from, for another input's rows may have the
+    same names, and start elsewhere."""
     rows = table.rows
     if table.columns is not None:
         fields = replace(fields, column=fields.wanted(table.columns)[0])
     else:
-        rows = _check_first_object(rows, fields)
+        rows = _saying_what_none_has(_check_first_object(rows, fields), fields.keep)
     if folder is None:
         folder = "" if given.kind in (InputKind.STDIN, InputKind.DATA_SET, InputKind.SAVED) else os.path.dirname(spec)
     found: Iterator[Reference] = (_reference(index, row, fields, folder) for index, row in enumerate(rows))
     found = _saying_what_is_twice(found, spec) if fields.id else found
-    references = (_shown_apart(reference, spec) for reference in found) if shows_folder else found
+    found = found if fields.image_optional else _saying_which_ending_lacks(found)
+    references = (_shown_apart(reference, spec, fields.suffix) for reference in found) if is_apart else found
     return Source(
         references,
         table.total,
@@ -112,11 +116,40 @@ def _check_first_object(rows: Iterator[Row], fields: Fields) -> Iterator[Row]:
         if isinstance(row.value, Mapping):
             columns = list(row.value)
             replace(fields, keep=()).wanted(columns)
-            for name in set(fields.keep) - set(columns):
-                logger.warning("--keep %s: the first row has no such column, only %s", name, ", ".join(columns))
+            for name in dict.fromkeys(fields.keep):
+                if name not in columns:
+                    logger.info("--keep %s: not in the first row, which has %s", name, ", ".join(columns))
         if not isinstance(row.value, Failure) or len(seen) == 1000:
             break
     return chain(seen, rows)
+
+
+def _saying_what_none_has(rows: Iterator[Row], keep: Sequence[str]) -> Iterator[Row]:
+    """At the end, of rows without common columns: a field that is rare need not be in the first of them."""
+    missing = set(keep)
+    for row in rows:
+        if missing and isinstance(row.value, Mapping):
+            missing.difference_update(row.value)
+        yield row
+    for name in keep:
+        if name in missing:
+            logger.warning("--keep %s: no row has such a column", name)
+
+
+def _saying_which_ending_lacks(references: Iterator[Reference]) -> Iterator[Reference]:
+    """At the first file, if it is there with an image's ending behind the name that it has: then all will be."""
+    looked = False
+    for reference in references:
+        if not looked and isinstance(reference.location, LocalFile):
+            looked = True
+            path = reference.location.path
+            if not os.path.exists(path) and (ending := ending_that_lacks(path, image_endings())):
+                shown = clean(redact(path))
+                logger.warning(
+                    "%s is not there, but %s%s is: if names lack their ending, give --suffix %s",
+                    *(shown, shown, ending, ending),
+                )
+        yield reference
 
 
 def _reference(index: int, row: Row, fields: Fields, folder: str) -> Reference:
@@ -171,15 +204,16 @@ def _located(index: int, value: object, column: str, fields: Fields, folder: str
     return named_reference(index, name, location)
 
 
-def _shown_apart(reference: Reference, spec: str) -> Reference:
+def _shown_apart(reference: Reference, spec: str, suffix: str | None) -> Reference:
     """One of the input `spec` among several: a name with its folder, and of a row that has none, of what input."""
+    added = suffix if suffix and not str(reference.image).endswith(suffix) else ""
     match reference.location:
         case Failure(type, message) if reference.image is None:
             return replace(reference, location=Failure(type, f"{redact(spec)}: {message}"))
         case LocalFile(path):
-            return replace(reference, image=path)
+            return replace(reference, image=path.removesuffix(added))
         case StoredFile(address) if "://" not in str(reference.image):
-            return replace(reference, image=address)
+            return replace(reference, image=address.removesuffix(added))
         case _:
             return reference
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import tarfile
 from typing import Any, BinaryIO
 
 from deit_batch.errors import UsageError, cut_off, in_words
 from deit_batch.input import tables, webdataset
-from deit_batch.input.columns import usual_image_column
 from deit_batch.input.packed import packing_of, unpacked
-from deit_batch.input.tables import Table, delimiter_of, encoding_of
+from deit_batch.input.tables import Table, encoding_of, is_header
 
 logger = logging.getLogger("deit_batch")
 
@@ -23,7 +23,7 @@ _READ_FROM_THE_END = {b"PK\x03\x04": "a zip", b"PK\x05\x06": "an empty zip", b"P
 
 def open_stdin(stream: BinaryIO, *, has_columns: bool, delimiter: str | None, always_samples: bool) -> Table:
     """`has_columns`: whether some are asked for, so that text which is no JSON is a table with a header. Without, it is
-    one if its first line looks like a header with the image among several names.
+    one if its first line looks like a header, with a usual name for the image, and is no file's name.
 
     Raises UsageError for what can't be read as it comes, InputError for what is damaged."""
     try:
@@ -49,8 +49,7 @@ def _is_table(start: bytes, has_columns: bool) -> bool:
     first = start.decode(encoding, "replace" if errors == "replace" else errors).partition("\n")[0].strip()
     if first.startswith("{"):
         return False
-    names = [name.strip('" ') for name in first.split(delimiter_of(first))]
-    return has_columns or (len(names) > 1 and usual_image_column(names) is not None)
+    return has_columns or (is_header(first) and not os.path.exists(first))
 
 
 def _is_tar(start: bytes) -> bool:

@@ -176,6 +176,12 @@ def delimiter_of(line: str) -> str:
     return next(usual, max(headers, key=lambda each: len(headers[each])))
 
 
+def is_header(line: str) -> bool:
+    """Whether it looks like one: a name in it is usual for the column that holds the image."""
+    names = [name.strip('" ') for name in line.strip().split(delimiter_of(line))]
+    return usual_image_column(names) is not None
+
+
 def open_csv(stream: BinaryIO, name: str, *, delimiter: str | None) -> Table:
     """`delimiter`: None if the header says it."""
     total = _judged_total(stream)
@@ -263,6 +269,10 @@ def open_list(stream: BinaryIO, name: str, *, json_lines: bool = False) -> Table
         if json_lines and line.lstrip()[:1] in ("{", '"'):
             yield from parse_json(line, number)
         else:
+            if number == 1 and not json_lines and is_header(line):
+                logger.warning(
+                    "%s: its first line, %.100s, looks like a header; of a table, end the name in .csv", name, line
+                )
             yield Row(number, line)
 
     return Table(_text_rows(stream, name, parse), total=total, takes=COLUMNS | NAMES if json_lines else NAMES)

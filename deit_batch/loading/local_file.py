@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from deit_batch.errors import FetchError
+from deit_batch.input.kinds import image_endings
 from deit_batch.io import LocalFile
 from deit_batch.limits import Limits
 from deit_batch.names import path_on_disk
@@ -34,7 +35,7 @@ def why_missing(file: LocalFile, root: str | None) -> str:
         except FetchError:
             return False
 
-    return explain_missing(file.path, file.folder, is_visible=is_visible)
+    return explain_missing(file.path, file.folder, is_visible=is_visible, endings=image_endings())
 
 
 def confined(path: str, root: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from urllib.parse import unquote
 
 from deit_batch.names import path_on_disk
@@ -15,10 +15,15 @@ _QUOTES = "\"'`"
 
 
 def explain_missing(
-    path: str, folder: str = "", *, what: str = "No such file", is_visible: Callable[[str], bool] = os.path.exists
+    path: str,
+    folder: str = "",
+    *,
+    what: str = "No such file",
+    is_visible: Callable[[str], bool] = os.path.exists,
+    endings: Collection[str] = (),
 ) -> str:
     """One line. `folder`: where a relative name was taken from, at the start of `path`; `is_visible`: whether something
-    is there that may be spoken of."""
+    is there that may be spoken of; `endings`: those that the name may lack."""
     if os.path.islink(path):
         return f"{what}: {path} is a link to {os.readlink(path)}, which is not there"
     if "://" in path or redact(path) != path:  # a part of it might be a password, and would not be known for one
@@ -26,7 +31,17 @@ def explain_missing(
     given = path.removeprefix(os.path.join(folder, "")) if folder else path
     base = f" (relative names start from {folder})" if given != path else ""
     clue = next((clue for there, clue in _clues(path, given) if there is None or is_visible(there)), None)
+    if not clue and (ending := ending_that_lacks(path, endings, is_visible)):
+        clue = f"{path}{ending} is there: name it with its ending, or give --suffix {ending} for all of a table"
     return f"{what}: {os.path.join(os.getcwd(), path)}{base}" + (f"; {clue}" if clue else "")
+
+
+def ending_that_lacks(
+    path: str, endings: Collection[str], is_visible: Callable[[str], bool] = os.path.exists
+) -> str | None:
+    """The ending with which the name is that of a file."""
+    both = (each for ending in sorted(endings) for each in (ending, ending.upper()))
+    return next((ending for ending in both if is_visible(path + ending)), None)
 
 
 def _clues(path: str, given: str) -> Iterator[tuple[str | None, str]]:

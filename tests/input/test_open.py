@@ -153,10 +153,21 @@ def test_options_for_tables_are_refused_where_there_are_no_columns(tmp_path: Pat
                 open_source(str(tmp_path / spec), **options)
 
 
-def test_a_column_to_keep_that_the_first_object_lacks_is_warned_of(tmp_path: Path, messages: list[str]) -> None:
-    (tmp_path / "t.jsonl").write_text('{"image": "a.jpg", "id": 1}\n{"image": "b.jpg", "label": "x"}\n')
-    assert [r.keep for r in read(tmp_path / "t.jsonl", keep=("label",))] == [{"label": None}, {"label": "x"}]
-    assert messages == ["--keep label: the first row has no such column, only image, id"]
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_a_column_to_keep_that_no_object_has_is_warned_of(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"image": "a.jpg", "id": 1}, {"image": "b.jpg", "label": "x"}]
+    text = json.dumps({"images": rows}) if name.endswith("n") else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(text)
+    with caplog.at_level("INFO", "deit_batch"):
+        references = read(tmp_path / name, keep=("label", "labl"))
+    assert [reference.keep["label"] for reference in references] == [None, "x"]
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "--keep label: not in the first row, which has image, id"),
+        ("INFO", "--keep labl: not in the first row, which has image, id"),
+        ("WARNING", "--keep labl: no row has such a column"),
+    ]
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -722,6 +733,37 @@ def test_base_and_suffix_say_where_the_images_of_ids_are(tmp_path: Path) -> None
     assert read(tmp_path / "t.txt", **options)[0].location == LocalFile(f"{base}/1.jpg", base)
     assert read("-", stdin=opened(b"1\n"), **options)[0].location == LocalFile(f"{base}/1.jpg", base)
     assert read(tmp_path / "t.txt", base="s3://b/x", suffix=".jpg")[0].location == StoredFile("s3://b/x/1.jpg")
+
+
+def test_names_that_lack_their_ending_are_told_once(tmp_path: Path, messages: list[str]) -> None:
+    touch(tmp_path, "imgs/1.JPG", "imgs/2.JPG")
+    (tmp_path / "t.csv").write_text("image\n1\n2\n")
+    read(tmp_path / "t.csv", base=f"{tmp_path}/imgs")
+    (warning,) = messages
+    assert warning == (
+        f"{tmp_path}/imgs/1 is not there, but {tmp_path}/imgs/1.JPG is: if names lack their ending, give --suffix .JPG"
+    )
+    messages.clear()
+    read(tmp_path / "t.csv", base=f"{tmp_path}/imgs", suffix=".JPG")
+    read(tmp_path / "t.csv")
+    assert not messages
+
+
+def test_a_header_in_a_list_is_told(tmp_path: Path, messages: list[str]) -> None:
+    (tmp_path / "t.txt").write_text("image,label\na.jpg,cat\n")
+    read(tmp_path / "t.txt")
+    assert messages == [
+        f"{tmp_path}/t.txt: its first line, image,label, looks like a header; of a table, end the name in .csv"
+    ]
+
+
+def test_a_base_or_suffix_that_can_be_none_says_what_to_do(tmp_path: Path) -> None:
+    touch(tmp_path, "t.csv", "imgs.zip", "imgs.tar.gz")
+    for base in (f"{tmp_path}/imgs.zip", f"{tmp_path}/imgs.tar.gz", "s3://b/imgs.zip"):
+        with pytest.raises(UsageError, match="is an archive; unpack it, and give the folder"):
+            open_source(f"{tmp_path}/t.csv", base=base)
+    with pytest.raises(UsageError, match=r"--suffix JPG: an ending begins with a dot; give --suffix \.JPG"):
+        open_source(f"{tmp_path}/t.csv", suffix="JPG")
 
 
 def test_base_suffix_and_delimiter_are_for_what_they_change(tmp_path: Path) -> None:

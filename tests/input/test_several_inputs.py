@@ -20,6 +20,7 @@ from deit_batch.cli import main
 from deit_batch.errors import Interrupted, UsageError
 from deit_batch.input import open as opening
 from deit_batch.input.open import open_source
+from deit_batch.io import LocalFile
 from deit_batch.output.merge import merge
 
 
@@ -187,6 +188,20 @@ def test_tables_of_the_same_names_in_two_folders_are_not_mixed_up(photos: Path, 
     assert [record["image"] for record in records] == [f"{tmp_path}/y/a.jpg", f"{tmp_path}/x/a.jpg"]
     again = read_jsonl(scored(tmp_path, vit, tmp_path, input=tables[::-1], incremental=True))
     assert [record["predictions"] for record in again] == [record["predictions"] for record in records][::-1]
+
+
+def test_names_without_an_ending_or_from_one_base_are_shown_as_those_of_one_input(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.csv").write_text("image\n1\n")
+    tables = [str(tmp_path / name / "t.csv") for name in ("x", "y")]
+    suffixed = list(open_source(tables, suffix=".jpg").references)
+    assert [each.image for each in suffixed] == [f"{tmp_path}/x/1", f"{tmp_path}/y/1"]
+    assert [each.location for each in suffixed] == [LocalFile(f"{tmp_path}/{name}/1.jpg") for name in ("x", "y")]
+    for base in (str(tmp_path), "s3://b/imgs"):
+        found = list(open_source(tables, base=base, suffix=".jpg").references)
+        assert [each.image for each in found] == ["1", "1"]
+        assert all(str(getattr(each.location, "path", "") or each.location).count("1.jpg") for each in found)
 
 
 def test_python_takes_several_too(three: tuple[str, ...], vit: Path) -> None:

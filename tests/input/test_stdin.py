@@ -49,6 +49,8 @@ def images(*pieces: bytes, **options: Any) -> list[str | None]:
 def test_a_table_by_its_header_or_because_a_column_is_asked_for(pack: Any) -> None:
     assert images(pack(b"image,label\na.png,cat\n")) == ["a.png"]
     assert images(pack(b"label;image\ncat;a.png\n")) == ["a.png"]
+    assert images(pack(b"image\na.png\n")) == ["a.png"]
+    assert images(pack(b'"path"\n"a, b.png"\n')) == ["a, b.png"]
     assert images(pack(b"n\n7\n"), column="n") == ["7"]
     (reference,) = sent(pack(b"image|n\na.png|7\n"), keep=["n"])
     assert reference.keep == {"n": "7"}
@@ -58,10 +60,15 @@ def test_a_table_by_its_header_or_because_a_column_is_asked_for(pack: Any) -> No
 
 def test_a_list_and_json_lines_stay_what_they_were() -> None:
     assert images(b"image.png\nimage,label.png\n") == ["image.png", "image,label.png"]
-    assert images(b"image\n") == ["image"]
     assert images(b'{"image": "a.png", "n": 1}\n', keep=["n"]) == ["a.png"]
     assert images(b"") == []
     assert images(b"a.png") == ["a.png"]
+
+
+def test_a_file_that_is_called_as_a_column_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image").touch()
+    assert images(b"image\na.png\n") == ["image", "a.png"]
 
 
 def test_a_tar_packed_or_not(tmp_path: Path) -> None:
