@@ -154,7 +154,7 @@ def run(
         folder = stack.enter_context(closing(Folder(out, settings, fresh=fresh)))
         blocks = split_into_blocks(source.references, part_size)
         if folder.complete:
-            for part in folder.finished(blocks):
+            for part in folder.finished(blocks, format):
                 found.add(part)
             logger.info("%s is finished already: nothing to do", out)
             begun(found.tally)

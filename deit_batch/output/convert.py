@@ -11,8 +11,8 @@ from typing import Any
 
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import RECORD_FIELDS, Tally, clean, counted, json_line, json_value
-from deit_batch.output.form import PLAIN, Form, in_form, is_unsure
-from deit_batch.output.formats import UNSURE, Columns, Format, choose_format
+from deit_batch.output.form import PLAIN, Form, in_form, is_unsure, without_mark
+from deit_batch.output.formats import Columns, Format, choose_format
 from deit_batch.output.layout import columns_of
 from deit_batch.output.read import read_records
 from deit_batch.system.atomic import (
@@ -151,10 +151,10 @@ def _records(request: Conversion) -> Iterator[dict[str, Any]]:
 def _wanted(request: Conversion) -> Iterator[dict[str, Any]]:
     below = request.only_unsure_below
     for record in read_records(request.predictions):
-        if below is None:
+        if below is None and request.form.unsure_below is None:
             yield record
-        elif is_unsure(record, below):
-            yield {name: value for name, value in record.items() if name != UNSURE}  # all are
+        elif below is None or is_unsure(record, below):
+            yield without_mark(record)  # it is made anew; or all are
 
 
 REVIEW_LABELS = 3

@@ -38,6 +38,14 @@ def is_unsure(record: Mapping[str, Any], below: float) -> bool:
     return "error" not in record and not any(each["score"] >= below for each in record["predictions"])
 
 
+def without_mark(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without an earlier mark, which its scores tell as well. A kept column of that name stays, unless it
+    says the like."""
+    mark = record.get(UNSURE)
+    is_marked = isinstance(mark, bool) or mark in ("true", "false")
+    return {name: value for name, value in record.items() if name != UNSURE} if is_marked else record
+
+
 def in_form(format: Format, form: Form, out: str, *, threshold: float = 0.0) -> Format:
     """The format, whose files have that form. Raises UsageError if it can't have it."""
     if form == PLAIN:

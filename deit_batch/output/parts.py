@@ -216,9 +216,9 @@ class Folder:
         """Whether an earlier run has finished all this already."""
         return self._earlier.get("status") == "finished" and not self.partial.exists()
 
-    def finished(self, blocks: Iterable[Block]) -> list[Part]:
-        """The parts of a complete folder. Raises UsageError unless they are what its run has left there, and of these
-        blocks."""
+    def finished(self, blocks: Iterable[Block], format: str) -> list[Part]:
+        """The parts of a complete folder, whose run may have been killed as it tidied up. Raises UsageError unless they
+        are what its run has left there, and of these blocks."""
         parts = read_manifest(self._out)
         changed = Changed(str(self._out), self._stamps())
         end = NOTHING_YET
@@ -232,6 +232,7 @@ class Folder:
                 "--fresh"
             )
         changed.warn("--fresh makes new ones")
+        self._tidy(parts, format)
         return parts
 
     def _stamps(self) -> Iterator[bytes]:
@@ -310,7 +311,7 @@ class Folder:
         that convert_part has returned, if it is another than that in which they grew."""
         converted = FORMATS[format].write is not None
         result = self.partial.inside(format) if converted else self.partial
-        names = [REPORT, STAMPS, *(part_name(part.number, format) for part in parts), MANIFEST]
+        names = [REPORT, STAMPS, *_names_of(parts, format), MANIFEST]
         with writing(self._out):
             self._held.ask()
             result.make()
@@ -320,10 +321,16 @@ class Folder:
             result.write_chunks(MANIFEST, _manifest(parts, format))
             self._held.ask()
             self._out.publish(format if converted else None, names)
+        # Until now, or a run that dies here would begin anew.
+        self._tidy(parts, format)
         with standing(str(self._out)):
-            # Until now, or a run that dies here would begin anew.
-            self._out.remove({name for name in self._out.names() if _PART.fullmatch(name)}.difference(names))
             self.partial.remove_all()
+
+    def _tidy(self, parts: Sequence[Part], format: str) -> None:
+        """Leaves no file of a part in the finished folder but these."""
+        with standing(str(self._out)):
+            there = {name for name in self._out.names() if _PART.fullmatch(name)}
+            self._out.remove(there.difference(_names_of(parts, format)))
 
     def _stamps_of(self, parts: Sequence[Part]) -> Iterator[bytes]:
         names = [part_name(part.number, "stamps") for part in parts]
@@ -351,6 +358,10 @@ class Folder:
 
     def close(self) -> None:
         self._held.release()
+
+
+def _names_of(parts: Iterable[Part], format: str) -> list[str]:
+    return [part_name(part.number, format) for part in parts]
 
 
 def _has_failures(data: bytes) -> bool:

@@ -82,7 +82,10 @@ def _is_report(report: Any) -> bool:
     if not _has(settings, {"commit": text, "recipe": dict, "column": text, "limit": int}):
         return False
     recipe = settings.get("recipe") or {}
-    if not (_has(recipe, {"resample": int, "mean": list, "std": list}) and _has(seconds, {"total": numbers})):
+    if not (
+        _has(recipe, {"resample": int, "mean": list, "std": list})
+        and _has(seconds, {"total": numbers, "load": numbers})
+    ):
         return False
     return all(isinstance(value, numbers) for name in ("mean", "std") for value in recipe.get(name) or [])
 

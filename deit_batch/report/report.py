@@ -223,14 +223,17 @@ def _passed_over(run: Mapping[str, Any] | None) -> dict[str, int]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, str]:
-    seconds = (run.get("seconds") or {}).get("total")
+    seconds = run.get("seconds") or {}
+    total, load = seconds.get("total"), seconds.get("load")
+    speed = run.get("images_per_second")
     told = {
         "Input": _listed(run["settings"].get("input")),
         **settings_of(run),
         "Passed over": counts_of(_passed_over(run)),
         "Machine": run.get("machine"),
         "Devices": ", ".join(run.get("devices") or []),
-        "Took": f"{seconds:,.0f} s" if seconds else None,
+        "Took": f"{total:,.0f} s{f', with {load:,.0f} s for loading the model' if load else ''}" if total else None,
+        "Speed": f"{speed:,} images/s once the model was loaded" if speed else None,
         "Ended": run.get("ended_at"),
         "Versions": ", ".join(f"{name} {number}" for name, number in (run.get("versions") or {}).items()),
     }

@@ -192,6 +192,15 @@ def test_unsure_images_are_marked_and_keep_their_labels(ending: str, folder: Pat
         listed = list(csv.DictReader(file))
     assert [int(row["index"]) for row in listed] == [place for place, mark in enumerate(wanted) if mark == "true"]
     assert all(row["label_1"] and row["label_3"] and "label_4" not in row for row in listed)
+    again = converted(out, tmp_path / "again.jsonl", unsure_below=0.0)  # what is marked already is marked anew
+    assert [each["unsure"] for each in read_jsonl(again)] == [False] * len(records)
+
+
+def test_a_kept_column_that_is_no_mark_is_not_taken_for_one(tmp_path: Path) -> None:
+    record = {"index": 0, "image": "a.jpg", "predictions": [{"label": "a", "score": 0.9}], "unsure": 1}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="has a kept column unsure"):
+        converted(tmp_path / "p.jsonl", tmp_path / "o.jsonl", unsure_below=0.5)
 
 
 def test_score_lists_what_is_unsure(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def run(out: str | Path, *, kind: str = "new", fresh: bool = False, format: str 
     made = 0
     with closing(Folder(out, {**SETTINGS, "input": kind, "format": format}, fresh=fresh)) as folder:
         if folder.complete:
-            assert len(folder.finished(blocks(kind))) == 3
+            assert len(folder.finished(blocks(kind), format)) == 3
             return made
         folder.begin()
         parts: dict[int, Part] = {}

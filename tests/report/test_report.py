@@ -64,6 +64,7 @@ def test_the_page_of_a_run(photos: Path, vit: Path, tmp_path: Path) -> None:
     for figure in (f"images {len(records)}", "scored 39", "failed 1", f"images/s {run['images_per_second']:,}"):
         assert figure in page.text
     for fact in (
+        f"Speed {run['images_per_second']:,} images/s once the model was loaded",
         str(vit),
         "resized to 32×32, bilinear; mean 0.5, deviation 0.5",
         run["settings"]["checkpoint_sha256"][:12],
