@@ -62,8 +62,8 @@ logger = logging.getLogger("deit_batch")
         "--attention",
         type=PLACE,
         metavar="CHECKPOINT",
-        help="Shade in the pictures what this model, a DeiT or ViT, did not look at, by its attention rollout. The "
-        "pictures are then as the model gets them.",
+        help="Colour the pictures by what this model, a DeiT or ViT, looked at: its attention rollout, from blue for "
+        "the least to yellow for the most. The pictures are then as the model gets them.",
     ),
     REVISION,
     ALLOW_PICKLE,

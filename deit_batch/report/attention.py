@@ -26,29 +26,32 @@ logger = logging.getLogger("deit_batch")
 NAMES = {"cls_token": "class token", "distillation_token": "distillation token"}
 """Of the tokens that heads look at."""
 
-_DARKEST = 0.75
-"""Of the shade over what was looked at the least, how much of the picture it hides."""
+LEAST, MOST = (20, 60, 140), (255, 215, 60)
+"""Blue over what was looked at the least, yellow over what was looked at the most: RGB, apart in lightness, too."""
+
+OPACITY = 0.55
+"""Of the colours, the same everywhere: so they are as far apart on a black picture as on a white one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """What a page shows of it. `model`: whose it is; `others`: why that may not be what gave the predictions;
-    `shades`: by place, a `data:` URI of what is laid over the picture in `pictures`."""
+    `tints`: by place, a `data:` URI of what is laid over the picture in `pictures`."""
 
     model: str
     others: list[str]
     pictures: dict[int, str | Failure]
-    shades: dict[int, str]
+    tints: dict[int, str]
 
 
-def shade(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[rows, columns] to black of RGBA, [rows, columns, 4], the thinner the larger the share: what was looked at the
-    most stays as it is."""
+def tint(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[rows, columns] to RGBA, [rows, columns, 4]: from blue to yellow, the larger the share."""
     least, most = float(shares.min()), float(shares.max())
     relative = (shares - least) / (most - least) if most > least else np.ones_like(shares)
-    black = np.zeros((*shares.shape, 4), np.uint8)
-    black[..., 3] = np.round(255 * _DARKEST * (1 - relative))
-    return black
+    colours = np.array([LEAST, MOST])
+    opacity = np.full((*shares.shape, 1), 255 * OPACITY)
+    mixed = colours[0] + relative[..., None] * (colours[1] - colours[0])
+    return np.round(np.concatenate([mixed, opacity], axis=-1)).astype(np.uint8)
 
 
 def open_model(model: str, *, revision: str | None, allow_pickle: bool) -> Checkpoint:
@@ -82,7 +85,7 @@ def attention_of(
         else:
             look = watcher.look(pixels)
             found.pictures[image.index] = as_uri(look.picture)
-            found.shades[image.index] = _as_png(shade(look.shares.mean(0)))
+            found.tints[image.index] = _as_png(tint(look.shares.mean(0)))
     return found
 
 

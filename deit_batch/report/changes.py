@@ -223,7 +223,7 @@ def _card(change: Change, picture: str | Failure) -> dict[str, Any]:
         "place": change.place,
         "name": change.record["image"] or "(inline)",
         "picture": picture if isinstance(picture, str) else None,
-        "shade": None,
+        "tint": None,
         "missing": picture.message if isinstance(picture, Failure) else None,
         "bars": _bars(change.before) + _bars(change.now),
         "truth": _truth(change),

@@ -162,7 +162,7 @@ def _gallery(shown: Shown, rows: _Rows) -> dict[str, Any] | None:
             "place": row,
             "name": mistake["image"],
             "picture": None if picture is None else as_uri(picture),
-            "shade": None,
+            "tint": None,
             "missing": "no picture: the image can't be had",
             "bars": rows.bars(row) or [Bar(mistake["predicted"], mistake["score"])],
             "truth": mistake["label"],

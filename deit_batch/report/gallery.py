@@ -30,11 +30,11 @@ def choose_pictures(summary: Summary, number: int) -> dict[int, Json]:
 
 @dataclass(slots=True)
 class Pictures:
-    """`found`: by place, a `data:` URI, or why there is none; `shades`: what is laid over some of them, another;
+    """`found`: by place, a `data:` URI, or why there is none; `tints`: what is laid over some of them, another;
     `shown`: the places that cards have asked for."""
 
     found: Mapping[int, str | Failure]
-    shades: Mapping[int, str] = field(default_factory=dict)
+    tints: Mapping[int, str] = field(default_factory=dict)
     shown: set[int] = field(default_factory=set)
 
     @property
@@ -62,7 +62,7 @@ class Pictures:
             "place": seen.place,
             "name": seen.record["image"] or "(inline)",
             "picture": picture if isinstance(picture, str) else None,
-            "shade": self.shades.get(seen.place),
+            "tint": self.tints.get(seen.place),
             "missing": picture.message if isinstance(picture, Failure) else None,
             "bars": seen.bars,
             "truth": None if seen.truth is None else joined(seen.truth),

@@ -24,7 +24,7 @@ from deit_batch.model.attention import Look, Watcher, require_attention
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import Options, Plan, checkpoint_of
 from deit_batch.redaction import redact
-from deit_batch.report.attention import NAMES, shade
+from deit_batch.report.attention import NAMES, tint
 from deit_batch.scorer import Scorer
 
 MOST_BARS = 20
@@ -83,7 +83,7 @@ def draw(picture: NDArray[np.uint8], predictions: Sequence[Prediction], look: Lo
     if look:
         for axes, token, shares in zip(between, tokens, look.shares, strict=True):
             _draw_look(axes, look.picture, shares)
-            axes.set_title(f"bright: what its {NAMES[token]} looked at", fontsize=11, loc="left")
+            axes.set_title(f"yellow: what its {NAMES[token]} looked at", fontsize=11, loc="left")
     places = range(len(shown))
     right.barh(places, [each["score"] for each in shown], color=[_BEST, *[_REST] * len(shown)][: len(shown)])
     right.set_yticks(places, [each["label"] for each in shown], parse_math=False)
@@ -98,7 +98,7 @@ def draw(picture: NDArray[np.uint8], predictions: Sequence[Prediction], look: Lo
 def _draw_look(axes: Axes, picture: NDArray[np.uint8], shares: NDArray[np.float32]) -> None:
     height, width, _ = picture.shape
     axes.imshow(picture)
-    axes.imshow(shade(shares), extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="bilinear")
+    axes.imshow(tint(shares), extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="bilinear")
     axes.set_axis_off()
 
 

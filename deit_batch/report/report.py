@@ -92,7 +92,7 @@ def report(request: ReportRequest) -> Summary:
         there = {seen.place: seen.record for seen in seen_at_once(summary) if isinstance(found.get(seen.place), str)}
         images = find_originals(there, settings, **places, fetch=request.fetch)
         attention = attention_of(checkpoint, images, settings, request.limits)
-    pictures = Pictures(found | attention.pictures, attention.shades) if attention else Pictures(found)
+    pictures = Pictures(found | attention.pictures, attention.tints) if attention else Pictures(found)
     if trouble := pictures.trouble():
         logger.warning("%s", trouble)
     links = find_links([seen.record for seen in summary.rows], settings, **places, root=request.limits.root)

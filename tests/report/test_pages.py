@@ -289,20 +289,20 @@ def test_it_opens_an_image_by_keyboard(browser: Browser, report: Path) -> None:
         assert dialog.get_by_role("img").evaluate("image => image.naturalWidth > 0")
 
 
-def test_shades_over_what_a_model_did_not_look_at_are_taken_away(browser: Browser, report: Path) -> None:
+def test_colours_of_what_a_model_looked_at_are_taken_away(browser: Browser, report: Path) -> None:
     with Opened(browser, report) as page:
-        picture, shade = page.locator(".card .picture").first, page.locator(".card .shade").first
-        expect(shade).to_be_visible()
-        assert shade.bounding_box() == picture.bounding_box()
-        shaded = picture.screenshot()
-        switch = page.get_by_label("did not look at")
+        picture, tint = page.locator(".card .picture").first, page.locator(".card .tint").first
+        expect(tint).to_be_visible()
+        assert tint.bounding_box() == picture.bounding_box()
+        tinted = picture.screenshot()
+        switch = page.get_by_label("Colour the pictures")
         switch.focus()
         page.keyboard.press("Space")
-        expect(shade).to_be_hidden()
-        assert picture.screenshot() != shaded
+        expect(tint).to_be_hidden()
+        assert picture.screenshot() != tinted
         page.keyboard.press("Space")
         picture.click()
-        expect(page.get_by_role("dialog").locator(".shade")).to_be_visible()
+        expect(page.get_by_role("dialog").locator(".tint")).to_be_visible()
 
 
 def test_names_and_labels_stay_text(browser: Browser, report: Path) -> None:
