@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,11 @@ class EpochTrainer(Trainer):
         return self._loader(self.train_dataset, self._train_batch_size, sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return self._eval_loader
+
+    @cached_property
+    def _eval_loader(self) -> Any:
+        """One for all epochs: its workers stay, and accelerate forgets none of what it has prepared."""
         return self._loader(self.eval_dataset, self.args.eval_batch_size, None)
 
     def _loader(self, images: Any, batch_size: int, sampler: EpochSampler | None) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import pty
 import re
@@ -169,6 +171,22 @@ def test_a_frozen_backbone_stays_as_it_was(colours: Path, start: Path, tmp_path:
     finetune(settings(colours, start, freeze_backbone=True), tmp_path / "out")
     assert not any("are trained on, too" in message for message in messages)
     assert changed(start, tmp_path / "out") == {"classifier.weight", "classifier.bias"}
+
+
+def test_an_epoch_takes_no_workers_beside_those_of_the_one_before(
+    colours: Path, start: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    counts: list[int] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: counts.append(len(multiprocessing.active_children()))  # type: ignore[method-assign]
+    handler.addFilter(lambda record: record.getMessage().startswith("epoch"))
+    logging.getLogger("deit_batch").addHandler(handler)
+    try:
+        finetune(settings(colours, start, freeze_backbone=True, num_train_epochs=3, workers=1), tmp_path / "out")
+    finally:
+        logging.getLogger("deit_batch").removeHandler(handler)
+    assert len(counts) == 3
+    assert len(set(counts)) == 1, counts
 
 
 def test_lora_ends_in_a_plain_checkpoint(colours: Path, start: Path, tmp_path: Path) -> None:
