@@ -27,6 +27,7 @@ from deit_batch.input.kinds import HOW_TO_READ_HEIF
 from deit_batch.limits import Limits
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, is_deep_gray, mend_planes, scaled_to_8_bits
+from deit_batch.loading.turbo import Box
 from deit_batch.model.recipe import MOST_TIMES_LARGER, Recipe
 from deit_batch.system.extras import is_installed
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer
@@ -79,24 +80,32 @@ def decode_held(image: Image.Image, recipe: Recipe, limits: Limits, *, met: Coun
         return _by_recipe(_in_rgb(upright, recipe, limits, met, tags=image), recipe, limits)
 
 
-def decode_part(
-    data: bytes, recipe: Recipe, limits: Limits, choose: Callable[[int, int], tuple[int, int, int, int]]
-) -> Image.Image:
+def decode_part(data: bytes, recipe: Recipe, limits: Limits, choose: Callable[[int, int], Box]) -> Image.Image:
     """The part of an encoded image that `choose` picks, given the width and height of the upright image: its left, top,
     width and height in pixels. It is resized to `recipe.size` by the recipe's filter: an RGB image, for training, with
     the short cuts of `Recipe.fast` where a JPEG is much larger than its part needs to be. Raises as `decode`."""
     with _as_decode_errors(limits):
         image = _open(data, limits.image_pixels)
         width, height = image.size[::-1] if _orientation(image) in _TURNED else image.size
-        left, top, wide, high = choose(width, height)
-        shrunk = max(FAST_GAP * recipe.size[1] / wide, FAST_GAP * recipe.size[0] / high)
+        box = choose(width, height)
+        shrunk = max(FAST_GAP * recipe.size[1] / box[2], FAST_GAP * recipe.size[0] / box[3])
         if shrunk < 1:
             image.draft(None, (math.ceil(image.width * shrunk), math.ceil(image.height * shrunk)))
+        pixels = _part_by_turbo(data, image, (width, height), box, recipe)
+        if pixels is not None:
+            return Image.fromarray(pixels)
         image = _opaque(_finished(image, recipe, limits, None), recipe)
-        across, down = image.width / width, image.height / height
-        box = left * across, top * down, (left + wide) * across, (top + high) * down
-        cut = image.crop((round(box[0]), round(box[1]), max(round(box[2]), 1), max(round(box[3]), 1)))
+        left, top, wide, high = _scaled(box, (width, height), image.size)
+        cut = image.crop((left, top, left + wide, top + high))
         return cut.resize(recipe.size[::-1], Image.Resampling(recipe.resample))
+
+
+def _scaled(box: Box, size: turbo.Size, reduced: turbo.Size) -> Box:
+    """A part of an image of `size` to that of its smaller copy."""
+    across, down = reduced[0] / size[0], reduced[1] / size[1]
+    left, top = round(box[0] * across), round(box[1] * down)
+    right, bottom = round((box[0] + box[2]) * across), round((box[1] + box[3]) * down)
+    return left, top, max(right - left, 1), max(bottom - top, 1)
 
 
 @contextmanager
@@ -129,7 +138,7 @@ def _by_turbo(data: bytes, recipe: Recipe, max_pixels: int) -> NDArray[np.uint8]
     if recipe.resize is None or recipe.processor or not data.startswith(JPEG) or turbo.why_not():
         return None
     image = _open(data, max_pixels)
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or _may_be_turned(image):
+    if not _is_for_turbo(image):
         return None
     width, height = size = _resized(image.size, recipe.resize)
     if width * height > max_pixels:
@@ -137,6 +146,23 @@ def _by_turbo(data: bytes, recipe: Recipe, max_pixels: int) -> NDArray[np.uint8]
     resize = turbo.Resize(size, recipe.resample, _window(size, recipe))
     reduce = _draft_factor(image.size, recipe.resize) if recipe.fast else 1
     return turbo.pixels_of(data, image.size, resize, reduce=reduce) if resize.is_possible else None
+
+
+def _part_by_turbo(
+    data: bytes, image: Image.Image, size: turbo.Size, box: Box, recipe: Recipe
+) -> NDArray[np.uint8] | None:
+    """None as `_by_turbo`. `size`: that of the file, of which `image`, not loaded yet, may be a reduced form."""
+    if turbo.why_not() or not _is_for_turbo(image):
+        return None
+    target = recipe.size[::-1]
+    resize = turbo.Resize(target, recipe.resample, (0, 0, *target))
+    part = _scaled(box, size, image.size)
+    reduce = round(size[0] / image.width)
+    return turbo.pixels_of(data, size, resize, reduce=reduce, part=part) if resize.is_possible else None
+
+
+def _is_for_turbo(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and not _may_be_turned(image)
 
 
 def _may_be_turned(image: Image.Image) -> bool:

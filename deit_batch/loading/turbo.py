@@ -25,6 +25,9 @@ from deit_batch.system.extras import how_to_install, is_installed
 Size = tuple[int, int]
 """Width and height."""
 
+Box = tuple[int, int, int, int]
+"""Left, top, width and height."""
+
 COLOURS = ("YCbCr", "Gray")
 SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 """What a JPEG may be that is decoded here: kinds that `why_not` compares."""
@@ -38,11 +41,11 @@ MOST_KEPT = 64 * 2**20
 
 
 class Resize(NamedTuple):
-    """To `size` by Pillow's filter `resample`; then what is in `window` (left, top, width, height) is cut out."""
+    """To `size` by Pillow's filter `resample`; then what is in `window` is cut out."""
 
     size: Size
     resample: int
-    window: tuple[int, int, int, int]
+    window: Box
 
     @property
     def is_possible(self) -> bool:
@@ -51,30 +54,35 @@ class Resize(NamedTuple):
         return self.resample in FILTERS and fits
 
 
-def pixels_of(data: bytes, size: Size, resize: Resize, *, reduce: int = 1) -> NDArray[np.uint8] | None:
+def pixels_of(
+    data: bytes, size: Size, resize: Resize, *, reduce: int = 1, part: Box | None = None
+) -> NDArray[np.uint8] | None:
     """Of a JPEG whose header says `size`: uint8 of shape [height, width, 3], of the size of the window. None where
     these are not surely Pillow's, or where there is any trouble with the file. With `reduce` (2, 4 or 8) it is decoded
-    at that part of its size, as `draft` of Pillow does it; the values are then not Pillow's own."""
+    at that part of its size, as `draft` of Pillow does it; the values are then not Pillow's own. With `part`, that is
+    cut out of what was decoded, and resized alone."""
     import simplejpeg
 
     from deit_batch.loading import _resize
 
     width, height = reduced = (-(-size[0] // reduce), -(-size[1] // reduce))
     target = np.empty((resize.window[3], resize.window[2], 3), np.uint8)
-    in_file, scratch = 3 * width * height, scratch_bytes(reduced, resize.window)
+    left, top, wide, high = part or (0, 0, *reduced)
+    in_file, scratch = 3 * width * height, scratch_bytes((wide, high), resize.window)
     try:
         *sides, colours, subsampling = simplejpeg.decode_jpeg_header(data)
         if sides != [size[1], size[0]] or colours not in COLOURS or subsampling not in SUBSAMPLINGS:
             return None
         room = _room(in_file + scratch, threading.get_ident())
         source = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height, buffer=room[:in_file])
-        _resize.resize(source, reduced, resize.size, resize.resample, resize.window, target, room[in_file:])
+        source = np.ascontiguousarray(source[top : top + high, left : left + wide])  # a copy of a part only
+        _resize.resize(source, (wide, high), resize.size, resize.resample, resize.window, target, room[in_file:])
     except (LookupError, MemoryError, RuntimeError, ValueError):
         return None
     return target
 
 
-def scratch_bytes(size: Size, window: tuple[int, int, int, int]) -> int:
+def scratch_bytes(size: Size, window: Box) -> int:
     """What `_resize` needs to work in: sixteen rows, and what is between its two steps."""
     (width, height), (_, _, window_width, window_height) = size, window
     return 3 * (16 * width + max(window_width * height, width * window_height))

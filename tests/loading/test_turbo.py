@@ -109,6 +109,31 @@ def test_what_cameras_write_is_decoded_by_turbo(data: bytes) -> None:
     assert np.array_equal(by_turbo(data, BASE), by_pillow(data, BASE))
 
 
+@pytest.mark.parametrize("size", [(500, 375), (1900, 1501)], ids=["whole", "reduced"])
+@pytest.mark.parametrize("share", [(0.0, 0.0, 1.0, 1.0), (0.1, 0.03, 0.81, 0.9), (0.9, 0.8, 0.1, 0.2)])
+def test_a_part_to_train_on_has_the_values_that_pillow_cuts_out(
+    size: tuple[int, int], share: tuple[float, float, float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = as_jpeg(photo(*size))
+    taken: list[Any] = []
+    pixels_of = turbo.pixels_of
+
+    def noted(*args: Any, **more: Any) -> Any:
+        taken.append(pixels_of(*args, **more))
+        return taken[-1]
+
+    monkeypatch.setattr(turbo, "pixels_of", noted)
+
+    def part() -> Any:
+        box = tuple(round(one * side) for one, side in zip(share, (*size, *size), strict=True))
+        return np.asarray(decoding.decode_part(data, BASE, LIMITS, lambda width, height: box))  # type: ignore[arg-type,return-value]
+
+    ours = part()
+    assert np.array_equal(ours, taken[0])
+    monkeypatch.setattr(turbo, "why_not", lambda: "not now")
+    assert np.array_equal(ours, part())
+
+
 def without_end(data: bytes) -> bytes:
     return data[:-40]
 
