@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 from click import BadParameter, Context
 from helpers import MakeCheckpoint
 from torch.nn import functional
-from transformers import get_scheduler
+from torch.utils.data import Dataset, default_collate
+from transformers import TrainingArguments, get_scheduler
 
 from deit_batch.cli import main
 from deit_batch.errors import UsageError
 from deit_batch.finetune.recipes import DEIT, IN_A_RECIPE, RECIPES
+from deit_batch.finetune.sampling import Draw
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.stochastic_depth import add_stochastic_depth, drop
 from deit_batch.finetune.students import make_student
-from deit_batch.finetune.training import Learner, distillation_loss, loss_for
+from deit_batch.finetune.training import EpochTrainer, Learner, distillation_loss, loss_for
 from deit_batch.model.checkpoint import find_checkpoint
 from deit_batch.model.recipe import CARD_RECIPE
 
@@ -220,6 +223,62 @@ def test_the_average_of_the_weights_is_exponential_and_is_what_is_validated(make
         assert torch.equal(model(pixels, targets)["logits"], validated)
         assert not torch.equal(model.train()(pixels, targets)["logits"], validated)
     assert model.result is model.average.module
+
+
+class FewExamples(Dataset[dict[str, torch.Tensor]]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.zeros(32, 32, 3, dtype=torch.uint8), "targets": torch.eye(5)[draw.image]}
+
+
+def trainer_of(folder: Path, out: Path, **more: Any) -> EpochTrainer:
+    """Of a single step."""
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        **Settings(input="", max_steps=1, **more).arguments(4),
+    )
+    return EpochTrainer(learner(folder, **more), arguments, default_collate, FewExamples())
+
+
+def test_adamw_spares_what_deits_own_optimizer_spares(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Vectors, the tokens and the positions have no weight decay (timm's param_groups_weight_decay, and no_weight_decay
+    in the authors' models.py)."""
+    trainer = trainer_of(make_checkpoint("DeiTForImageClassificationWithTeacher"), tmp_path)
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decays = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    names = ("cls_token", "distillation_token", "position_embeddings")
+    assert trainer.model is not None
+    for name, weight in trainer.model.named_parameters():
+        spared = weight.ndim == 1 or name.endswith(names)
+        assert decays[id(weight)] == (0 if spared else 0.05), name
+
+
+def test_gradients_are_clipped_unless_the_recipe_says_no(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for asked, limit in ((DEIT["max_grad_norm"], math.inf), (1.0, 1.0)):
+        trainer = trainer_of(make_checkpoint(), tmp_path, max_grad_norm=asked)
+        limits: list[float] = []
+        monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda _, most, limits=limits: limits.append(most))
+        trainer.train()
+        assert min(limits) == limit
+
+
+def test_dropout_is_what_is_asked_for_or_the_checkpoints(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("DeiTForImageClassification", hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    pixels = torch.randn(1, 3, 32, 32)
+    for asked, varies in ((DEIT["dropout"], False), (None, True)):
+        student = student_of(folder, dropout=asked).train()
+        with torch.inference_mode():
+            assert torch.equal(student(pixel_values=pixels).logits, student(pixel_values=pixels).logits) != varies
 
 
 def test_soft_and_hard_distillation_are_the_papers_equations() -> None:
