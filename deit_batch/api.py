@@ -199,17 +199,20 @@ class Model:
         return {name: getattr(self._options, name) for name in ("model", *ModelOptions.__optional_keys__)}
 
     def _scored(self, asked: _Asked) -> Records:
-        return Records(_scored(self._scorer, asked.open(), self._plan, asked), asked.options)
+        return Records(_scored(self._scorer, asked.open(), self._plan, asked), asked)
 
 
 class Records(Iterator[Record]):
     """What `score` and `embed` give: the records, in input order, made as they are asked for."""
 
-    def __init__(self, records: Generator[Record, None, None], options: Options) -> None:
-        self._records, self._options = records, options
+    def __init__(self, records: Generator[Record, None, None], asked: _Asked) -> None:
+        self._records, self._asked = records, asked
+        self._begun = False
 
     def __next__(self) -> Record:
-        return next(self._records)
+        record = next(self._records)
+        self._begun = True
+        return record
 
     def close(self) -> None:
         """Ends what is under way for those that were not asked for."""
@@ -218,19 +221,27 @@ class Records(Iterator[Record]):
     def to_frame(self) -> pandas.DataFrame:
         """A row for each record that is left: `index`, `image`, the best `label` and its `score` (NaN if there is
         none), all `predictions` as dicts, `error_type` and `error_message`, what else says which input it is, and the
-        columns that are kept. With features, a column of each by its name: arrays of float32 [width].
+        columns that are kept. With features, a column of each by its name: arrays of float32 [width]. Rows of a
+        DataFrame or Series of pandas have the labels of its index.
 
-        Raises UsageError if pandas is not installed, or a kept column has one of these names."""
-        return frame_of(self._records, self._options.features, self._options.keep)
+        Raises UsageError if pandas is not installed, a kept column has one of these names, or all records have been
+        read before."""
+        options = self._asked.options
+        begun = self._begun
+        frame = frame_of(self, options.features, options.keep, self._asked.labels)
+        if begun and frame.empty:
+            raise UsageError("all records have been read before, and are read once: keep them, as list(records) does")
+        return frame
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Of one call; `given`: what is scored, unless the options name it."""
+    """Of one call; `given`: what is scored, unless the options name it; `labels`: of its rows, if pandas has any."""
 
     options: Options
     given: OpenTable | None
     progress: bool
+    labels: pandas.Index | None = None
 
     def open(self) -> Source:
         return self.options.open_source(given=self.given)
@@ -244,7 +255,8 @@ def _asked(
     found = names_or_rows(input)
     if isinstance(found, str | tuple):
         return _Asked(options_of(function, found, options, known, **more), None, progress)
-    return _Asked(options_of(function, GIVEN, options, known, **more), found, progress)
+    labels = getattr(input, "index", None) if hasattr(type(input), "iloc") else None  # a list has such a method
+    return _Asked(options_of(function, GIVEN, options, known, **more), found, progress, labels)
 
 
 def _names(features: Sequence[FeatureName]) -> tuple[object, ...]:
@@ -259,7 +271,7 @@ def _scored_once(asked: _Asked) -> Records:
         with closing(Scorer(plan, asked.options)) as scorer:
             yield from _scored(scorer, source, plan, asked)
 
-    return Records(records(), asked.options)
+    return Records(records(), asked)
 
 
 def _scored(scorer: Scorer, source: Source, plan: Plan, asked: _Asked) -> Generator[Record, None, None]:

@@ -39,6 +39,7 @@ from deit_batch.plan import Options, Plan
 from deit_batch.scorer import Scorer
 from deit_batch.system import machine
 from deit_batch.system.atomic import is_same_file, require_not_read, standing
+from deit_batch.system.logs import warn_even_if_quiet
 from deit_batch.system.progress import Progress, Stopwatch
 from deit_batch.system.signals import stop_on_signals
 
@@ -53,6 +54,7 @@ class RunResult:
     report: dict[str, object]
     passed_over: Counter[str]
     kept: int = 0
+    vanished: int = 0
 
     def summary(self, done: str) -> str:
         """As in "39 of 40 images scored, 1 failed (1 DecodeError)"; `done` is what was done with them."""
@@ -61,6 +63,7 @@ class RunResult:
         parts = [
             f"{tally.scored:,} of {counted(tally.inputs, 'image')} {done}{before}",
             f"{tally.failed:,} failed ({counts(tally.failures)})" if tally.failed else "",
+            f"{self.vanished:,} no longer there" if self.vanished else "",
             f"{passed_over:,} passed over ({counts_of(self.passed_over, most=MOST_SHOWN)})" if passed_over else "",
             f"{speed} images/s" if speed else "",
         ]
@@ -163,13 +166,19 @@ def run(
             raise
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
-        final = report()
+        vanished = cache.vanished() if cache else 0
+        final = report(vanished=vanished)
         output.finish(final)
         if cache:
             with standing(out):
                 cache.finish()
+        if vanished > output.tally.inputs:
+            warn_even_if_quiet(
+                "%s of the last result %s no longer in the input, which has %s: is all of it there?",
+                *(counted(vanished, "image"), "is" if vanished == 1 else "are", f"{output.tally.inputs:,}"),
+            )
         warn_of_images(source, met, scaled=plan.recipe.scale_deep_gray)
-        return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0)
+        return RunResult(output.tally, final, source.passed_over, cache.kept if cache else 0, vanished)
 
 
 def _require_free(form: Form, keep: Sequence[str]) -> None:
@@ -237,6 +246,8 @@ def _report(
     stopwatch: Stopwatch,
     progress: Progress,
     met: Counter[str],
+    *,
+    vanished: int = 0,
 ) -> dict[str, object]:
     about = {
         **({"input_sha256": source.whole()} if options.shard else {}),
@@ -252,5 +263,10 @@ def _report(
         "versions": plan.versions(),
     }
     return run_report(
-        output.tally, source.passed_over, about, kept=cache.kept if cache else None, deep_gray=met[DEEP_GRAY]
+        output.tally,
+        source.passed_over,
+        about,
+        kept=cache.kept if cache else None,
+        vanished=vanished,
+        deep_gray=met[DEEP_GRAY],
     )

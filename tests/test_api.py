@@ -189,6 +189,23 @@ def test_a_data_frame_is_scored_and_made(frame: Any, photos: Path, model: Model)
     ]
 
 
+def test_the_labels_of_pandas_rows_come_back(photos: Path, model: Model) -> None:
+    paths = sorted(map(str, photos.iterdir()))[:4]
+    table = pd.DataFrame({"where": paths}).iloc[[3, 1]]
+    table["label"] = model.score(table, column="where").to_frame()["label"]
+    wanted = [record.predictions[0]["label"] for record in model.score([paths[3], paths[1]])]
+    assert table["label"].to_list() == wanted
+    series = model.score(table["where"], limit=1).to_frame()
+    assert (series.index.to_list(), series["index"].to_list(), series["image"].to_list()) == ([3], [0], [paths[3]])
+
+
+def test_a_frame_of_records_that_are_gone_is_refused(model: Model) -> None:
+    records = model.score([jpeg()])
+    assert len(list(records)) == 1
+    with pytest.raises(UsageError, match="all records have been read before"):
+        records.to_frame()
+
+
 def test_a_frame_of_features_and_one_of_nothing(photos: Path, model: Model) -> None:
     (photos / "01.jpg").write_bytes(b"broken")
     made = model.embed(photos, features=["cls", "mean"], limit=2).to_frame()

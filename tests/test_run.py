@@ -459,6 +459,7 @@ def test_a_table_without_rows_gives_an_empty_output(vit: Path, tmp_path: Path) -
 def test_an_error_threshold_in_percent_is_not_judged_too_early() -> None:
     threshold = ErrorThreshold(10, percent=True)
     threshold.check(Tally(0, Counter(FetchError=100)), None)
+    threshold.check(Tally(0, Counter(FetchError=101)), 999)  # it is done soon, and judged then
     threshold.check(Tally(0, Counter(FetchError=500)), 5000)
     with pytest.raises(TooManyFailures, match=r"101 of 101 inputs failed \(101 FetchError\)"):
         threshold.check(Tally(0, Counter(FetchError=101)), None)

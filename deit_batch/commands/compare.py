@@ -29,6 +29,7 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import SHARE
+from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
 from deit_batch.system.extras import needing
@@ -120,6 +121,9 @@ def compare(
         click.echo(changes.as_json(document) if format == "json" else changes.as_text(document), nl=False)
         share, passed = document["agreement"], document["passed"]
         message = "the agreement " + ("can't be had" if share is None else f"is {share:.4f}")
+        if fail_under is not None and share is not None and (lost := document["images"]["only_in_old"]):
+            whole, images = compared.agreement_of_old, counted(lost, "image")
+            message += f", and {whole:.4f} with {images} that {'is' if lost == 1 else 'are'} only in {old}"
         if not passed:
             message += "" if share is None else f", under {fail_under:g}"
             logger.error("--fail-under: %s", message)

@@ -27,7 +27,7 @@ from deit_batch.evaluation.judged import (
 )
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
-from deit_batch.evaluation.names import CARD_NAMES, METRICS, PAGE, PARTS, PLOTS, PREDICTIONS, REPORT
+from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, METRICS, PAGE, PARTS, PLOTS, PREDICTIONS, REPORT
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
@@ -321,7 +321,11 @@ def _counts(material: _Material, found: Metrics) -> dict[str, Any]:
 
 def _changed(compared: Mapping[str, Any]) -> str:
     metrics = compared["metrics"]
-    beyond = [f"{name} {of['change']:+.4f}" for name, of in metrics.items() if not of["within_noise"]]
+    beyond = [
+        f"{name} {of['change']:+.4f} ({'better' if (of['change'] > 0) == (name in HIGHER_IS_BETTER) else 'worse'})"
+        for name, of in metrics.items()
+        if not of["within_noise"]
+    ]
     none = "no metric changed beyond noise" if metrics else "no metric that both have"
     told = f"beyond noise: {', '.join(beyond)}" if beyond else none
     return f"against {compared['file']}, on the {counted(compared['images'], 'image')} of both: {told}"

@@ -34,8 +34,9 @@ def snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) 
         return Path(folder)
     except LocalEntryNotFoundError:
         raise CheckpointAccessError(
-            f"{name} is not on this machine and the Hub can't be reached ({problem}); where there is a network, fetch "
-            f"it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model DIR (or the cache, HF_HOME);"
+            f"no folder {name} is here; the model {name} is not on this machine and the Hub can't be reached "
+            f"({problem}); where there is a network, fetch it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model "
+            "DIR (or the cache, HF_HOME);"
             " to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise

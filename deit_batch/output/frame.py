@@ -18,11 +18,14 @@ _ERROR = ("error_type", "error_message")
 
 
 def frame_of(
-    records: Iterable[Record], features: Sequence[FeatureName] | None, keep: Sequence[str]
+    records: Iterable[Record],
+    features: Sequence[FeatureName] | None,
+    keep: Sequence[str],
+    labels: pandas.Index | None = None,
 ) -> pandas.DataFrame:
     """A row for each record, in its order: as a CSV result has it, but the predictions, or else each of `features`
     (float32 [width], None where it failed), and what is kept stay Python's values. What says which input it is, beside
-    its name, is a column if any has it.
+    its name, is a column if any has it. `labels`: those of all inputs, which become those of the rows.
 
     Raises UsageError, before a record is asked for, if a column to `keep` has one of these names, or without pandas."""
     with needing("pandas"):
@@ -34,7 +37,8 @@ def frame_of(
             raise UsageError(f"--keep {name}: the DataFrame has a column of that name already")
     rows = [_row(record) for record in records]
     others = dict.fromkeys(name for row in rows for name in row if name not in columns)
-    return pandas.DataFrame(rows, columns=[*columns, *dict.fromkeys([*others, *map(clean, keep)])])
+    index = None if labels is None else labels.take([row["index"] for row in rows])
+    return pandas.DataFrame(rows, index, [*columns, *dict.fromkeys([*others, *map(clean, keep)])])
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class PredictionCache:
     def __init__(self, path: Path, settings: Mapping[str, object], *, fresh: bool) -> None:
         """Raises OutputError if the file can't be written."""
         self.kept = 0
+        self._fail_now = 0  # of those that were scored before
         self._path = path
         self._stamps: dict[int, str | None] = {}  # of images under way, taken before they are read
         text = json.dumps(settings, sort_keys=True, default=str)
@@ -148,10 +149,17 @@ class PredictionCache:
 
     def _add(self, reference: Reference, sha256: str | None, record: Record) -> None:
         stamp_text = self._stamps.pop(reference.index)
+        self._fail_now += record.error is not None and reference.earlier is not None
         if record.error is None and reference.wanted is None:
             self.kept += reference.earlier is not None and reference.earlier.sha256 == sha256
             row = (_key(reference), stamp_text, sha256, json.dumps(record.predictions), self._run)
             self._database.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", row)
+
+    def vanished(self) -> int:
+        """How many images earlier runs had scored that are not in the input of this one, which has seen all of it."""
+        with self._using():
+            (stale,) = self._database.execute("SELECT count(*) FROM known WHERE run != ?", (self._run,)).fetchone()
+        return max(0, int(stale) - self._fail_now)
 
     def finish(self) -> None:
         """Forgets what this run, which has seen all its input, did not see. Raises OutputError if that can't be

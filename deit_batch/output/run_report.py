@@ -34,14 +34,17 @@ def run_report(
     about: Mapping[str, object],
     *,
     kept: int | None = None,
+    vanished: int = 0,
     deep_gray: int = 0,
 ) -> dict[str, object]:
-    """The counts first, then `about`: whatever else this kind of run has to say. `kept`: of an incremental run, how
-    many images needed no scoring; `deep_gray`: how many were grey of more than 8 bits."""
+    """The counts first, then `about`: whatever else this kind of run has to say. Of an incremental run, `kept`: how many
+    images needed no scoring, and `vanished`: how many of earlier runs are not there any more; `deep_gray`: how many were
+    grey of more than 8 bits."""
     counts = {
         "inputs": tally.inputs,
         "scored": tally.scored,
         **({} if kept is None else {"kept": kept}),
+        **({"vanished": vanished} if vanished else {}),
         "failed": tally.failed,
         "failures": dict(tally.failures),
         "passed_over": dict(passed_over),

@@ -9,7 +9,8 @@ from deit_batch.errors import TooManyFailures
 from deit_batch.io import Tally, counted, counts
 
 FEWEST_INPUTS = 1000
-"""Of which a percentage is taken while a run goes on, so that a bad start ends nothing."""
+"""Of which a percentage is taken while a run goes on, so that a bad start ends nothing. An input that is known to have
+fewer is done before much is wasted: then the end judges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class ErrorThreshold:
 
     def check(self, tally: Tally, total: int | None) -> None:
         """While the run goes on; `total` may be a guess. Raises TooManyFailures when there is no hope left."""
+        if self.percent and total is not None and total < FEWEST_INPUTS:
+            return
         if not self.allows(tally.failed, max(tally.inputs, total or 0, FEWEST_INPUTS)):
             raise TooManyFailures(
                 f"given up: {tally.failed:,} of {counted(tally.inputs, 'input')} failed ({counts(tally.failures)}), "

@@ -140,8 +140,17 @@ class Comparison:
         if there are none."""
         return self.states["same label"] / self.compared if self.compared else None
 
+    @property
+    def agreement_of_old(self) -> float | None:
+        """The same, where an image that the new file lacks is no agreement either: what a gate is about, for no gate is
+        passed by leaving images out."""
+        images = self.compared + self.states["only in old"]
+        return self.states["same label"] / images if self.compared else None
+
     def as_dict(self, fail_under: float | None) -> Json:
-        """In JSON's types. `passed`: the agreement is no lower than `fail_under`, if there is that."""
+        """In JSON's types. `passed`: the agreement, of all images of the old file, is no lower than `fail_under`, if
+        there is that."""
+        gated = self.agreement_of_old
         names = sorted({*self.old.classes, *self.new.classes})
         lost, gained = Counter[str](), Counter[str]()
         for (before, now), images in self.flips.items():
@@ -157,7 +166,7 @@ class Comparison:
             "agreement": self.agreement,
             "accuracy": self.verdict and self.verdict.as_dict(),
             "fail_under": fail_under,
-            "passed": fail_under is None or (self.agreement is not None and self.agreement >= fail_under),
+            "passed": fail_under is None or (gated is not None and gated >= fail_under),
             "flips": [
                 {"before": before, "now": now, "images": images} for (before, now), images in self.flips.most_common()
             ],

@@ -87,7 +87,8 @@ def run_gate(folder: Path, **inputs: str) -> tuple[int, str, dict[str, str]]:
 def test_the_action_scores_gates_and_compares(tmp_path: Path) -> None:
     (tmp_path / "my photos").symlink_to(EXAMPLES)
     inputs = {"input": "my photos", "model": "demo"}
-    status, errors, outputs = run_gate(tmp_path, **inputs, **{"fail-under": "accuracy=0.5\nf1_macro=0.5\n"})
+    gates = {"fail-under": "accuracy=0.5\nf1_macro=0.5\n", "baseline": "none-yet.json"}
+    status, errors, outputs = run_gate(tmp_path, **inputs, **gates)
     assert (status, "::error" in errors) == (0, False), errors
     predictions = tmp_path / outputs["predictions"]
     assert len(read_jsonl(predictions)) == 40

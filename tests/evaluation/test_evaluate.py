@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -28,6 +29,7 @@ from sklearn.calibration import calibration_curve
 from deit_batch.cli import main
 from deit_batch.commands.evaluate import Gate
 from deit_batch.errors import UsageError
+from deit_batch.evaluation.evaluate import _changed
 from deit_batch.evaluation.joining import Labels, given_in
 from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, summarise_predictions
 from deit_batch.evaluation.metrics import compute
@@ -283,6 +285,8 @@ def test_a_change_is_told_from_noise(several: bool, tmp_path: Path) -> None:
     assert not changes["accuracy"]["within_noise"]
     assert not changes["f1_macro"]["within_noise"]
     assert changes["f1_macro"]["change"] < 0
+    said = _changed({"file": "m.json", "images": 300, "metrics": changes})
+    assert re.search(r"beyond noise: .*f1_macro -0\.\d{4} \(worse\)", said)
 
 
 def test_the_test_of_accuracy_is_mcnemars_of_the_images_that_both_have_seen() -> None:

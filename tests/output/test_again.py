@@ -64,6 +64,7 @@ def test_a_growing_folder_is_scored_night_by_night(old_photos: Path, vit: Path, 
     (photos / "11.jpg").write_bytes(jpeg(11))  # mended
     (photos / "20.jpg").write_bytes(b"broken")
     second, kept = nightly(photos, vit, tmp_path, out)
+    assert read_json(tmp_path / f"{out}.run.json")["counts"]["vanished"] == 1  # what is broken now is still there
     assert (second, kept) == (full(photos, vit, tmp_path, out), 36)
     assert second != first
 
@@ -204,13 +205,17 @@ def test_a_file_of_somebody_else_beside_the_result_stays(
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_vanished_images_are_forgotten(old_photos: Path, vit: Path, tmp_path: Path) -> None:
+def test_vanished_images_are_forgotten_and_counted(
+    old_photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+) -> None:
     nightly(old_photos, vit, tmp_path)
     for number in range(30):
         (old_photos / f"{number:02}.jpg").unlink()
     nightly(old_photos, vit, tmp_path)
     with sqlite3.connect(tmp_path / "p.jsonl.known") as database:
         assert database.execute("SELECT count(*) FROM known").fetchone() == (10,)
+    assert valid(read_json(tmp_path / "p.jsonl.run.json"), "run-report")["counts"]["vanished"] == 30
+    assert messages == ["30 images of the last result are no longer in the input, which has 10: is all of it there?"]
 
 
 def test_what_a_request_asks_for_is_neither_kept_for_others_nor_continued_with_another(
