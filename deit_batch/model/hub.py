@@ -35,9 +35,8 @@ def snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) 
     except LocalEntryNotFoundError:
         raise CheckpointAccessError(
             f"no folder {name} is here; the model {name} is not on this machine and the Hub can't be reached "
-            f"({problem}); where there is a network, fetch it with 'deit-batch pull {name} --out DIR', and copy DIR here as --model "
-            "DIR (or the cache, HF_HOME);"
-            " to try the tool without any download use --model demo"
+            f"({problem}); where there is a network, fetch it with 'deit-batch pull {name} --out DIR', and copy DIR "
+            "here as --model DIR (or the cache, HF_HOME); to try the tool without any download use --model demo"
         ) from None
     except Exception as error:  # the client raises whatever the network, its HTTP library and the disk raise
         raise CheckpointAccessError(f"{name} can't be fetched from the Hub: {error}") from error

@@ -37,9 +37,9 @@ def run_report(
     vanished: int = 0,
     deep_gray: int = 0,
 ) -> dict[str, object]:
-    """The counts first, then `about`: whatever else this kind of run has to say. Of an incremental run, `kept`: how many
-    images needed no scoring, and `vanished`: how many of earlier runs are not there any more; `deep_gray`: how many were
-    grey of more than 8 bits."""
+    """The counts first, then `about`: whatever else this kind of run has to say. Of an incremental run, `kept`: how
+    many images needed no scoring, and `vanished`: how many of earlier runs are not there any more; `deep_gray`: how
+    many were grey of more than 8 bits."""
     counts = {
         "inputs": tally.inputs,
         "scored": tally.scored,
