@@ -27,6 +27,7 @@ from deit_batch.output.parts import (
     Folder,
     Part,
     convert_part,
+    digest_settings,
     in_order,
     split_into_blocks,
     write_part,
@@ -152,7 +153,7 @@ def run(
         stack.enter_context(long_lived_objects_left_alone())
         settings = {**plan.settings, "incremental": False, "format": format, "part_size": part_size}
         folder = stack.enter_context(closing(Folder(out, settings, fresh=fresh)))
-        blocks = split_into_blocks(source.references, part_size)
+        blocks = split_into_blocks(source.references, part_size, digest_settings(settings))
         if folder.complete:
             for part in folder.finished(blocks, format):
                 found.add(part)

@@ -2,7 +2,7 @@
 
     DIR.partial             grows; a dead run is continued from the parts in it
       part-000000.jsonl       the records of the first inputs, as many as a part has; each part appears whole
-      part-000000.stamps      what each image's file was when it was read (input/stamps.py)
+      part-000000.stamps      the part's seal, and what each image's file was when it was read (input/stamps.py)
       run.json                what the run is (settings), and how it went
     DIR                     the same folder, under its own name when the run is finished, and then with
       manifest.json           its parts, in the order of the input, with their digests and counts
@@ -31,9 +31,9 @@ from typing import Any, Self
 
 from deit_batch.errors import MALFORMED, DeitBatchError, OutputError, UsageError, in_words
 from deit_batch.input import stamps
-from deit_batch.io import Record, Reference, Tally, pretty
+from deit_batch.io import Record, Reference, Tally, counted, pretty
 from deit_batch.output.formats import FORMATS, Columns, convert
-from deit_batch.output.place import Place, result_place
+from deit_batch.output.place import LocalPlace, Place, result_place
 from deit_batch.output.resume import (
     Changed,
     errors_of_finished,
@@ -51,6 +51,7 @@ logger = logging.getLogger("deit_batch")
 MANIFEST, REPORT, STAMPS = "manifest.json", "run.json", "stamps"
 PART_SIZE = 256
 """Images in each part, unless it is told."""
+_SHOWN = 3
 NOTHING_YET = hashlib.sha256().hexdigest()
 """The digest of no reference: where an input begins."""
 
@@ -59,12 +60,13 @@ NOTHING_YET = hashlib.sha256().hexdigest()
 class Block:
     """The references of one part. `before`, `after`: the SHA-256 of all references of the input up to its first, and up
     to its last. A block fits behind another if that one's `after` is its `before`; so all are of one reading, or of
-    readings that were the same."""
+    readings that were the same. `run`: digest_settings of the run's."""
 
     number: int
     references: list[Reference]
     before: str
     after: str
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,12 @@ class Part:
         return cls(block.number, tally.scored, dict(tally.failures), _digest(data), block.before, block.after)
 
 
-def split_into_blocks(references: Iterable[Reference], size: int) -> Iterator[Block]:
+def digest_settings(settings: Mapping[str, Any]) -> str:
+    """What tells the parts of a run from those of another that its results do not go with."""
+    return hashlib.sha256(json.dumps(json.loads(pretty(settings)), sort_keys=True).encode()).hexdigest()
+
+
+def split_into_blocks(references: Iterable[Reference], size: int, run: str = "") -> Iterator[Block]:
     """Blocks of `size` references, the last of fewer."""
     references = iter(references)
     digest = hashlib.sha256()
@@ -92,7 +99,7 @@ def split_into_blocks(references: Iterable[Reference], size: int) -> Iterator[Bl
         for reference in block:
             digest.update(reference_line(reference))
         after = digest.hexdigest()
-        yield Block(number, block, before, after)
+        yield Block(number, block, before, after, run)
         number, before = number + 1, after
 
 
@@ -100,8 +107,9 @@ def part_name(number: int, format: str = "jsonl") -> str:
     return f"part-{number:06}.{format}"
 
 
-_PART = re.compile(r"part-(\d{6,})\.(\w+)")
-_CONVERTED = "|".join(format.name for format in FORMATS.values() if format.in_parts and format.write)
+_FORMATS = [format.name for format in FORMATS.values() if format.in_parts]
+_PART = re.compile(rf"part-(\d{{6,}})\.({'|'.join(_FORMATS)}|stamps)")
+_CONVERTED = "|".join(name for name in _FORMATS if FORMATS[name].write)
 _FILE = rf"{_PART.pattern}|{STAMPS}|{re.escape(MANIFEST)}|{re.escape(REPORT)}"
 _OURS = re.compile(rf"(?:{_CONVERTED})|(?:(?:{_CONVERTED})/)?(?:{_FILE}|\.(?:{_FILE})\.[0-9a-f]{{32}}\.tmp|\.replaced)")
 """The paths of what a run makes in its partial folder, with the temporary files of writers that were killed."""
@@ -116,9 +124,19 @@ def write_part(partial: Place, block: Block, records: Sequence[Record]) -> Part:
     data = b"".join(record.line() for record in records)
     # The stamps first: of a part that is there, it is known what its images were.
     with writing(partial):
-        partial.write(part_name(block.number, "stamps"), stamps.join_stamps(records))
+        partial.write(part_name(block.number, "stamps"), _seal(block, data) + stamps.join_stamps(records))
         partial.write(part_name(block.number), data)
     return Part.of(block, tally, data)
+
+
+_SEAL = hashlib.sha256().digest_size
+"""Bytes."""
+
+
+def _seal(block: Block, data: bytes) -> bytes:
+    """By which a part is known for one that this run has written, and that nobody has changed since: one of a run with
+    other settings, whose machine was taken for dead and wakes up, is another."""
+    return hashlib.sha256(block.run.encode() + data).digest()
 
 
 def convert_part(partial: Place, part: Part, format: str, columns: Columns) -> Part:
@@ -204,12 +222,25 @@ class Folder:
                 if not isinstance(report.get("settings"), dict):
                     raise UsageError(f"{folder} is there and no {REPORT} in it says what it is; give another --out")
             if fresh:
+                for folder in found:
+                    if others := self._others_in(folder):
+                        raise UsageError(
+                            f"{folder} would be replaced, and has files that no run has made: {others}; move them "
+                            "away, or give another --out"
+                        )
                 self.partial.remove_all()
                 return {}
             if found:
                 require_same_settings(str(found[0]), reports[0]["settings"], self._settings)
                 return reports[0]
         return {}
+
+    def _others_in(self, folder: Place) -> str:
+        """The first files that no run has made, of those that would be gone with the folder."""
+        if not folder.exists() or (folder == self._out and not self._out.is_replaced_whole):
+            return ""
+        others = sorted(path for path in folder.everything() if not _OURS.fullmatch(path))
+        return ", ".join(others[:_SHOWN]) + (", …" if len(others) > _SHOWN else "")
 
     @property
     def complete(self) -> bool:
@@ -254,10 +285,15 @@ class Folder:
 
     def _remove_failed(self) -> None:
         numbers = sorted(self.left())
+        removed = 0
         with closing(self._grown(numbers)) as files:
             for number, (data, _) in zip(numbers, files, strict=True):
                 if _has_failures(data or b""):
                     self.partial.remove([part_name(number)])
+                    removed += 1
+        if removed:
+            made = counted(removed, "part with failures is", "parts with failures are")
+            logger.info("the earlier run gave up: %s made anew", made)
 
     def left(self) -> set[int]:
         """The numbers of the parts that an earlier run has left."""
@@ -287,40 +323,48 @@ class Folder:
 
     def _standing(self, block: Block, data: bytes | None, noted: bytes | None) -> Part | None:
         name = part_name(block.number)
-        before = stamps.split_stamps(noted or b"")
-        pairs = zip(block.references, before, strict=False)
-        changed = [each.image for each, stamp in pairs if stamps.has_changed(each, stamp)]
-        if len(before) != len(block.references):
-            changed = [block.references[0].image]
-            logger.warning("of the images in %s it is not known what they were: it is made anew", name)
-        elif changed:
-            logger.warning("%s has changed since it was scored: its part is made anew", changed[0])
-        lines = (data or b"").splitlines(keepends=True)
-        errors = [] if changed else errors_of_finished(str(self._out), block.references, lines)
-        if not len(errors) == len(lines) == len(block.references):
+        data, noted = data or b"", noted or b""
+        before = stamps.split_stamps(noted[_SEAL:])
+        lines = data.splitlines(keepends=True)
+        errors: list[str | None] = []
+        if noted[:_SEAL] != _seal(block, data):
+            logger.warning("%s is not what this run has left there: it is made anew", name)
+        elif not len(before) == len(lines) == len(block.references):
+            logger.warning("%s is of another number of images than there are now: it is made anew", name)
+        elif changed := _first_changed(block.references, before):
+            logger.warning("%s has changed since it was scored: its part is made anew", changed)
+        else:
+            errors = errors_of_finished(str(self._out), block.references, lines)
+        if len(errors) != len(block.references):
             with writing(self._out):
                 self.partial.remove([name])
             return None
         tally = Tally()
         for error in errors:
             tally.count_error(error)
-        return Part.of(block, tally, data or b"")
+        return Part.of(block, tally, data)
 
     def finish(self, parts: Sequence[Part], report: Mapping[str, object], format: str) -> None:
         """Makes the folder appear under the name of the run, for what stood there, with its parts in this format: those
         that convert_part has returned, if it is another than that in which they grew."""
         converted = FORMATS[format].write is not None
         result = self.partial.inside(format) if converted else self.partial
-        names = [REPORT, STAMPS, *_names_of(parts, format), MANIFEST]
         with writing(self._out):
             self._held.ask()
             result.make()
             noted = result.write_chunks(STAMPS, self._stamps_of(parts))
             report = {**report, "references_sha256": _end_of(parts), "stamps": noted}
-            result.write(REPORT, pretty({"status": "finished", **report, "settings": self._settings}))
-            result.write_chunks(MANIFEST, _manifest(parts, format))
-            self._held.ask()
-            self._out.publish(format if converted else None, names)
+            told = pretty({"status": "finished", **report, "settings": self._settings})
+            result.write(REPORT, told)
+            outputs: dict[str, object] = {REPORT: _digest(told), STAMPS: noted}
+            outputs |= zip(_names_of(parts, format), (part.output for part in parts), strict=True)
+            outputs[MANIFEST] = result.write_chunks(MANIFEST, _manifest(parts, format))
+            if others := self._others_in(self._out):
+                raise OutputError(
+                    f"{self._out} would be replaced, and has files that no run has made: {others}; move them away, and "
+                    "run the same command again, without --fresh"
+                )
+            self._out.publish(format if converted else None, outputs, self._held)
         # Until now, or a run that dies here would begin anew.
         self._tidy(parts, format)
         with standing(str(self._out)):
@@ -338,7 +382,7 @@ class Folder:
             for name, data in zip(names, files, strict=True):
                 if data is None:
                     raise FileNotFoundError(ENOENT, f"{name} is missing")
-                yield data
+                yield data[_SEAL:]
 
     def require_held(self) -> None:
         """Raises OutputError if another run has taken the folder over."""
@@ -362,6 +406,12 @@ class Folder:
 
 def _names_of(parts: Iterable[Part], format: str) -> list[str]:
     return [part_name(part.number, format) for part in parts]
+
+
+def _first_changed(references: Sequence[Reference], before: Sequence[bytes]) -> str | None:
+    """The first image of these whose file is not what it was. `before`: their stamps of then."""
+    pairs = zip(references, before, strict=True)
+    return next((each.image for each, stamp in pairs if stamps.has_changed(each, stamp)), None)
 
 
 def _has_failures(data: bytes) -> bool:
@@ -408,6 +458,12 @@ def read_manifest(folder: Place) -> list[Part]:
     if changed:
         raise _not_ours(folder, changed)
     return parts
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Those with the records of a finished folder of this machine, in order. Raises as `read_manifest`."""
+    name = _read_report(LocalPlace(folder), MANIFEST).get("format", "jsonl")
+    return [folder / part_name(part.number, name) for part in read_manifest(LocalPlace(folder))]
 
 
 def read_parts(folder: Place, parts: Sequence[Part]) -> Generator[bytes, None, None]:

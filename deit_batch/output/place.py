@@ -4,13 +4,13 @@ comes to its own name."""
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from deit_batch.errors import UsageError
-from deit_batch.output.stored_place import StoredPlace
+from deit_batch.output.stored_place import StoredPlace, require_sizes
 from deit_batch.system.atomic import (
     behind_links,
     digest_of,
@@ -18,6 +18,7 @@ from deit_batch.system.atomic import (
     mend_folder,
     publish_folder,
     remove_folder,
+    remove_temporary_files,
     write_atomically,
 )
 from deit_batch.system.lock import Lock
@@ -95,9 +96,14 @@ class Place(Protocol):
     def mend(self) -> None:
         """Goes on with, or takes back, what a process that was killed in `publish` has left. The caller holds this."""
 
-    def publish(self, inside: str | None, names: Sequence[str]) -> None:
-        """Makes `partial`, or the folder of that name inside it, appear here with these files, for what stood here. The
-        first says what the folder is, the last that it is whole. The caller holds this."""
+    @property
+    def is_replaced_whole(self) -> bool:
+        """Whether `publish` leaves no other file here."""
+
+    def publish(self, inside: str | None, outputs: Mapping[str, object], held: Held) -> None:
+        """Makes `partial`, or the folder of that name inside it, appear here with these files, for what stood here, if
+        they have these digests, of which only the sizes are compared. The first says what the folder is, the last that
+        it is whole. The caller holds this by `held`, which is asked just before anything changes here."""
 
 
 def place_at(name: str) -> Place:
@@ -196,8 +202,14 @@ class LocalPlace:
     def mend(self) -> None:
         mend_folder(self.path, self.partial.path)
 
-    def publish(self, inside: str | None, names: Sequence[str]) -> None:
+    @property
+    def is_replaced_whole(self) -> bool:
+        return True
+
+    def publish(self, inside: str | None, outputs: Mapping[str, object], held: Held) -> None:
         source = self.partial.path / (inside or "")
-        for path in source.glob(".*"):  # of writers that were killed
-            path.unlink()
+        remove_temporary_files(source)  # of writers that were killed
+        with os.scandir(source) as entries:
+            require_sizes(outputs, {entry.name: entry.stat().st_size for entry in entries}, str(source))
+        held.ask()
         publish_folder(source, self.path, replace=True)

@@ -13,6 +13,7 @@ from typing import Any
 from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.io import NAME_FIELDS
 from deit_batch.output.formats import FORMATS, format_by_suffix, readable_suffixes, without_best
+from deit_batch.output.parts import files_of
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 
 logger = logging.getLogger("deit_batch")
@@ -22,7 +23,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file of predictions, or of a folder of parts, in their form as JSON. Raises UsageError if it is
     none."""
     if path.is_dir():
-        for part in sorted(path.glob("part-*")):
+        for part in files_of(path):
             yield from read_records(part)
         return
     # What has another ending is taken for JSONL: a shard may be called preds.0, and a partial file is one, too.

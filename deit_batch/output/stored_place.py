@@ -12,18 +12,21 @@ import hashlib
 import io
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import ENOENT
+from errno import EIO, ENOENT
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from deit_batch.io import StoredFile
 from deit_batch.system.lease import Lease
 from deit_batch.system.object_store import NoSuchObjectError, Store, open_store
+
+if TYPE_CHECKING:
+    from deit_batch.output.place import Held
 
 AT_ONCE = 10
 """Requests."""
@@ -155,14 +158,18 @@ class StoredPlace:
         if _SPENT in self.partial.names():
             self.partial.remove_all()
 
-    def publish(self, inside: str | None, names: Sequence[str]) -> None:
+    @property
+    def is_replaced_whole(self) -> bool:
+        return False
+
+    def publish(self, inside: str | None, outputs: Mapping[str, object], held: Held) -> None:
         source = self.partial.inside(inside) if inside else self.partial
         grown, there = source._files(), self._files()
-        missing = next((name for name in names if name not in grown), None)
-        if missing:
-            raise FileNotFoundError(ENOENT, f"{missing} is missing", str(source))
-        first, *others, last = names
-        self.remove([last])
+        require_sizes(outputs, {name: found.size for name, found in grown.items()}, str(source))
+        first, *others, last = outputs
+        held.ask()
+        if last in there:  # or it is of a run that has taken this one for dead, and ended in this moment
+            self.remove([last])
         copy = partial(self._copy, source)
         copy(first)
         wanted = (name for name in others if not _is_copied(grown[name], there.get(name)))
@@ -188,6 +195,15 @@ def _is_copied(source: StoredFile, there: StoredFile | None) -> bool:
     if there is None or there.size != source.size or source.modified_ns is None or there.modified_ns is None:
         return False
     return there.modified_ns > source.modified_ns
+
+
+def require_sizes(outputs: Mapping[str, object], sizes: Mapping[str, int | None], folder: str) -> None:
+    """Raises OSError unless the files in the folder have the sizes that their digests say."""
+    for name, output in outputs.items():
+        if name not in sizes:
+            raise FileNotFoundError(ENOENT, f"{name} is missing", folder)
+        if not _has_size(output, sizes[name]):
+            raise OSError(EIO, f"somebody has changed {name} since it was written", folder)
 
 
 def _has_size(output: object, size: int | None) -> bool:

@@ -21,6 +21,7 @@ from deit_batch.system import object_store
 
 logger = logging.getLogger("deit_batch")
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 _SHOWN = 40
 """Characters of a name that the names of its temporary files begin with."""
 _REPLACED = ".replaced"
@@ -175,6 +176,13 @@ def sweep_files(target: Path) -> None:
         with suppress(OSError):  # gone meanwhile, being written, or not ours to remove
             if path.is_file():
                 _remove_if_dead(path)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Of whatever file in the folder; its caller holds it, and no other file has such a name."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def _remove_if_dead(path: Path) -> None:

@@ -17,13 +17,14 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import sys
 import threading
 import time
 import uuid
 from contextlib import suppress
 
-from deit_batch.errors import OutputError
+from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import StoredFile
 from deit_batch.system.lock import held_by
 from deit_batch.system.object_store import NoSuchObjectError, Store, StoreError
@@ -36,6 +37,7 @@ RENEWED = 5.0
 DEAD = 20.0
 """Seconds without one after which a run on another machine is taken for dead: three renewals that did not come, and a
 fourth that is due. A renewal is tried again for longer than that where the store is busy, but seldom needs it."""
+_SIGN = re.compile("[0-9a-f]{32}")
 
 
 class Lease:
@@ -86,6 +88,9 @@ class Lease:
         """By path, when the store took the sign of another run (ns), and its age (s) at the time of ours."""
         found = self._store.list(self._folder, recursive=False)
         times = {each.address: each.modified_ns or 0 for each in found if isinstance(each, StoredFile)}
+        for address in times:
+            if not _SIGN.fullmatch(address.rpartition("/")[2]):
+                raise UsageError(f"{address} is there and is no lock of a run; give another --out")
         mine = times.pop(self._store.address(self._mine), None)
         if mine is None:
             raise StoreError(f"{self._mine} is not listed, though it was put there")
@@ -115,8 +120,16 @@ class Lease:
     def _renew(self) -> None:
         if self._store.version(self._mine) is None:
             self._is_lost = True
-        if not self._is_lost:
-            self._renewed = self._put()
+        if self._is_lost:
+            return
+        before, begun = self._renewed, self._put()
+        if _seconds() - before > DEAD and self._others():
+            # Between the two requests this process slept, or the store was slow, and the sign, which another run may
+            # have removed meanwhile, is there again.
+            self._is_lost = True
+            self._store.remove(self._mine)
+        else:
+            self._renewed = begun
 
     def require(self) -> None:
         """Raises OutputError if another run has taken over, as far as is known; asks the store if nothing has been

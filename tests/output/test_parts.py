@@ -35,6 +35,7 @@ from deit_batch.output.parts import (
     write_part,
 )
 from deit_batch.output.place import LocalPlace, Place
+from deit_batch.output.read import read_records
 from deit_batch.system import atomic
 from deit_batch.system.atomic import is_inside
 
@@ -94,7 +95,7 @@ def test_what_a_dead_run_has_finished_stands(died: Path) -> None:
 
 def test_the_folder_appears_when_it_is_whole(died: Path) -> None:
     assert not died.exists()
-    (died.with_name("out.partial") / ".part-000002.jsonl.killed").write_text("half")
+    (died.with_name("out.partial") / f".part-000002.jsonl.{'0' * 32}.tmp").write_text("half")
     finish(died)
     assert sorted(os.listdir(died.parent)) == ["out"]
     names = [part_name(number) for number in range(5)]
@@ -398,14 +399,86 @@ def _stamps_lost(path: Path) -> None:
     path.with_suffix(".stamps").unlink()
 
 
-@pytest.mark.parametrize("damage", [_cut_off, _image_replaced, _stamps_lost])
-def test_a_damaged_part_is_made_anew(died: Path, damage: Callable[[Path], None]) -> None:
+def _changed(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.6"))
+
+
+def _of_another_run(path: Path) -> None:
+    """Whose machine was taken for dead, wakes up, and writes what it had in hand."""
+    block = list(split_into_blocks(references(9), 2, "of other settings"))[1]
+    write(LocalPlace(path.parent), block)
+
+
+@pytest.mark.parametrize("damage", [_cut_off, _image_replaced, _stamps_lost, _changed, _of_another_run])
+def test_a_damaged_part_is_made_anew_and_that_is_said(
+    died: Path, damage: Callable[[Path], None], messages: list[str]
+) -> None:
     damage(died.with_name("out.partial") / part_name(1))
     assert set(standing(died)) == {0, 3}
+    assert [message for message in messages if "made anew" in message] == [
+        "3.jpg has changed since it was scored: its part is made anew"
+        if damage is _image_replaced
+        else "part-000001.jsonl is not what this run has left there: it is made anew"
+    ]
     assert not (died.with_name("out.partial") / part_name(1)).exists()
 
 
-def test_after_giving_up_the_parts_with_failures_are_made_anew(died: Path) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, _cut_off])
+def test_a_part_that_somebody_takes_or_changes_under_the_run_is_not_published(
+    died: Path, harm: Callable[[Path], None]
+) -> None:
+    with closing(Folder(died, SETTINGS, fresh=False)) as folder:
+        folder.begin()
+        parts = {block.number: write(folder.partial, block) for block in split_into_blocks(references(9), 2)}
+        harm(died.with_name("out.partial") / part_name(1))
+        with pytest.raises(
+            OutputError, match=r"part-000001\.jsonl (is missing|since it was written); what is scored so"
+        ):
+            folder.finish(list(parts.values()), {}, "jsonl")
+    assert not died.exists()
+    finish(died)
+    assert len(read_manifest(LocalPlace(died))) == 5
+
+
+def test_files_that_no_run_has_made_are_never_replaced(died: Path) -> None:
+    """Where the result is to be. What a person's tools leave in the partial folder is in nobody's way."""
+    (died.with_name("out.partial") / ".ipynb_checkpoints").mkdir()
+    finish(died)
+    (died / ".ipynb_checkpoints").rmdir()
+    (notes := died / "part-000000.csv").write_text("mine")
+    with pytest.raises(
+        UsageError, match=r"out would be replaced, and has files that no run has made: part-000000\.csv;"
+    ):
+        finish(died, fresh=True)
+    finish_meanwhile(died, notes)
+    assert notes.read_text() == "mine"
+    assert len(list(read_records(died))) == 9
+    notes.unlink()
+    finish(died)
+    assert sorted(os.listdir(died.parent)) == ["out"]
+
+
+def finish_meanwhile(out: Path, notes: Path) -> None:
+    """A run that replaces the result, into which somebody puts a file after it has begun."""
+    notes.unlink()
+    with closing(Folder(out, SETTINGS, fresh=True)) as folder:
+        folder.begin()
+        parts = [write(folder.partial, block) for block in split_into_blocks(references(9), 2)]
+        notes.write_text("mine")
+        with pytest.raises(OutputError, match="move them away, and run the same command again, without --fresh"):
+            folder.finish(parts, {}, "jsonl")
+
+
+def test_a_folder_is_read_by_its_manifest(died: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no finished result in parts: there is no manifest\.json in it"):
+        list(read_records(died.with_name("out.partial")))
+    finish(died)
+    for name in ("part-000001.stamps", "part-000009.jsonl"):  # of a run that was killed, or of anybody
+        shutil.copy(died / part_name(0), died / name)
+    assert [record["index"] for record in read_records(died)] == list(range(9))
+
+
+def test_after_giving_up_the_parts_with_failures_are_made_anew(died: Path, messages: list[str]) -> None:
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         folder.interrupt({}, gave_up=True)
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
@@ -414,6 +487,7 @@ def test_after_giving_up_the_parts_with_failures_are_made_anew(died: Path) -> No
     with closing(Folder(died, SETTINGS, fresh=False)) as folder:
         folder.begin()
         assert folder.left() == {0, 1, 3, 4}
+        assert messages[-1] == "the earlier run gave up: 1 part with failures is made anew"
         next(folder.standing(split_into_blocks(references(9), 2)))
     # It was killed before it looked at part 2, or made it; and what the next has made stays.
     assert set(standing(died)) == {0, 1, 3, 4}

@@ -32,6 +32,7 @@ from deit_batch.output.parts import (
 from deit_batch.output.place import Place, place_at
 from deit_batch.plan import Options
 from deit_batch.system import lease
+from deit_batch.system.object_store import StoreError
 
 SETTINGS = {"input": "imgs/", "part_size": 2, "format": "jsonl", "keep": []}
 COUNTS = {"inputs": 5, "scored": 4, "failed": 1, "failures": {"DecodeError": 1}, "passed_over": {}}
@@ -203,6 +204,28 @@ def test_a_run_that_was_taken_for_dead_changes_nothing_any_more(bucket: Bucket) 
             with pytest.raises(OutputError, match="is another run's: it has gone on with this"):
                 folder.finish(parts, REPORT, "jsonl")
     assert found(bucket) == there
+
+
+def test_who_sleeps_after_its_last_look_takes_nothing_of_the_other_runs_result(bucket: Bucket) -> None:
+    out = bucket.address("out")
+    outputs = {name: {"bytes": 3} for name in ("run.json", "part-000000.jsonl", "manifest.json")}
+    for name in outputs:
+        bucket.put(f"out.partial/{name}", b"abc")
+
+    class Sleeper:
+        def require(self) -> None: ...
+
+        def ask(self) -> None:
+            """All is well, it says, and sleeps, and another run ends."""
+            for name in outputs:
+                bucket.put(f"out/{name}", b"abc")
+                bucket.delete(f"out.partial/{name}")
+
+        def release(self) -> None: ...
+
+    with pytest.raises(StoreError, match="no such object"):
+        place_at(out).publish(None, outputs, Sleeper())
+    assert sorted(bucket.names()) == sorted(f"out/{name}" for name in outputs)
 
 
 def test_a_part_that_comes_after_the_end_is_taken_away(bucket: Bucket) -> None:

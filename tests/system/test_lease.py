@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from faulty_store import Bucket
 
-from deit_batch.errors import OutputError
+from deit_batch.errors import OutputError, UsageError
 from deit_batch.system import lease
 from deit_batch.system.lease import Lease
 from deit_batch.system.object_store import StoreError, open_store
@@ -61,7 +61,7 @@ def test_who_is_dead_is_waited_for_and_then_followed(
     bucket: Bucket, take: Callable[[], Lease], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "DEAD", 3.0)
-    bucket.put("out.lock/dead", b"process 1 on pod-7, since 2026-11-27 08:00:00")
+    bucket.put(f"out.lock/{'d' * 32}", b"process 1 on pod-7, since 2026-11-27 08:00:00")
     with caplog.at_level(logging.INFO, "deit_batch"):
         take().release()
     *waiting, last = (message.partition(": ")[2] for message in caplog.messages)
@@ -78,7 +78,7 @@ def test_who_was_killed_on_this_machine_is_followed_at_once(
     with subprocess.Popen(["sleep", "60"]) as process:
         sign = f"process {process.pid} on here, since 2026-11-27 08:00:00\n{identify_process(process.pid)}"
         process.kill()
-    bucket.put("out.lock/killed", sign.encode())
+    bucket.put(f"out.lock/{'d' * 32}", sign.encode())
     with caplog.at_level(logging.INFO, "deit_batch"):
         take().release()
     told = f"going on for process {process.pid} on here, since 2026-11-27 08:00:00, which has ended without a word"
@@ -125,3 +125,29 @@ def test_a_place_where_nothing_can_be_written_is_none(bucket: Bucket, take: Call
     bucket.fault("AccessDenied", "PUT ")
     with pytest.raises(StoreError, match="not permitted"):
         take()
+
+
+def test_a_sign_that_comes_back_after_another_run_has_taken_over_keeps_nobody_away(
+    bucket: Bucket, take: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process that slept between its look and its sign of life, or whose store took so long."""
+    slept = take()
+    (name,) = bucket.names()
+    sign = bucket.get(name)
+    bucket.delete(name)
+    other = take()
+    bucket.put(name, sign)
+    monkeypatch.setattr(lease, "DEAD", -1.0)
+    with pytest.raises(OutputError, match="is another run's"):
+        slept.ask()
+    slept.release()
+    other.ask()
+    other.release()
+    assert bucket.names() == []
+
+
+def test_what_is_no_sign_of_a_run_is_left_alone(bucket: Bucket, take: Callable[[], Lease]) -> None:
+    bucket.put("out.lock/notes.txt", b"\xff precious")
+    with pytest.raises(UsageError, match=r"out\.lock/notes\.txt is there and is no lock of a run; give another --out"):
+        take()
+    assert bucket.names() == ["out.lock/notes.txt"]
