@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,8 @@ def compare(
 
         for path in out:
             require_place(path, (*PAGES, *JSON))
-        truths = verdict.find_truths(old, new, labels, column=label_column, label_map=label_map, id=id)
-        compared = comparison.compare(old, new, truths, most_rows=rows, most_shown=thumbnails)
+        find_truths = partial(verdict.find_truths, old, new, labels, column=label_column, label_map=label_map, id=id)
+        compared = comparison.compare_in_any_folder(old, new, find_truths, most_rows=rows, most_shown=thumbnails)
         if compared.verdict:
             verdict.require_judged(compared.verdict, labels)
         document = compared.as_dict(fail_under)

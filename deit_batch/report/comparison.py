@@ -1,12 +1,14 @@
 """Two files of predictions: what a new model, or a new night, changed.
 
-An image of one is found in the other by its identity (input/identity.py); one that is there several times, by which
-time it is. Of the old file a few numbers an image stay in memory; the new one is read past them."""
+An image of one is found in the other by its identity (input/identity.py), or, if none is, by its file's name; one that
+is there several times, by which time it is. Of the old file a few numbers an image stay in memory; the new one is read
+past them."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,13 +16,16 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from deit_batch import __version__
 from deit_batch.errors import UsageError
+from deit_batch.evaluation.judged import file_name
 from deit_batch.input.identity import identity_of
-from deit_batch.io import NAME_FIELDS, Tally
+from deit_batch.io import NAME_FIELDS, Tally, counted
 from deit_batch.names import alike
 from deit_batch.output.read import read_records, read_run_report
 from deit_batch.report.chosen import Best, Sample
 from deit_batch.report.truth import warn_of_missing
 from deit_batch.report.verdict import Judgement, Outcome, Truths, Verdict, judge, outcome_of
+
+logger = logging.getLogger("deit_batch")
 
 State: TypeAlias = Literal[
     "same label", "flipped", "fails now", "failed before", "fails in both", "only in old", "only in new"
@@ -199,14 +204,43 @@ def _as_dict(change: Change) -> Json:
     }
 
 
-def compare(old: Path, new: Path, truths: Truths | None = None, *, most_rows: int, most_shown: int) -> Comparison:
-    """Raises UsageError if no image is in both, or one is no file of predictions."""
+class NoImageInBothError(UsageError):
+    """Nothing can be compared."""
+
+
+def compare_in_any_folder(
+    old: Path, new: Path, find_truths: Callable[[], Truths | None], *, most_rows: int, most_shown: int
+) -> Comparison:
+    """By the images' names, or, if no image is in both, by those of their files. Raises as `compare`."""
+    try:
+        return compare(old, new, find_truths(), most_rows=most_rows, most_shown=most_shown)
+    except NoImageInBothError:
+        names = _names_of_files(old, new)
+        compared = compare(old, new, find_truths(), most_rows=most_rows, most_shown=most_shown, key=names)
+        logger.warning(
+            "no image is both in %s and in %s by its whole name: %s joined by their files' names",
+            *(old, new, counted(compared.compared, "image is", "images are")),
+        )
+        return compared
+
+
+def compare(
+    old: Path,
+    new: Path,
+    truths: Truths | None = None,
+    *,
+    most_rows: int,
+    most_shown: int,
+    key: Callable[[Json], str] | None = None,
+) -> Comparison:
+    """`key`: what is the same of the same image, instead of its identity. Raises NoImageInBothError, and UsageError if
+    one is no file of predictions."""
     runs = [read_run_report(path) for path in (old, new)]
     comparison = Comparison(Side(old), Side(new), _different(runs), runs=runs)
     comparison.verdict = Verdict(truths.new.origin) if truths else None
     sample = Sample[Change](most_rows)
     largest, now_wrong, now_right = (Best[Change](most_shown) for _ in range(3))
-    for change in _changes(comparison, truths):
+    for change in _changes(comparison, truths, key or _key):
         comparison.states[change.state] += 1
         if comparison.verdict and change.before and change.now:
             comparison.verdict.count(change.before.judgement, change.now.judgement)
@@ -230,7 +264,7 @@ def compare(old: Path, new: Path, truths: Truths | None = None, *, most_rows: in
     comparison.sampled = len(sample.kept)
     comparison.changed = [shown[place] for place in sorted(shown)]
     if not (comparison.compared or comparison.states["fails in both"]):
-        raise UsageError(
+        raise NoImageInBothError(
             f"no image is both in {old} and in {new}: images are joined by their names, or by --id if both runs had it"
         )
     return comparison
@@ -245,9 +279,9 @@ def _different(runs: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]
     return {name: [before, now] for name, (before, now) in values.items() if before != now}
 
 
-def _changes(comparison: Comparison, truths: Truths | None) -> Iterator[Change]:
+def _changes(comparison: Comparison, truths: Truths | None, key: Callable[[Json], str]) -> Iterator[Change]:
     """Of every image in either file: first those of the new one, in order, then those that are in the old one alone."""
-    before, places = _Answers(), count()
+    before, places = _Answers(key), count()
     for record in read_records(comparison.old.path):
         _, judgement = judge(record, truths.old) if truths else (None, None)
         answer = Answer.of(record, judgement)
@@ -279,14 +313,15 @@ def _state(before: Answer, now: Answer) -> State:
 class _Answers:
     """The old file's, until they are asked for. A label is one string, however many images have it."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Callable[[Json], str]) -> None:
+        self._key = key
         self._answers: dict[str, tuple[int, str | None, Answer]] = {}
         self._added: Counter[str] = Counter()
         self._taken: Counter[str] = Counter()
         self._labels: dict[str, str] = {}
 
     def add(self, record: Json, answer: Answer) -> None:
-        key = _key(record)
+        key = self._key(record)
         if key in self._answers:
             self._added[key] += 1
             key = _again(key, self._added[key])
@@ -294,7 +329,7 @@ class _Answers:
         self._answers[key] = (record["index"], record["image"], answer)
 
     def take(self, record: Json) -> Answer | None:
-        key = _key(record)
+        key = self._key(record)
         found = self._answers.pop(key, None)
         if found is None and key in self._added:
             self._taken[key] += 1
@@ -308,6 +343,19 @@ class _Answers:
 def _key(record: Mapping[str, Any]) -> str:
     """A row without any name has its place."""
     return identity_of(record) or str(record["index"])
+
+
+def _names_of_files(old: Path, new: Path) -> Callable[[Json], str]:
+    """By its file's name an image is known if no other of the same result has it."""
+    twice: set[str] = set()
+    for path in (old, new):
+        twice.update(name for name, number in Counter(map(file_name, read_records(path))).items() if number > 1)
+
+    def key(record: Json) -> str:
+        name = file_name(record)
+        return _key(record) if name in twice or not record["image"] else name
+
+    return key
 
 
 def _again(key: str, time: int) -> str:

@@ -164,6 +164,15 @@ def test_what_ci_sees(tmp_path: Path) -> None:
     assert said in gated.stderr
 
 
+def test_images_in_another_folder_are_joined_by_their_files_names(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/2.jpg", "a/3.jpg", "b/3.jpg"]
+    old = write(tmp_path / "old.jsonl", [record(n, f"old/{name}", ("can", 0.5)) for n, name in enumerate(names)])
+    new = write(tmp_path / "new.jsonl", [record(n, f"/new/{name}", ("can", 0.5)) for n, name in enumerate(names[::-1])])
+    done = invoke("compare", old, new)
+    assert (done.exit_code, "images  2 same label, 2 only in old, 2 only in new" in done.stdout) == (0, True)
+    assert "2 images are joined by their files' names" in done.stderr
+
+
 def test_names_and_labels_forge_no_line_of_a_log(tmp_path: Path) -> None:
     name = "a\n::error::\x1b[2J\u202egpj.exe"
     old = write(tmp_path / "old.jsonl", [record(0, name, ("ca\rn", 0.9))])
