@@ -1,10 +1,12 @@
 """One run at a time on a result on a store. A store has no locks: each run leaves a sign of life beside the result, and
 renews it as long as it lives.
 
-    DIR.lock/<a name of its own>     says who it is, in words, and in a second line as process.identify_process
+    DIR.lock/<a name of its own>     says who it is, in words, and in a second line as process.identify_process; a third
+                                     says of one that it still waits
 
 Whoever leaves one looks for others after that. A listing shows what was put before it began, so of two runs at least
-the later one sees the other, and never do both go on. Another is dead if it was a process of this machine that has
+the later one sees the other, and never do both go on. Of those that wait for each other the first by name stays, so
+that one does. Another is dead if it was a process of this machine that has
 ended, and otherwise if it has missed several renewals. All times that are compared are those at which the store took
 the signs: what the clocks of the machines say does not matter.
 
@@ -37,6 +39,7 @@ RENEWED = 5.0
 DEAD = 20.0
 """Seconds without one after which a run on another machine is taken for dead: three renewals that did not come, and a
 fourth that is due. A renewal is tried again for longer than that where the store is busy, but seldom needs it."""
+_WAITS = "waits"
 _SIGN = re.compile("[0-9a-f]{32}")
 
 
@@ -50,7 +53,7 @@ class Lease:
         self._store, self._folder, self._what = store, folder, what
         self._mine = f"{folder}{uuid.uuid4().hex}"
         self._over = threading.Event()
-        self._is_lost = False
+        self._is_lost = self._is_held = False
         self._renewed = self._put()
         try:
             self._wait_for_others()
@@ -58,6 +61,7 @@ class Lease:
             with suppress(StoreError):  # then it is taken for dead before long
                 self._store.remove(self._mine)
             raise
+        self._is_held = True
         self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._keeper.start()
 
@@ -67,7 +71,7 @@ class Lease:
         seen: dict[str, int] = {}
         while others := self._others():
             for path, (taken, age) in others.items():
-                who, process = self._read(path)
+                who, process, waits = self._read(path)
                 if has_ended(process):
                     logger.warning("%s: going on for %s, which has ended without a word", self._what, who)
                     self._store.remove(path)
@@ -77,7 +81,7 @@ class Lease:
                 elif path not in seen:
                     seen[path] = taken
                     logger.info("%s: waiting to see whether %s still lives", self._what, who)
-                elif seen[path] != taken:
+                elif seen[path] != taken and (path < self._mine or not waits):
                     raise held_by(who, self._what)
             if self._others():
                 # By chance, or two that have begun together would see each other's signs for ever.
@@ -96,19 +100,19 @@ class Lease:
             raise StoreError(f"{self._mine} is not listed, though it was put there")
         return {address.partition("://")[2]: (taken, (mine - taken) / 1e9) for address, taken in times.items()}
 
-    def _read(self, path: str) -> tuple[str, str]:
-        """Whose sign it is, in words and as an identity."""
+    def _read(self, path: str) -> tuple[str, str, bool]:
+        """Whose sign it is, in words and as an identity, and whether it waits, too."""
         try:
-            who, _, process = self._store.read_whole(path).decode(errors="replace").partition("\n")
+            who, *more = self._store.read_whole(path).decode(errors="replace").split("\n")
         except NoSuchObjectError:  # it was removed meanwhile
-            return "another process", ""
-        return who, process
+            return "another process", "", False
+        return who, more[0] if more else "", _WAITS in more
 
     # --- keeping it -------------------------------------------------------------------------------------------------
 
     def _put(self) -> float:
         begun = _seconds()
-        sign = f"{describe_this_process()}\n{identify_process(os.getpid())}"
+        sign = f"{describe_this_process()}\n{identify_process(os.getpid())}\n{'' if self._is_held else _WAITS}"
         self._store.write(self._mine, sign.encode())
         return begun
 
