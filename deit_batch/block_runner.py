@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial as bound
@@ -20,6 +20,7 @@ from deit_batch.io import Source, Tally, counted
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY
 from deit_batch.output.formats import FORMATS, Columns
+from deit_batch.output.part_list import PartList
 from deit_batch.output.parts import (
     NOTHING_YET,
     PART_SIZE,
@@ -28,7 +29,7 @@ from deit_batch.output.parts import (
     Part,
     convert_part,
     digest_settings,
-    in_order,
+    require_all,
     split_into_blocks,
     write_part,
 )
@@ -82,12 +83,15 @@ class Found:
     tally: Tally = field(default_factory=Tally)
     met: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: PartList = field(default_factory=PartList)
     read: int = 0
     end: str = NOTHING_YET
 
     def add(self, part: Part) -> None:
-        self.parts[part.number] = part
+        self.parts.add(part)
+        self.count(part)
+
+    def count(self, part: Part) -> None:
         self.tally.scored += part.scored
         self.tally.failures.update(part.failures)
 
@@ -108,7 +112,7 @@ class Engine(Protocol):
         blocks than it works at."""
 
     def convert(
-        self, parts: Sequence[Part], partial: Place, format: str, columns: Columns
+        self, parts: Iterable[Part], partial: Place, format: str, columns: Columns
     ) -> Generator[Part | None, None, None]:
         """What parts.convert_part makes of each, in any order; None now and then."""
 
@@ -156,7 +160,7 @@ def run(
         blocks = split_into_blocks(source.references, part_size, digest_settings(settings))
         if folder.complete:
             for part in folder.finished(blocks, format):
-                found.add(part)
+                found.count(part)
             logger.info("%s is finished already: nothing to do", out)
             begun(found.tally)
             warn_of_photos(source.passed_over)
@@ -181,20 +185,20 @@ def run(
                     stop.check()
                     if error_threshold:
                         error_threshold.check(found.tally, source.total(found.read))
-            parts = in_order(found.parts, found.end)
+            require_all(found.parts, found.end)
             if FORMATS[format].write:
                 columns = Columns(options.keep, options.features or (), plan.width)
-                for converted in engine.convert(parts, folder.partial, format, columns):
+                for converted in engine.convert(found.parts, folder.partial, format, columns):
                     if converted:
-                        parts[converted.number] = converted
+                        found.parts.add(converted)
                     stop.check()
         except (DeitBatchError, Interrupted) as error:
             folder.interrupt(report(), gave_up=isinstance(error, TooManyFailures))
             raise
-        if not parts:
+        if not found.parts:
             logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
         final = report()
-        folder.finish(parts, final, format)
+        folder.finish(found.parts, final, format)
         warn_of_images(source, found.met, scaled=plan.scale_deep_gray)
         return RunResult(found.tally, final, source.passed_over)
 
@@ -260,7 +264,7 @@ class LocalEngine:
                 yield Done(part)
 
     def convert(
-        self, parts: Sequence[Part], partial: Place, format: str, columns: Columns
+        self, parts: Iterable[Part], partial: Place, format: str, columns: Columns
     ) -> Generator[Part, None, None]:
         for part in parts:
             yield convert_part(partial, part, format, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
@@ -66,7 +66,7 @@ class RayEngine:
             yield scored and scored.done
 
     def convert(
-        self, parts: Sequence[Part], partial: Place, format: str, columns: Columns
+        self, parts: Iterable[Part], partial: Place, format: str, columns: Columns
     ) -> Generator[Part | None, None, None]:
         yield from self._crew.results(ConvertPart(part, partial, format, columns) for part in parts)
 

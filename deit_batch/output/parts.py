@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from errno import ENOENT
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from deit_batch.errors import MALFORMED, DeitBatchError, OutputError, UsageError, in_words
 from deit_batch.input import stamps
@@ -88,6 +88,12 @@ class Part:
 def digest_settings(settings: Mapping[str, Any]) -> str:
     """What tells the parts of a run from those of another that its results do not go with."""
     return hashlib.sha256(json.dumps(json.loads(pretty(settings)), sort_keys=True).encode()).hexdigest()
+
+
+class Parts(Protocol):
+    """Parts in their order, which can be gone through more than once."""
+
+    def __iter__(self) -> Iterator[Part]: ...
 
 
 def split_into_blocks(references: Iterable[Reference], size: int, run: str = "") -> Iterator[Block]:
@@ -156,26 +162,28 @@ def convert_part(partial: Place, part: Part, format: str, columns: Columns) -> P
     return replace(part, output=_digest(data))
 
 
+def _size_of(output: Mapping[str, object]) -> int:
+    return int(str(output["bytes"]))
+
+
 def _digest(data: bytes) -> dict[str, object]:
     """As atomic.digest_of."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def in_order(parts: Mapping[int, Part], digest: str) -> list[Part]:
+def require_all(parts: Parts, digest: str) -> None:
     """Raises DeitBatchError unless they are all parts of one reading of an input, whose references have this digest."""
-    ordered = [parts[number] for number in sorted(parts)]
-    misfit = _first_misfit(ordered)
+    misfit = _first_misfit(parts)
     if misfit:
         raise UsageError(
             f"the input changed while it was being scored: {part_name(misfit.number)} does not fit behind what was "
             "read before it; run the same command with --fresh"
         )
-    if _end_of(ordered) != digest:
-        raise DeitBatchError(f"{part_name(len(ordered))} is missing; run the same command again, it goes on")
-    return ordered
+    if _end_of(parts) != digest:
+        raise DeitBatchError(f"{part_name(sum(1 for _ in parts))} is missing; run the same command again, it goes on")
 
 
-def _first_misfit(parts: Sequence[Part]) -> Part | None:
+def _first_misfit(parts: Parts) -> Part | None:
     """The first that does not go on where the one before it ends."""
     end = NOTHING_YET
     for place, part in enumerate(parts):
@@ -185,9 +193,12 @@ def _first_misfit(parts: Sequence[Part]) -> Part | None:
     return None
 
 
-def _end_of(parts: Sequence[Part]) -> str:
+def _end_of(parts: Parts) -> str:
     """The digest of all their references."""
-    return parts[-1].after if parts else NOTHING_YET
+    end = NOTHING_YET
+    for part in parts:
+        end = part.after
+    return end
 
 
 class Folder:
@@ -344,7 +355,7 @@ class Folder:
             tally.count_error(error)
         return Part.of(block, tally, data)
 
-    def finish(self, parts: Sequence[Part], report: Mapping[str, object], format: str) -> None:
+    def finish(self, parts: Parts, report: Mapping[str, object], format: str) -> None:
         """Makes the folder appear under the name of the run, for what stood there, with its parts in this format: those
         that convert_part has returned, if it is another than that in which they grew."""
         converted = FORMATS[format].write is not None
@@ -356,32 +367,31 @@ class Folder:
             report = {**report, "references_sha256": _end_of(parts), "stamps": noted}
             told = pretty({"status": "finished", **report, "settings": self._settings})
             result.write(REPORT, told)
-            outputs: dict[str, object] = {REPORT: _digest(told), STAMPS: noted}
-            outputs |= zip(_names_of(parts, format), (part.output for part in parts), strict=True)
-            outputs[MANIFEST] = result.write_chunks(MANIFEST, _manifest(parts, format))
+            sizes = {REPORT: len(told), STAMPS: _size_of(noted)}
+            sizes |= ((part_name(part.number, format), _size_of(part.output)) for part in parts)
+            sizes[MANIFEST] = _size_of(result.write_chunks(MANIFEST, _manifest(parts, format)))
             if others := self._others_in(self._out):
                 raise OutputError(
                     f"{self._out} would be replaced, and has files that no run has made: {others}; move them away, and "
                     "run the same command again, without --fresh"
                 )
-            self._out.publish(format if converted else None, outputs, self._held)
+            self._out.publish(format if converted else None, sizes, self._held)
         # Until now, or a run that dies here would begin anew.
         self._tidy(parts, format)
         with standing(str(self._out)):
             self.partial.remove_all()
 
-    def _tidy(self, parts: Sequence[Part], format: str) -> None:
+    def _tidy(self, parts: Parts, format: str) -> None:
         """Leaves no file of a part in the finished folder but these."""
+        count = sum(1 for _ in parts)
         with standing(str(self._out)):
-            there = {name for name in self._out.names() if _PART.fullmatch(name)}
-            self._out.remove(there.difference(_names_of(parts, format)))
+            self._out.remove(name for name in self._out.names() if _is_of_another(name, count, format))
 
-    def _stamps_of(self, parts: Sequence[Part]) -> Iterator[bytes]:
-        names = [part_name(part.number, "stamps") for part in parts]
-        with closing(self.partial.read_each(names)) as files:
-            for name, data in zip(names, files, strict=True):
+    def _stamps_of(self, parts: Parts) -> Iterator[bytes]:
+        with closing(self.partial.read_each(part_name(part.number, "stamps") for part in parts)) as files:
+            for part, data in zip(parts, files, strict=True):
                 if data is None:
-                    raise FileNotFoundError(ENOENT, f"{name} is missing")
+                    raise FileNotFoundError(ENOENT, f"{part_name(part.number, 'stamps')} is missing")
                 yield data[_SEAL:]
 
     def require_held(self) -> None:
@@ -404,10 +414,6 @@ class Folder:
         self._held.release()
 
 
-def _names_of(parts: Iterable[Part], format: str) -> list[str]:
-    return [part_name(part.number, format) for part in parts]
-
-
 def _first_changed(references: Sequence[Reference], before: Sequence[bytes]) -> str | None:
     """The first image of these whose file is not what it was. `before`: their stamps of then."""
     pairs = zip(references, before, strict=True)
@@ -418,6 +424,12 @@ def _has_failures(data: bytes) -> bool:
     """Whether one of these records has an error. Few hold the word, and only those are parsed."""
     records = (parse_record(line) for line in data.splitlines(keepends=True) if b'"error"' in line)
     return any(record and has_failed(record) for record in records)
+
+
+def _is_of_another(name: str, count: int, format: str) -> bool:
+    """Whether it is the name of a part, but not of a result in this format with so many."""
+    match = _PART.fullmatch(name)
+    return match is not None and not (int(match[1]) < count and name == part_name(int(match[1]), format))
 
 
 def _is_leftover(partial: Place) -> bool:
@@ -480,7 +492,7 @@ def _not_ours(folder: Place, name: str) -> UsageError:
     return UsageError(f"{folder}/{name} is not what its run has left there; score it again, with --fresh")
 
 
-def _manifest(parts: Sequence[Part], format: str) -> Iterator[bytes]:
+def _manifest(parts: Parts, format: str) -> Iterator[bytes]:
     """A row a line: there may be millions."""
     tally = tally_of(parts)
     head = json.dumps({"format": format, "inputs": tally.inputs, "failed": tally.failed})
@@ -491,7 +503,7 @@ def _manifest(parts: Sequence[Part], format: str) -> Iterator[bytes]:
     yield b"\n]}\n"
 
 
-def tally_of(parts: Iterable[Part]) -> Tally:
+def tally_of(parts: Parts) -> Tally:
     """Of all these."""
     tally = Tally()
     for part in parts:

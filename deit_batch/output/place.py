@@ -4,7 +4,7 @@ comes to its own name."""
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -56,7 +56,7 @@ class Place(Protocol):
     def make(self) -> None:
         """Makes the folder, if it is not there."""
 
-    def names(self) -> list[str]:
+    def names(self) -> Iterator[str]:
         """Of the files in it."""
 
     def everything(self) -> list[str]:
@@ -100,10 +100,10 @@ class Place(Protocol):
     def is_replaced_whole(self) -> bool:
         """Whether `publish` leaves no other file here."""
 
-    def publish(self, inside: str | None, outputs: Mapping[str, object], held: Held) -> None:
+    def publish(self, inside: str | None, sizes: Mapping[str, int], held: Held) -> None:
         """Makes `partial`, or the folder of that name inside it, appear here with these files, for what stood here, if
-        they have these digests, of which only the sizes are compared. The first says what the folder is, the last that
-        it is whole. The caller holds this by `held`, which is asked just before anything changes here."""
+        they have these sizes. The first says what the folder is, the last that it is whole. The caller holds this by
+        `held`, which is asked just before anything changes here."""
 
 
 def place_at(name: str) -> Place:
@@ -146,9 +146,9 @@ class LocalPlace:
     def make(self) -> None:
         self.path.mkdir(exist_ok=True)
 
-    def names(self) -> list[str]:
+    def names(self) -> Iterator[str]:
         with os.scandir(self.path) as entries:
-            return [entry.name for entry in entries if entry.is_file()]
+            yield from (entry.name for entry in entries if entry.is_file())
 
     def everything(self) -> list[str]:
         if self.path.is_symlink() or not self.path.is_dir():
@@ -206,10 +206,9 @@ class LocalPlace:
     def is_replaced_whole(self) -> bool:
         return True
 
-    def publish(self, inside: str | None, outputs: Mapping[str, object], held: Held) -> None:
+    def publish(self, inside: str | None, sizes: Mapping[str, int], held: Held) -> None:
         source = self.partial.path / (inside or "")
         remove_temporary_files(source)  # of writers that were killed
-        with os.scandir(source) as entries:
-            require_sizes(outputs, {entry.name: entry.stat().st_size for entry in entries}, str(source))
+        require_sizes(sizes, lambda name: os.stat(source / name).st_size, str(source))
         held.ask()
         publish_folder(source, self.path, replace=True)

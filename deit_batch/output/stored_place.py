@@ -82,8 +82,8 @@ class StoredPlace:
     def make(self) -> None:
         """A store has no folders."""
 
-    def names(self) -> list[str]:
-        return list(self._files())
+    def names(self) -> Iterator[str]:
+        return (each.address.rpartition("/")[2] for each in self._listed(recursive=False))
 
     def everything(self) -> list[str]:
         return [each.address.removeprefix(f"{self}/") for each in self._listed(recursive=True)]
@@ -162,11 +162,11 @@ class StoredPlace:
     def is_replaced_whole(self) -> bool:
         return False
 
-    def publish(self, inside: str | None, outputs: Mapping[str, object], held: Held) -> None:
+    def publish(self, inside: str | None, sizes: Mapping[str, int], held: Held) -> None:
         source = self.partial.inside(inside) if inside else self.partial
         grown, there = source._files(), self._files()
-        require_sizes(outputs, {name: found.size for name, found in grown.items()}, str(source))
-        first, *others, last = outputs
+        require_sizes(sizes, lambda name: grown[name].size, str(source))
+        first, *others, last = sizes
         held.ask()
         if last in there:  # or it is of a run that has taken this one for dead, and ended in this moment
             self.remove([last])
@@ -197,12 +197,15 @@ def _is_copied(source: StoredFile, there: StoredFile | None) -> bool:
     return there.modified_ns > source.modified_ns
 
 
-def require_sizes(outputs: Mapping[str, object], sizes: Mapping[str, int | None], folder: str) -> None:
-    """Raises OSError unless the files in the folder have the sizes that their digests say."""
-    for name, output in outputs.items():
-        if name not in sizes:
-            raise FileNotFoundError(ENOENT, f"{name} is missing", folder)
-        if not _has_size(output, sizes[name]):
+def require_sizes(sizes: Mapping[str, int], size_of: Callable[[str], int | None], folder: str) -> None:
+    """Raises OSError unless the files in the folder have these sizes. `size_of` may raise KeyError or FileNotFoundError
+    of one that is not there."""
+    for name, size in sizes.items():
+        try:
+            found = size_of(name)
+        except (KeyError, FileNotFoundError):
+            raise FileNotFoundError(ENOENT, f"{name} is missing", folder) from None
+        if found != size:
             raise OSError(EIO, f"somebody has changed {name} since it was written", folder)
 
 

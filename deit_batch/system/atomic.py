@@ -180,9 +180,10 @@ def sweep_files(target: Path) -> None:
 
 def remove_temporary_files(folder: Path) -> None:
     """Of whatever file in the folder; its caller holds it, and no other file has such a name."""
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink()
+    with os.scandir(folder) as entries:
+        found = [entry.path for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_file()]
+    for path in found:
+        os.unlink(path)
 
 
 def _remove_if_dead(path: Path) -> None:
@@ -252,11 +253,7 @@ def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
     process that was killed, knows that it has been replaced: `mend_folder` removes it. Where the system can't, the old
     one is renamed away first; if the process is killed before the new one is in its place, `mend_folder` puts the old
     one back."""
-    for path in (source, *source.rglob("*")):
-        if path.is_file():
-            sync_file(path)
-        elif path.is_dir():
-            _sync_folder(path)
+    _sync_all(source)
     if not (replace and target.exists()):
         rename_durably(source, target)
         return
@@ -273,6 +270,17 @@ def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
         old.rename(target)
         raise
     _remove_replaced(old, target)
+
+
+def _sync_all(folder: Path) -> None:
+    """The folder and all in it, without a list of what that is: there may be millions of files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                sync_file(Path(entry))
+            elif entry.is_dir(follow_symlinks=False):
+                _sync_all(Path(entry))
+    _sync_folder(folder)
 
 
 def mend_folder(target: Path, *sources: Path) -> None:

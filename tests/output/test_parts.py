@@ -23,14 +23,15 @@ from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
 from deit_batch.output.formats import Columns
 from deit_batch.output.merge import merge
+from deit_batch.output.part_list import PartList
 from deit_batch.output.parts import (
     Block,
     Folder,
     Part,
     convert_part,
-    in_order,
     part_name,
     read_manifest,
+    require_all,
     split_into_blocks,
     write_part,
 )
@@ -81,10 +82,11 @@ def standing(out: Path, count: int = 9) -> dict[int, Part]:
 def finish(out: Path, *, fresh: bool = False) -> None:
     with closing(Folder(out, SETTINGS, fresh=fresh)) as folder:
         folder.begin()
-        parts = {}
+        parts = PartList()
         for block, part in folder.standing(split_into_blocks(references(9), 2)):
-            parts[block.number] = part or write(folder.partial, block)
-        folder.finish(in_order(parts, block.after), {}, "jsonl")
+            parts.add(part or write(folder.partial, block))
+        require_all(parts, block.after)
+        folder.finish(parts, {}, "jsonl")
 
 
 def test_what_a_dead_run_has_finished_stands(died: Path) -> None:
@@ -285,12 +287,13 @@ def run(out: Path, *, format: str, fresh: bool, settings: dict[str, Any]) -> Non
             folder.finished(split_into_blocks(references(3), 2), format)
             return
         folder.begin()
-        parts = {}
+        parts = PartList()
         for block, part in folder.standing(split_into_blocks(references(3), 2)):
-            parts[block.number] = part or write(folder.partial, block)
-        columns = Columns(())
-        ordered = [convert_part(folder.partial, part, format, columns) for part in in_order(parts, block.after)]
-        folder.finish(ordered, {}, format)
+            parts.add(part or write(folder.partial, block))
+        require_all(parts, block.after)
+        for part in parts:
+            parts.add(convert_part(folder.partial, part, format, Columns(())))
+        folder.finish(parts, {}, format)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -530,17 +533,21 @@ def test_an_input_that_has_changed_is_refused(died: Path) -> None:
 def test_parts_of_two_readings_that_differ_do_not_go_together(tmp_path: Path) -> None:
     parts = {block.number: write(LocalPlace(tmp_path), block) for block in split_into_blocks(references(6), 2)}
     end = parts[2].after
-    assert [part.number for part in in_order(dict(reversed(parts.items())), end)] == [0, 1, 2]
+    known = PartList()
+    for number in (2, 0, 1, 2):
+        known.add(parts[number])
+    assert (list(known), len(known)) == (list(parts.values()), 3)
+    require_all(known, end)
     others = [Reference(index, "other.jpg", LocalFile("other.jpg")) for index in range(6)]
     mixed = parts | {
         block.number: write(LocalPlace(tmp_path), block) for block in split_into_blocks(others, 2) if block.number == 2
     }
     with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl does not fit behind"):
-        in_order(mixed, end)
+        require_all(list(mixed.values()), end)
     with pytest.raises(DeitBatchError, match="does not fit"):
-        in_order({0: parts[0], 2: parts[2]}, end)
+        require_all([parts[0], parts[2]], end)
     with pytest.raises(DeitBatchError, match=r"part-000002\.jsonl is missing"):
-        in_order({0: parts[0], 1: parts[1]}, end)
+        require_all([parts[0], parts[1]], end)
 
 
 @given(count=st.integers(0, 30), size=st.integers(1, 9))

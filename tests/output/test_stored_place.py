@@ -23,9 +23,9 @@ from deit_batch.output.parts import (
     Folder,
     Part,
     convert_part,
-    in_order,
     read_manifest,
     read_parts,
+    require_all,
     split_into_blocks,
     write_part,
 )
@@ -71,15 +71,15 @@ def run(out: str | Path, *, kind: str = "new", fresh: bool = False, format: str 
             assert len(folder.finished(blocks(kind), format)) == 3
             return made
         folder.begin()
-        parts: dict[int, Part] = {}
+        parts: list[Part] = []
         for block, part in folder.standing(blocks(kind)):
             if not part and made == most:
                 return made
-            parts[block.number] = part or write(pickle.loads(pickle.dumps(folder.partial)), block)
+            parts.append(part or write(pickle.loads(pickle.dumps(folder.partial)), block))
             made += not part
-        ordered = in_order(parts, block.after)
+        require_all(parts, block.after)
         columns = Columns(())
-        folder.finish([convert_part(folder.partial, part, format, columns) for part in ordered], REPORT, format)
+        folder.finish([convert_part(folder.partial, part, format, columns) for part in parts], REPORT, format)
     return made
 
 
@@ -208,8 +208,8 @@ def test_a_run_that_was_taken_for_dead_changes_nothing_any_more(bucket: Bucket) 
 
 def test_who_sleeps_after_its_last_look_takes_nothing_of_the_other_runs_result(bucket: Bucket) -> None:
     out = bucket.address("out")
-    outputs = {name: {"bytes": 3} for name in ("run.json", "part-000000.jsonl", "manifest.json")}
-    for name in outputs:
+    sizes = {name: 3 for name in ("run.json", "part-000000.jsonl", "manifest.json")}
+    for name in sizes:
         bucket.put(f"out.partial/{name}", b"abc")
 
     class Sleeper:
@@ -217,15 +217,15 @@ def test_who_sleeps_after_its_last_look_takes_nothing_of_the_other_runs_result(b
 
         def ask(self) -> None:
             """All is well, it says, and sleeps, and another run ends."""
-            for name in outputs:
+            for name in sizes:
                 bucket.put(f"out/{name}", b"abc")
                 bucket.delete(f"out.partial/{name}")
 
         def release(self) -> None: ...
 
     with pytest.raises(StoreError, match="no such object"):
-        place_at(out).publish(None, outputs, Sleeper())
-    assert sorted(bucket.names()) == sorted(f"out/{name}" for name in outputs)
+        place_at(out).publish(None, sizes, Sleeper())
+    assert sorted(bucket.names()) == sorted(f"out/{name}" for name in sizes)
 
 
 def test_a_part_that_comes_after_the_end_is_taken_away(bucket: Bucket) -> None:
