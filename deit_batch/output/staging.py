@@ -55,7 +55,8 @@ def staged(out: str, *, fresh: bool, beside: Sequence[str] = ()) -> Iterator[str
         lock = Lock(staged_output.lock, out)
     try:
         staged_output.fill(fresh=fresh)
-        yield str(staged_output.path)
+        with staged_output.work_told_of():
+            yield str(staged_output.path)
         staged_output.send()
     finally:
         staged_output.tidy()
@@ -163,6 +164,20 @@ class StagedOutput:
     def tidy(self) -> None:
         if not self._holds_work():
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def work_told_of(self) -> Iterator[None]:
+        """Says where it is, if the block ends with an exception: whoever replaces this machine would lose it."""
+        try:
+            yield
+        except BaseException:
+            if self._holds_work():
+                logger.warning(
+                    "%s: what is scored so far lies on this machine alone, in %s; the same command goes on here",
+                    self._address,
+                    self._folder,
+                )
+            raise
 
     @contextmanager
     def as_output_error(self, what: str) -> Iterator[None]:

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 from faulty_store import Bucket, s3_environment
-from helpers import COMMAND, EXAMPLES, HEIC, LOOPBACK, deit_batch, read_json, read_jsonl
+from helpers import COMMAND, EXAMPLES, HEIC, LOOPBACK, read_json, read_jsonl
 from PIL import Image
 from ray.cluster_utils import Cluster
 
@@ -42,13 +43,14 @@ MEMORY = 80 * 2**20  # of an object store, in bytes: the least that Ray takes is
 
 @pytest.fixture(scope="module")
 def cluster(s3_server: int) -> Iterator[Cluster]:
-    """A head that does no work, and two nodes of one core each, whose environment says where S3 is."""
+    """A head that does no work but to take jobs, and two nodes of one core each, whose environment says where S3 is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         monkeypatch.setenv("RAY_worker_niceness", "0")
         for name, value in s3_environment(f"http://127.0.0.1:{s3_server}").items():
             monkeypatch.setenv(name, value)
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
+        head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": True, "object_store_memory": MEMORY}
+        head["dashboard_agent_listen_port"] = None  # any: Ray's own is one for all clusters of a machine
         made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(num_cpus=1, object_store_memory=MEMORY)
@@ -127,16 +129,16 @@ def beside(action: Callable[[], object]) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def command(cluster: Cluster, table: Path, model: Path, out: Path, *more: str) -> list[str]:
+def command(address: str, table: Path, model: Path, out: Path, *more: str) -> list[str]:
     """That of the same run in a process of its own."""
-    words = ["score", "--input", str(table), "--model", str(model), "--keep", "number", "--out", str(out)]
+    words = [COMMAND, "score", "--input", str(table), "--model", str(model), "--keep", "number", "--out", str(out)]
     words += ["--batch-size", str(BATCH), "--part-size", str(PART_SIZE)]
-    return [*words, "--engine", "ray", "--ray-address", cluster.address, *more]
+    return [*words, "--engine", "ray", "--ray-address", address, *more]
 
 
 def ended_by(signum: int, words: list[str], out: Path) -> subprocess.CompletedProcess[str]:
     """Started, and sent the signal when it has finished three parts."""
-    with subprocess.Popen([COMMAND, *words], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: len(finished_parts(out)) >= 3 or process.poll() is not None)
         process.send_signal(signum)
         _, stderr = process.communicate(timeout=60)
@@ -148,7 +150,7 @@ def test_a_run_that_was_stopped_on_the_cluster_goes_on_here(
 ) -> None:
     """Its parts are those of either engine, to the byte."""
     out = tmp_path / "out"
-    stopped = ended_by(signal.SIGTERM, command(cluster, table, vit, out), out)
+    stopped = ended_by(signal.SIGTERM, command(cluster.address, table, vit, out), out)
     assert (stopped.returncode, "stopped by SIGTERM" in stopped.stderr) == (143, True), stopped.stderr
     assert not out.exists()
     left = finished_parts(out)
@@ -174,20 +176,23 @@ def test_actors_write_their_parts_to_a_store(
     assert bucket.seen("PUT out.partial/part") == 0  # not through this process
 
 
-def test_after_a_killed_driver_the_next_one_goes_on_at_once(
+def test_after_a_killed_driver_the_next_one_which_is_submitted_as_a_job_goes_on_at_once(
     cluster: Cluster, table: Path, local: Path, vit: Path, tmp_path: Path
 ) -> None:
     import pyarrow.parquet as pq
 
-    out = tmp_path / "out"
-    words = command(cluster, table, vit, out, "--format", "parquet")
-    ended_by(signal.SIGKILL, words, out)
+    out, more = tmp_path / "out", ("--format", "parquet", "--error-threshold", "5%")
+    ended_by(signal.SIGKILL, command(cluster.address, table, vit, out, *more), out)
     assert 3 <= len(finished_parts(out)) < ROWS / PART_SIZE
-    done = deit_batch(*words, cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert done.stdout == ""
-    assert all(line.startswith("deit-batch: ") for line in done.stderr.splitlines()), done.stderr
-    assert "parts that an earlier run has left" in done.stderr
+    submit = [str(Path(COMMAND).with_name("ray")), "job", "submit", "--", *command("auto", table, vit, out, *more)]
+    where = {**os.environ, "RAY_API_SERVER_ADDRESS": f"http://{cluster.webui_url}"}
+    job = subprocess.run(submit, env=where, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stdout + job.stderr
+    said = job.stdout.partition("Running entrypoint for job")[2].splitlines()[1:]
+    ours = list(takewhile(lambda line: line.startswith("deit-batch: "), said))
+    assert "parts that an earlier run has left" in ours[0], job.stdout
+    assert f"of {ROWS} images scored" in ours[-1]
+    assert "succeeded" in said[len(ours) + 1], job.stdout
     names = [row["name"] for row in read_json(out / "manifest.json")["parts"]]
     assert names == [f"part-{number:06}.parquet" for number in range(ROWS // PART_SIZE)]
     rows = [row for name in names for row in pq.read_table(out / name).to_pylist()]

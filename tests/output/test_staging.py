@@ -69,6 +69,7 @@ def test_an_interrupted_run_shows_nothing_and_goes_on(
     stopped(bucket, photos, vit)
     assert bucket.names() == []
     assert "preds.jsonl.partial" in outboxes(tmp_path)
+    assert "lies on this machine alone, in /" in messages[-1]
     run(bucket, photos, vit)
     assert any("going on after" in message for message in messages)
     assert bucket.get(OUT) == scored(photos, vit, tmp_path).read_bytes()

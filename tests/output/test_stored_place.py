@@ -208,7 +208,7 @@ def test_a_run_that_was_taken_for_dead_changes_nothing_any_more(bucket: Bucket) 
 
 def test_who_sleeps_after_its_last_look_takes_nothing_of_the_other_runs_result(bucket: Bucket) -> None:
     out = bucket.address("out")
-    sizes = {name: 3 for name in ("run.json", "part-000000.jsonl", "manifest.json")}
+    sizes = dict.fromkeys(("run.json", "part-000000.jsonl", "manifest.json"), 3)
     for name in sizes:
         bucket.put(f"out.partial/{name}", b"abc")
 
