@@ -429,14 +429,16 @@ class Plan:
         """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""
         return _about_predictions(self.settings(options), asdict(options.limits), self.versions())
 
-    def would_repeat(self, report: Mapping[str, Any], options: Options) -> bool:
-        """Whether it would give the predictions of the run that left this report, image by image."""
+    def unlike(self, report: Mapping[str, Any], options: Options) -> list[str]:
+        """Of what predictions depend on, what is not as it was in the run that left this report; nothing if it would
+        give the same, image by image."""
         settings, versions = report.get("settings"), report.get("versions")
         limits = (report.get("options") or {}).get("limits")
         if not (isinstance(settings, dict) and isinstance(limits, dict) and isinstance(versions, dict)):
-            return False
+            return ["the report"]
         theirs = _about_predictions({name: settings.get(name) for name in self.settings(options)}, limits, versions)
-        return bool(theirs == json.loads(pretty(self.prediction_settings(options))))
+        ours = json.loads(pretty(self.prediction_settings(options)))
+        return sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
 
     def versions(self) -> dict[str, str]:
         """Of all that scores depend on."""

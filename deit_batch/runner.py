@@ -221,8 +221,10 @@ def _adopt_finished_result(cache: PredictionCache, output: Output, plan: Plan, o
     report = output.plain_report()
     if not (cache.is_empty and report):
         return
-    if not plan.would_repeat(report, options):
-        logger.info("%s was made with other settings or versions: everything is scored again", out)
+    if unlike := plan.unlike(report, options):
+        warn_even_if_quiet(
+            "%s was made with other settings or versions (%s): everything is scored again", out, ", ".join(unlike)
+        )
         return
     try:
         adopted = cache.adopt(output.records_with_stamps())

@@ -47,6 +47,7 @@ from deit_batch.limits import Limits
 from deit_batch.loading.loader import PREFETCH_FACTOR, Loader, batched
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.recipe import CARD_RECIPE
+from deit_batch.output.formats import choose_format
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options, Plan, ScoreOptions
 from deit_batch.predictions import top_predictions
@@ -179,6 +180,11 @@ def test_the_formats(photos: Path, vit: Path, tmp_path: Path) -> None:
 def test_an_out_without_a_known_ending_is_wrong_usage(photos: Path, vit: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="say --format"):
         scored(photos, vit, tmp_path, "p.xlsx")
+
+
+def test_a_format_that_the_ending_denies_is_warned_of(messages: list[str]) -> None:
+    assert choose_format("p.jsonl", "csv", ()).name == "csv"
+    assert messages == ["--out p.jsonl ends as jsonl does, and is to hold csv: it is not read back by its ending"]
 
 
 def test_undecodable_names_survive_the_round_trip(photos: Path, vit: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ _BASE64_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z+/_
 _BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DRIVE = re.compile(r"/[A-Za-z]:[/\\]")
-_SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
+SHORTEST_BASE64_IMAGE = 32  # the smallest GIF has 26 bytes
 _LONGEST_PATH = 4096  # PATH_MAX on Linux
 _LONGEST_URL = 2**16  # no server takes as much
 
@@ -121,7 +121,7 @@ def locate(
         if scheme := _SCHEME.match(text):
             raise _unopened(scheme[1])
     stripped = text.strip()
-    long_enough = len(stripped) >= _SHORTEST_BASE64_IMAGE
+    long_enough = len(stripped) >= SHORTEST_BASE64_IMAGE
     if long_enough and _BASE64_IMAGE.match(stripped) and _BASE64_ONLY.fullmatch(stripped):
         return Base64(text)
     if os.path.isabs(text):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -24,6 +25,8 @@ _CSV_COLUMNS = (*"index image label score predictions error_type error_message".
 _CSV_OWN = frozenset(("label", "score", "error_type", "error_message"))
 _OPTIONAL = frozenset(("error", *NAME_FIELDS)) - {"image"}
 _PARQUET_ROWS = 1000  # at a time
+
+logger = logging.getLogger("deit_batch")
 
 UNSURE = "unsure"
 """The field of a record, and the column, that marks it."""
@@ -98,6 +101,13 @@ def choose_format(out: str, named: str | None, keep: Sequence[str]) -> Format:
     format = FORMATS[named] if named else default
     if format is None:
         raise UsageError(f"--out {out}: end it in {', '.join(suffixes('predictions'))}, or say --format")
+    if out != "-" and default and default is not format:
+        logger.warning(
+            "--out %s ends as %s does, and is to hold %s: it is not read back by its ending",
+            out,
+            default.name,
+            format.name,
+        )
     if out == "-" and not format.streams:
         streaming = " and ".join(format.name for format in FORMATS.values() if format.streams)
         raise UsageError(f"--format {format.name} can't go to stdout; {streaming} can")

@@ -22,6 +22,7 @@ from deit_batch.input.identity import identity_of
 from deit_batch.input.stamps import NONE, UNKNOWN, stamp_of
 from deit_batch.io import EarlierResult, Record, Reference, name_fields, stamp
 from deit_batch.output.resume import begins_with, require_ours
+from deit_batch.system.logs import warn_even_if_quiet
 
 logger = logging.getLogger("deit_batch")
 
@@ -82,7 +83,7 @@ class PredictionCache:
         row = self._database.execute("SELECT settings FROM about").fetchone()
         if row != (settings,):
             if row:
-                logger.info("%s: everything is scored again", _differing(row[0], settings))
+                warn_even_if_quiet("%s: everything is scored again", _differing(row[0], settings))
             self._database.execute("DELETE FROM known")
             self._database.execute("DELETE FROM about")
             self._database.execute("INSERT INTO about VALUES (?)", (settings,))

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from deit_batch.errors import RowError, in_words
+from deit_batch.input.tables import PARAMETERS, read_request
 from deit_batch.input.tables import Request as ImageRequest
-from deit_batch.input.tables import read_request
 from deit_batch.io import Failure, clean, counted
 from deit_batch.serving.metrics import ServerMetrics
 from deit_batch.serving.scorer import RequestScorer, answer, each
@@ -115,6 +115,9 @@ class Endpoint:
 
     def _check_head(self, request: Request) -> None:
         """What can be told before the body is read. Raises HTTPException."""
+        for name in PARAMETERS:
+            if name in request.query_params:
+                raise HTTPException(400, f'{name} goes into the body: {{"input_data": […], "params": {{"{name}": …}}}}')
         headers = request.headers
         if not self._service.keys and not _is_own(headers.get("origin")):
             raise HTTPException(403, "pages of other sites may not send requests; a server with keys takes them")

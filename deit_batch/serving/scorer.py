@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from deit_batch.errors import RowError
-from deit_batch.input.locate import locate
+from deit_batch.input.kinds import InputKind, by_ending_of
+from deit_batch.input.locate import SHORTEST_BASE64_IMAGE, locate
 from deit_batch.input.tables import Request, image_of
 from deit_batch.io import Base64, Failure, Prediction, Url, Wanted, clean
 from deit_batch.loading.fetch import MOST_AT_ONCE, Fetcher
@@ -152,7 +153,16 @@ def place(image: object) -> Url | Base64 | bytes | Failure:
         location = locate(image, always_base64=True)
     except RowError as error:
         return Failure.of(error)
-    return location if isinstance(location, Url | Base64 | bytes) else Failure.of(RowError("paths are not read"))
+    if not isinstance(location, Url | Base64 | bytes) or (isinstance(location, Base64) and _is_path(image)):
+        return Failure.of(RowError("paths are not read: send the image's bytes in base64, or its URL"))
+    return location
+
+
+def _is_path(text: str) -> bool:
+    """Whether it can be no base64 of an image. That of a JPEG begins with a slash, too, and is longer."""
+    text = text.strip()
+    is_short = len(text) < SHORTEST_BASE64_IMAGE
+    return by_ending_of(text) is InputKind.IMAGE or (is_short and text.startswith(("/", "./", "../", "~")))
 
 
 def _black_png() -> bytes:

@@ -275,7 +275,8 @@ def test_results_that_say_nothing_of_their_images_or_of_other_settings_are_not_a
     assert nightly(photos, vit, tmp_path) == (full(photos, vit, tmp_path), 0)
     scored(photos, vit, tmp_path, "q.jsonl")
     assert nightly(photos, vit, tmp_path, "q.jsonl", top_k=2) == (full(photos, vit, tmp_path, "q.jsonl", top_k=2), 0)
-    assert any("q.jsonl was made with other settings" in message for message in messages)
+    said = f"{tmp_path}/q.jsonl was made with other settings or versions (top_k): everything is scored again"
+    assert said in messages
 
 
 def test_a_result_that_is_not_read_back_is_scored_again_and_said(

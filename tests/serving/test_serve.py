@@ -142,6 +142,7 @@ def test_a_request_means_the_same_as_in_a_file(server: Process, vit: Path, tmp_p
 def test_paths_are_never_read(server: Process, folder: Path, path: str) -> None:
     (answer,) = server.score(path.format(folder=folder))
     assert answer["error"]["type"] == "RowError"
+    assert "paths are not read" in answer["error"]["message"] or "\0" in path or path.startswith("file:")
 
 
 def test_a_decoder_that_was_killed_while_idle_costs_no_image(server: Process) -> None:
@@ -205,6 +206,11 @@ def test_a_bad_request_is_told_in_a_sentence(server: Process, body: str | bytes,
 )
 def test_what_the_head_of_a_request_must_say(server: Process, headers: dict[str, str], status: int) -> None:
     assert server.client.post("/score", content='{"input_data": []}', headers=headers).status_code == status
+
+
+def test_a_parameter_in_the_query_is_not_ignored(server: Process) -> None:
+    answer = server.client.post("/score?top_k=1", json={"input_data": []})
+    assert (answer.status_code, "top_k goes into the body" in answer.json()["detail"]) == (400, True)
 
 
 def test_health_and_docs_need_no_key_and_metrics_do(server: Process) -> None:
