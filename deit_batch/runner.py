@@ -167,12 +167,13 @@ def run(
         if not output.tally.inputs:
             logger.warning("%s has no rows: the output is empty", names_of_inputs(options.inputs))
         vanished = cache.vanished() if cache else 0
+        is_suspicious = vanished > output.tally.inputs
         final = report(vanished=vanished)
         output.finish(final)
         if cache:
             with standing(out):
-                cache.finish()
-        if vanished > output.tally.inputs:
+                cache.finish(keeps_last=is_suspicious)
+        if is_suspicious:
             warn_even_if_quiet(
                 "%s of the last result %s no longer in the input, which has %s: is all of it there?",
                 *(counted(vanished, "image"), "is" if vanished == 1 else "are", f"{output.tally.inputs:,}"),

@@ -289,7 +289,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     given = {name: value for name, value in context.params.items() if name != "inputs"} | {"input": options.input}
     for name, value in sorted(given.items()):
         shown = "all" if name == "top_k" and value is None else redact(value) if isinstance(value, str) else value
-        click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown)}")
+        click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown, default=str)}")
     for line in _describe_model(options):
         click.echo(escape_controls(line))
     return DONE

@@ -162,11 +162,11 @@ class PredictionCache:
             (stale,) = self._database.execute("SELECT count(*) FROM known WHERE run != ?", (self._run,)).fetchone()
         return max(0, int(stale) - self._fail_now)
 
-    def finish(self) -> None:
-        """Forgets what this run, which has seen all its input, did not see. Raises OutputError if that can't be
-        kept."""
+    def finish(self, *, keeps_last: bool) -> None:
+        """Forgets what this run, which has seen all its input, did not see; with `keeps_last`, only what the run before
+        did not see either. Raises OutputError if that can't be kept."""
         with self._using():
-            self._database.execute("DELETE FROM known WHERE run != ?", (self._run,))
+            self._database.execute("DELETE FROM known WHERE run < ?", (self._run - keeps_last,))
             self._database.commit()
 
     def close(self) -> None:

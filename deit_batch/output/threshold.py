@@ -29,6 +29,10 @@ class ErrorThreshold:
             raise ValueError(text)
         return cls(amount, percent)
 
+    def __str__(self) -> str:
+        """As it was given."""
+        return f"{self.amount:g}%" if self.percent else f"{self.amount:g}"
+
     def allows(self, failed: int, inputs: int) -> bool:
         return failed <= (self.amount / 100 * inputs if self.percent else self.amount)
 

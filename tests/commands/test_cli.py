@@ -273,6 +273,14 @@ def test_dry_run_says_what_would_be_scored_without_torch(tmp_path: Path) -> None
     assert done.stdout.startswith("1 input: 1 files\npassed over: 1 hidden\n  imgs/a.jpg\n")
 
 
+def test_dry_run_says_every_option_as_it_was_given() -> None:
+    words = "--out p.jsonl --error-threshold 1.5% --metrics-file m.prom --review r.csv --unsure-below 0.5 --shard 0/2"
+    done = CliRunner().invoke(main, ["score", str(EXAMPLES), "--dry-run", "--model", "demo", *words.split()])
+    assert done.exit_code == 0, done.stderr
+    for said in ('error-threshold = "1.5%"', 'metrics-file = "m.prom"', 'review = "r.csv"', "shard = [0, 2]"):
+        assert f"  {said}\n" in done.stdout
+
+
 def test_dry_run_says_what_the_model_is_and_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
     """Without torch, and without a question to the Hub."""
     (tmp_path / "t.txt").write_text("a.jpg\n")

@@ -205,17 +205,25 @@ def test_a_file_of_somebody_else_beside_the_result_stays(
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_vanished_images_are_forgotten_and_counted(
+def test_vanished_images_are_counted_and_forgotten_or_if_they_are_most_remembered_for_a_night(
     old_photos: Path, vit: Path, tmp_path: Path, messages: list[str]
 ) -> None:
-    nightly(old_photos, vit, tmp_path)
-    for number in range(30):
+    def known() -> int:
+        nightly(old_photos, vit, tmp_path)
+        with sqlite3.connect(tmp_path / "p.jsonl.known") as database:
+            return int(database.execute("SELECT count(*) FROM known").fetchone()[0])
+
+    assert known() == 40
+    (old_photos / "39.jpg").unlink()
+    assert (known(), messages) == (39, [])
+    for number in range(29):
         (old_photos / f"{number:02}.jpg").unlink()
-    nightly(old_photos, vit, tmp_path)
-    with sqlite3.connect(tmp_path / "p.jsonl.known") as database:
-        assert database.execute("SELECT count(*) FROM known").fetchone() == (10,)
-    assert valid(read_json(tmp_path / "p.jsonl.run.json"), "run-report")["counts"]["vanished"] == 30
-    assert messages == ["30 images of the last result are no longer in the input, which has 10: is all of it there?"]
+    assert known() == 39
+    assert valid(read_json(tmp_path / "p.jsonl.run.json"), "run-report")["counts"]["vanished"] == 29
+    assert messages == ["29 images of the last result are no longer in the input, which has 10: is all of it there?"]
+    for number in range(2):
+        (old_photos / f"{number:02}.jpg").write_bytes(jpeg(number))  # some are back
+    assert known() == 12  # nobody has seen the others for two nights
 
 
 def test_what_a_request_asks_for_is_neither_kept_for_others_nor_continued_with_another(
