@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def cluster(s3_server: int) -> Iterator[Cluster]:
         for name, value in s3_environment(f"http://127.0.0.1:{s3_server}").items():
             monkeypatch.setenv(name, value)
         head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": True, "object_store_memory": MEMORY}
-        head["dashboard_agent_listen_port"] = None  # any: Ray's own is one for all clusters of a machine
+        head |= {"dashboard_port": None, "dashboard_agent_listen_port": None}  # any: else all clusters had the same
         made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(num_cpus=1, object_store_memory=MEMORY)
@@ -88,7 +89,7 @@ def chosen(table: Path, model: Path, **more: Any) -> Options:
 
 def on_ray(options: Options, out: Path, where: Where | None = None, **more: Any) -> runner.RunResult:
     engine = partial(RayEngine, where=where or Where(), verbose=False)
-    return block_runner.run(options, engine, out=str(out), part_size=PART_SIZE, quiet=True, **more)
+    return block_runner.run(options, engine, out=str(out), part_size=PART_SIZE, **{"quiet": True, **more})
 
 
 def records(folder: Path) -> bytes:
@@ -230,14 +231,16 @@ def test_an_image_that_kills_actors_a_node_that_goes_and_one_that_comes(
     tmp_path: Path,
     messages: list[str],
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("deit_batch.system.progress.SECONDS_BETWEEN_LINES", 0.0)
     lines = table.read_text().splitlines()
     lines[DEADLY + 1] = f"{deadly},{DEADLY}"
     (other := table.with_name("deadly.csv")).write_text("\n".join(lines) + "\n")
     out, first = tmp_path / "out", next(iter(cluster.worker_nodes))
     options = chosen(other, vit, workers=0, limits=LOOPBACK)  # without workers, an actor decodes by itself
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(on_ray, options, out)
+        run = pool.submit(on_ray, options, out, quiet=False)
         wait_until(lambda: finished_parts(out))
         cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
         wait_until(lambda: len(actors()) >= 3 or run.done())  # on a busy machine, it may come too late
@@ -253,6 +256,7 @@ def test_an_image_that_kills_actors_a_node_that_goes_and_one_that_comes(
     assert report["lost"] >= 4  # one more, where the node that goes had something to do
     told = [message for message in messages if "handed out again" in message]
     assert len(told) == report["lost"]
+    assert any(re.search(r" failed, \d+ parts, \d actors, [1-9]\d* lost$", message) for message in messages)
     assert capfd.readouterr() == ("", "")
 
 
