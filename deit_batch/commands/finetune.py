@@ -106,7 +106,9 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     option(
         "--from-scratch",
         is_flag=True,
-        help="Start from random weights: of the checkpoint, only the shape and the image processor are used.",
+        help="Start from random weights: of the checkpoint, only the shape and the image processor are used. The "
+        "default recipe is for fine-tuning: for a short training from scratch, give --crop 1; for a long one, --recipe "
+        "deit.",
     ),
 )
 @section(

@@ -309,3 +309,10 @@ def test_the_shares_of_teacher_and_truth(make_checkpoint: MakeCheckpoint, kind: 
     truth = functional.cross_entropy(outputs.cls_logits, targets, label_smoothing=0.1)
     told = distillation_loss(outputs.distillation_logits, taught, None if kind == "hard" else 3.0)
     assert torch.allclose(found, (1 - share) * truth + share * told, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("iou", "jaccard_samples"), ("norm_macro_recall", "balanced_accuracy_adjusted")]
+)
+def test_the_best_epoch_is_chosen_by_the_cards_names_too(name: str, ours: str) -> None:
+    assert settings("--metric-for-best-model", name).metric_for_best_model == ours
