@@ -462,13 +462,13 @@ def test_a_table_without_rows_gives_an_empty_output(vit: Path, tmp_path: Path) -
     assert scored(tmp_path / "t.csv", vit, tmp_path).read_bytes() == b""
 
 
-def test_an_error_threshold_in_percent_is_not_judged_too_early() -> None:
+def test_an_error_threshold_in_percent_ends_no_small_run_and_no_large_one_too_early() -> None:
     threshold = ErrorThreshold(10, percent=True)
-    threshold.check(Tally(0, Counter(FetchError=100)), None)
-    threshold.check(Tally(0, Counter(FetchError=101)), 999)  # it is done soon, and judged then
+    threshold.check(Tally(0, Counter(FetchError=999)), None)
+    threshold.check(Tally(50, Counter(FetchError=949)), 999)
     threshold.check(Tally(0, Counter(FetchError=500)), 5000)
-    with pytest.raises(TooManyFailures, match=r"101 of 101 inputs failed \(101 FetchError\)"):
-        threshold.check(Tally(0, Counter(FetchError=101)), None)
+    with pytest.raises(TooManyFailures, match=r"101 of 1,000 inputs failed \(101 FetchError\)"):
+        threshold.check(Tally(899, Counter(FetchError=101)), None)
     with pytest.raises(TooManyFailures):
         threshold.check(Tally(0, Counter(FetchError=501)), 5000)
 

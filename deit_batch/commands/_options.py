@@ -246,8 +246,8 @@ ERROR_THRESHOLD = option(
     "--error-threshold",
     type=Threshold(),
     help="Failed inputs that are accepted, as a number or a percentage: with no more than these, the exit status is "
-    "0. A run stops as soon as there are more, and can be continued. [default: a run never stops early, and the exit "
-    "status is 3 if any input failed]",
+    "0. A run stops as soon as there are more (by a percentage, a run of 1,000 inputs or more), and can be continued. "
+    "[default: a run never stops early, and the exit status is 3 if any input failed]",
 )
 
 TIME_LIMIT = option(

@@ -32,8 +32,10 @@ from deit_batch.commands._options import (
     limits_from,
 )
 from deit_batch.commands._types import AT_LEAST_ONE, SHARE, Threshold, TopK
+from deit_batch.errors import UsageError
 from deit_batch.evaluation.names import (
     CARD_NAMES,
+    COMPARED,
     LOWER_IS_BETTER,
     METRICS,
     NAMES,
@@ -72,6 +74,25 @@ class Gate(click.ParamType[tuple[str, float]]):
             number = math.nan
         if not -1 <= number <= 1:
             self.fail(f"{least!r} is no number in -1..1, as in accuracy=0.8", param, ctx)
+        return metric, number
+
+
+class Drop(click.ParamType[tuple[str, float]]):
+    name = "METRIC=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        metric, _, most = str(value).partition("=")
+        if CARD_NAMES.get(metric, metric) not in COMPARED:
+            told = ", ".join(sorted(COMPARED))
+            self.fail(f"{metric!r} is not compared with a baseline; what is: {told}", param, ctx)
+        try:
+            number = float(most)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            self.fail(f"{most!r} is no number from 0 up, as in accuracy=0.01", param, ctx)
         return metric, number
 
 
@@ -138,10 +159,18 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
         "significant.",
     ),
     option(
+        "--max-drop",
+        multiple=True,
+        type=Drop(),
+        help="Exit with 4 if this metric is worse than in --baseline by more than this value, on the images of both. "
+        "Repeatable.",
+    ),
+    option(
         "--error-threshold",
         type=Threshold(),
         help="Images that may fail or have an unknown label, as a number or a percentage. With more, the exit status "
-        "is 3; scoring stops with 1 as soon as more have failed. [default: 0, and scoring never stops early]",
+        "is 3; scoring stops with 1 as soon as more have failed (by a percentage, of 1,000 images or more). "
+        "[default: 0, and scoring never stops early]",
     ),
 )
 @section(
@@ -180,6 +209,7 @@ def evaluate(
     threshold: float,
     fail_under: tuple[tuple[str, float], ...],
     baseline: Path | None,
+    max_drop: tuple[tuple[str, float], ...],
     error_threshold: ErrorThreshold | None,
     junit: Path | None,
     fresh: bool,
@@ -192,7 +222,7 @@ def evaluate(
     Needs the extra eval. Run the same command again to continue a run that was stopped.
 
     Exit status: 0 if the evaluation is complete, 1 if it failed, 2 for wrong usage, 3 if some images have no prediction
-    or an unknown label, 4 if a metric is below --fail-under, 130 if interrupted.
+    or an unknown label, 4 if a metric is below --fail-under or has fallen by more than --max-drop, 130 if interrupted.
     """
     chosen["limits"] = limits_from(chosen)
     cluster = cluster_from(chosen)
@@ -201,6 +231,8 @@ def evaluate(
         from deit_batch.evaluation.evaluate import evaluate as run
         from deit_batch.report.evaluation import as_page
 
+        if max_drop and not baseline:
+            raise UsageError("--max-drop is against an earlier evaluation: give its metrics.json as --baseline")
         open_engine = choose_engine(engine, cluster)
         evaluation = run(
             EvaluationRequest(
@@ -213,6 +245,7 @@ def evaluate(
                 part_size=part_size or PART_SIZE,
                 threshold=threshold,
                 gates=dict(sorted(fail_under)),  # of two for one metric, the higher
+                max_drops=dict(sorted(max_drop, reverse=True)),  # of two for one metric, the lower
                 baseline=baseline,
                 fresh=fresh,
                 error_threshold=error_threshold,
@@ -222,15 +255,24 @@ def evaluate(
         )
         fine = (error_threshold or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
         logger.log(logging.INFO if fine else logging.ERROR, "%s", evaluation.summary())
-        below = [gate.message for gate in evaluation.gates if gate.verdict == "failure"]
+        below = [
+            f"{option}: {gate.message}"
+            for option, gates in (("--fail-under", evaluation.gates), ("--max-drop", evaluation.drops))
+            for gate in gates
+            if gate.verdict == "failure"
+        ]
         for message in below:
-            logger.error("--fail-under: %s", message)
-        if fail_under and not below and not fine:
+            logger.error("%s", message)
+        if (fail_under or max_drop) and not below and not fine:
             logger.error(
-                "--fail-under is passed; the status is %s for %s without a prediction or a known label, "
+                "every gate is passed; the status is %s for %s without a prediction or a known label, "
                 "which --error-threshold may allow",
                 SOME_FAILED,
                 counted(evaluation.unjudged, "image"),
             )
-        cases += [*evaluation.gates, Case("images", "passed" if fine else "failure", evaluation.summary())]
+        cases += [
+            *evaluation.gates,
+            *evaluation.drops,
+            Case("images", "passed" if fine else "failure", evaluation.summary()),
+        ]
         sys.exit(BELOW if below else DONE if fine else SOME_FAILED)

@@ -206,6 +206,8 @@ def score(
                 remedies="--fresh or --incremental",
                 **common,
             )
+            if incremental:
+                ending.kept, ending.vanished = outcome.kept, outcome.vanished
         if review:
             from deit_batch.output.convert import write_review
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -27,11 +27,11 @@ from deit_batch.evaluation.judged import (
 )
 from deit_batch.evaluation.metrics import Metrics, compute
 from deit_batch.evaluation.mistakes import most_confident_mistakes, thumbnails_of
-from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, METRICS, PAGE, PARTS, PLOTS, PREDICTIONS, REPORT
+from deit_batch.evaluation.names import CARD_NAMES, LOWER_IS_BETTER, METRICS, PAGE, PARTS, PLOTS, PREDICTIONS, REPORT
 from deit_batch.evaluation.noise import compare, intervals
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
-from deit_batch.evaluation.report import as_markdown
+from deit_batch.evaluation.report import as_markdown, verdict_of
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import Source, counted
 from deit_batch.model.labels import read_id2label
@@ -50,13 +50,15 @@ from deit_batch.system.lock import Lock
 logger = logging.getLogger("deit_batch")
 
 _SHOWN = 5
+_ROUNDING = 1e-9
+"""Of differences: 0.93 less 0.92 is a little more than 0.01."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
     """What `deit-batch evaluate` is asked for; `options` are those of a run of `score`. `predictions`: made before, to
     be joined to the labels; without it the images are scored: into parts of `part_size`, if `open_engine` says by whom.
-    `gates`: metrics and what they must at least be."""
+    `gates`: metrics and what they must at least be; `max_drops`: how much worse than in the baseline they may be."""
 
     options: Options
     out: Path
@@ -67,6 +69,7 @@ class EvaluationRequest:
     part_size: int = PART_SIZE
     threshold: float = 0.5
     gates: Mapping[str, float]
+    max_drops: Mapping[str, float] = field(default_factory=dict)
     baseline: Path | None = None
     fresh: bool = False
     error_threshold: ErrorThreshold | None = None
@@ -93,11 +96,12 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`gates`: of each metric that has one, whether it is as high, or how far it is from it. `unjudged`: how many
-    images have no prediction or no label that the model knows."""
+    """`gates`: of each metric that has one, whether it is as high, or how far it is from it; `drops`: the same of those
+    against the baseline. `unjudged`: how many images have no prediction or no label that the model knows."""
 
     document: dict[str, Any]
     gates: list[Case]
+    drops: list[Case]
     inputs: int
     unjudged: int
 
@@ -154,8 +158,9 @@ def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
     compared = None
     if baseline:
         compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
-        logger.info("%s", _changed(compared))
+        logger.log(logging.WARNING if _is_worse(compared) else logging.INFO, "%s", _changed(compared))
     gates, cases = _check_gates(request.gates, found)
+    drops, drop_cases = _check_drops(request.max_drops, compared)
     mistakes = most_confident_mistakes(judged)
     document = {
         "deit_batch": __version__,
@@ -166,6 +171,7 @@ def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
         "intervals": {name: list(reach) for name, reach in intervals(judged.outcomes).items()},
         "unavailable": found.unavailable,
         "gates": gates,
+        "drops": drops,
         "baseline": compared,
         "mistakes": [asdict(mistake) for mistake in mistakes],
         "calibration": found.bins,
@@ -179,7 +185,7 @@ def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
         seen = thumbnails_of(mistakes, references, request.options.limits)
     drawn = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
     _write(request.out, document, drawn, as_page(Shown(document, judged, seen, drawn, request.options.limits.root)))
-    return Evaluation(document, cases, material.inputs, material.inputs - len(judged.images))
+    return Evaluation(document, cases, drop_cases, material.inputs, material.inputs - len(judged.images))
 
 
 # --- predictions and labels -----------------------------------------------------------------------------------------
@@ -322,13 +328,15 @@ def _counts(material: _Material, found: Metrics) -> dict[str, Any]:
 def _changed(compared: Mapping[str, Any]) -> str:
     metrics = compared["metrics"]
     beyond = [
-        f"{name} {of['change']:+.4f} ({'better' if (of['change'] > 0) == (name in HIGHER_IS_BETTER) else 'worse'})"
-        for name, of in metrics.items()
-        if not of["within_noise"]
+        f"{name} {of['change']:+.4f} ({verdict_of(name, of)})" for name, of in metrics.items() if not of["within_noise"]
     ]
     none = "no metric changed beyond noise" if metrics else "no metric that both have"
     told = f"beyond noise: {', '.join(beyond)}" if beyond else none
     return f"against {compared['file']}, on the {counted(compared['images'], 'image')} of both: {told}"
+
+
+def _is_worse(compared: Mapping[str, Any]) -> bool:
+    return any(verdict_of(name, of) == "worse" for name, of in compared["metrics"].items())
 
 
 def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, Any], list[Case]]:
@@ -347,6 +355,28 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
         else:
             message = f"{metric} is {value:.4f}, {least - value:.4g} under {least:g}"
         cases.append(Case(metric, "passed" if passed else "failure", message))
+    return results, cases
+
+
+def _check_drops(
+    max_drops: Mapping[str, float], compared: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[Case]]:
+    """As _check_gates, of how much worse than in the baseline each metric is, on the images of both."""
+    results: dict[str, Any] = {}
+    cases: list[Case] = []
+    for metric, most in max_drops.items():
+        name = CARD_NAMES.get(metric, metric)
+        of = (compared or {"metrics": {}})["metrics"].get(name)
+        drop = None if of is None else of["change"] if name in LOWER_IS_BETTER else -of["change"]
+        passed = drop is not None and drop <= most + _ROUNDING
+        results[metric] = {"most": most, "drop": drop, "passed": passed}
+        if of is None or drop is None:
+            message = f"the drop of {metric} can't be had: it is not compared with the baseline of labels like these"
+        else:
+            told = f"{metric} was {of['before']:.4f} in the baseline and is {of['now']:.4f}"
+            worse = f"worse by {drop:.4g}" if drop > _ROUNDING else "no worse"
+            message = f"{told}: {worse}, {'no more' if passed else 'more'} than {most:g}"
+        cases.append(Case(f"drop of {metric}", "passed" if passed else "failure", message))
     return results, cases
 
 

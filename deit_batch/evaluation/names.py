@@ -25,6 +25,10 @@ HIGHER_IS_BETTER = frozenset(
 ) | frozenset(CARD_NAMES.values())
 NAMES = LOWER_IS_BETTER | HIGHER_IS_BETTER
 """Every metric that there can be."""
+COMPARED = LOWER_IS_BETTER | {
+    *("accuracy", "top_5_accuracy", "balanced_accuracy", "f1_macro", "f1_micro", "jaccard_macro"),
+}
+"""Those that noise.py compares with a baseline, of one label an image or several."""
 
 METRICS, REPORT, PAGE = "metrics.json", "report.md", "report.html"
 PREDICTIONS, PARTS = "predictions.jsonl", "predictions"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from deit_batch.escaping import escape_controls
 from deit_batch.evaluation.names import LOWER_IS_BETTER
@@ -101,13 +101,36 @@ def headlines(document: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _gates(document: Mapping[str, Any]) -> Iterator[str]:
-    if document["gates"]:
+    gates = gates_of(document)
+    if gates:
         yield "## Gates"
         rows = (
-            [name, _number(gate["value"]), f"{gate['least']:g}", "passed" if gate["passed"] else "**not passed**"]
-            for name, gate in document["gates"].items()
+            [gate.name, _number(gate.value), gate.bound, "passed" if gate.passed else "**not passed**"]
+            for gate in gates
         )
-        yield _table(["metric", "value", "at least", ""], rows)
+        yield _table(["gate", "value", "bound", ""], rows)
+
+
+class Gate(NamedTuple):
+    """As a row: what is held against a bound, which is in words."""
+
+    name: str
+    value: float | None
+    bound: str
+    passed: bool
+
+
+def gates_of(document: Mapping[str, Any]) -> list[Gate]:
+    return [
+        *(
+            Gate(name, gate["value"], f"at least {gate['least']:g}", gate["passed"])
+            for name, gate in document["gates"].items()
+        ),
+        *(
+            Gate(f"drop of {name} against the baseline", gate["drop"], f"at most {gate['most']:g}", gate["passed"])
+            for name, gate in document["drops"].items()
+        ),
+    ]
 
 
 def _baseline(document: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,8 @@ _HUB_TIMEOUT = 5.0  # seconds; without a bound, a machine without network would 
 def snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) -> Path:
     """The folder of one commit in the Hub's cache; its name is the commit. Without `fetch` the Hub is not asked.
 
-    Raises CheckpointAccessError if it can't be had now, CheckpointError if there is none."""
+    Raises CheckpointAccessError if it can't be had now, CheckpointError if there is none (or, of a name without an
+    owner, none here: no image classifier on the Hub has such a name, a folder that has gone does)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -33,6 +34,11 @@ def snapshot(name: str, revision: str | None, patterns: list[str], fetch: bool) 
         )
         return Path(folder)
     except LocalEntryNotFoundError:
+        if "/" not in name:
+            raise CheckpointError(
+                f"no folder {name} is here, and no model on the Hub has a name without an owner: OWNER/NAME; check the "
+                "path and the working folder"
+            ) from None
         raise CheckpointAccessError(
             f"no folder {name} is here; the model {name} is not on this machine and the Hub can't be reached "
             f"({problem}); where there is a network, fetch it with 'deit-batch pull {name} --out DIR', and copy DIR "

@@ -84,11 +84,12 @@ class PredictionCache:
         if row != (settings,):
             if row:
                 warn_even_if_quiet("%s: everything is scored again", _differing(row[0], settings))
-            self._database.execute("DELETE FROM known")
+            self._database.execute("UPDATE known SET stamp = NULL, sha256 = ''")  # vouches for nothing, and was there
             self._database.execute("DELETE FROM about")
             self._database.execute("INSERT INTO about VALUES (?)", (settings,))
             self._database.commit()
-        self.is_empty = self._database.execute("SELECT 1 FROM known LIMIT 1").fetchone() is None
+        vouched = "SELECT 1 FROM known WHERE stamp IS NOT NULL OR sha256 != '' LIMIT 1"
+        self.is_empty = self._database.execute(vouched).fetchone() is None
         (self._run,) = self._database.execute("SELECT coalesce(max(run), 0) + 1 FROM known").fetchone()
 
     @contextmanager

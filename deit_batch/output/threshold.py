@@ -9,8 +9,7 @@ from deit_batch.errors import TooManyFailures
 from deit_batch.io import Tally, counted, counts
 
 FEWEST_INPUTS = 1000
-"""Of which a percentage is taken while a run goes on, so that a bad start ends nothing. An input that is known to have
-fewer is done before much is wasted: then the end judges."""
+"""Of a run that a percentage ends before all is tried: a smaller one costs little, and its result says what failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,11 @@ class ErrorThreshold:
         return failed <= (self.amount / 100 * inputs if self.percent else self.amount)
 
     def check(self, tally: Tally, total: int | None) -> None:
-        """While the run goes on; `total` may be a guess. Raises TooManyFailures when there is no hope left."""
-        if self.percent and total is not None and total < FEWEST_INPUTS:
-            return
-        if not self.allows(tally.failed, max(tally.inputs, total or 0, FEWEST_INPUTS)):
+        """While the run goes on; `total` may be a guess. Raises TooManyFailures when more have failed than may, of a
+        percentage in a run of FEWEST_INPUTS or more."""
+        inputs = max(tally.inputs, total or 0)
+        is_told = not self.percent or inputs >= FEWEST_INPUTS
+        if is_told and not self.allows(tally.failed, inputs):
             raise TooManyFailures(
                 f"given up: {tally.failed:,} of {counted(tally.inputs, 'input')} failed ({counts(tally.failures)}), "
                 "more than --error-threshold allows. Mend the cause and run the same command again: it goes on from "

@@ -12,7 +12,7 @@ import numpy as np
 
 from deit_batch.evaluation.evaluate import Shown
 from deit_batch.evaluation.judged import Judged, SingleLabel
-from deit_batch.evaluation.report import classes_by_f1, headlines, notes, taken_for, verdict_of
+from deit_batch.evaluation.report import classes_by_f1, gates_of, headlines, notes, taken_for, verdict_of
 from deit_batch.io import counted
 from deit_batch.report.chosen import Sample
 from deit_batch.report.matrix import as_matrix
@@ -47,6 +47,7 @@ def as_page(shown: Shown) -> bytes:
         answer=_answer_in_words(document),
         notes=notes(document),
         headlines=list(headlines(document)),
+        gates=gates_of(document),
         model=settings_of({"settings": document["model"]}) if "model" in document else {},
         gallery=_gallery(shown, rows),
         matrix=matrix,

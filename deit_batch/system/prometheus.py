@@ -22,9 +22,12 @@ _LAST_SUCCESS = "deit_batch_last_success_timestamp_seconds"
 
 @dataclass(slots=True)
 class Ending:
-    """What is known of a run so far: nothing, until it has begun."""
+    """What is known of a run so far: nothing, until it has begun. `kept`, `vanished`: of an incremental run that has
+    seen all its input, images that needed no scoring, and that are not there any more."""
 
     tally: Tally = field(default_factory=Tally)
+    kept: int | None = None
+    vanished: int | None = None
 
     def begun(self, tally: Tally) -> None:
         """`tally` grows with the run."""
@@ -52,15 +55,15 @@ def write_metrics_file(path: Path | None, *, good: int) -> Iterator[Ending]:
         raise
     finally:
         try:
-            _write(path, ending.tally, status, status == good, time.monotonic() - start)
+            _write(path, ending, status, status == good, time.monotonic() - start)
         except OutputError as error:
             if status == good:
                 raise
             logger.error("%s", error)
 
 
-def _write(path: Path, tally: Tally, status: int, is_success: bool, seconds: float) -> None:
-    now = time.time()
+def _write(path: Path, ending: Ending, status: int, is_success: bool, seconds: float) -> None:
+    now, tally = time.time(), ending.tally
     last_success = now if is_success else _last_success(path)
     found: dict[str, tuple[str, Mapping[str, float]]] = {
         "deit_batch_last_run_timestamp_seconds": ("When the last run ended.", {"": now}),
@@ -77,6 +80,15 @@ def _write(path: Path, tally: Tally, status: int, is_success: bool, seconds: flo
         "deit_batch_images_failed": (
             "Images without, by the type of their error, likewise.",
             {f',type="{name}"': number for name, number in sorted(tally.failures.items())} or {"": 0},
+        ),
+        "deit_batch_images_kept": (
+            "Of those with predictions, images that an earlier run had scored; with --incremental, of a run that has "
+            "seen all its input.",
+            {} if ending.kept is None else {"": ending.kept},
+        ),
+        "deit_batch_images_vanished": (
+            "Images that the run before had scored and that are not in the input any more, likewise.",
+            {} if ending.vanished is None else {"": ending.vanished},
         ),
     }
     try:

@@ -537,6 +537,6 @@ def test_a_gate_that_is_passed_while_images_failed_says_why_the_status_is_3(phot
     words += ["--out", "e", "--fail-under", "accuracy=0"]
     done = deit_batch(*words, cwd=tmp_path)
     assert done.returncode == 3
-    assert "--fail-under is passed; the status is 3 for 1 image without" in done.stderr
+    assert "every gate is passed; the status is 3 for 1 image without" in done.stderr
     assert "--error-threshold may allow" in done.stderr
     assert deit_batch(*words, "--error-threshold", "1", "--fresh", cwd=tmp_path).returncode == 0

@@ -96,9 +96,13 @@ def test_the_action_scores_gates_and_compares(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob(outputs["junit"])] == ["junit-evaluate.xml"]
 
     shutil.copy(predictions, tmp_path / "previous.jsonl")
-    more = {"fail-under": "accuracy=0.99", "previous": "previous.jsonl", "out": "again"}
+    shutil.copy(predictions.with_name("metrics.json"), tmp_path / "baseline.json")
+    more = {"fail-under": "accuracy=0.99", "previous": "previous.jsonl", "out": "again", "error-threshold": "1%"}
+    more |= {"baseline": "baseline.json", "max-drop": "accuracy=0.01\nf1_macro=0.01\n"}
     status, errors, outputs = run_gate(tmp_path, **inputs, **more)
     assert status == 4
+    tests = results(tmp_path / "again" / "junit-evaluate.xml")
+    assert (tests["accuracy"], tests["drop of accuracy"], tests["drop of f1_macro"]) == ("failure", *["system-out"] * 2)
     assert "::error title=deit-batch::--fail-under: accuracy is" in errors
     found = sorted(path.name for path in (tmp_path / "again").glob("junit-*.xml"))
     assert found == ["junit-compare.xml", "junit-evaluate.xml"]  # the first gate's failure has not kept the other away

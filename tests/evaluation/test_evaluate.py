@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import click
 import numpy as np
@@ -545,6 +546,44 @@ def test_gates_and_a_baseline_as_ci_uses_them(demo: Path, tmp_path: Path) -> Non
     assert evaluated(*command, *gates[:4]).exit_code == 0
     missing = evaluated(*command, "--fail-under", "jaccard_macro=0.1")
     assert (missing.exit_code, "jaccard_macro can't be had" in missing.stderr) == (4, True)
+
+
+def test_a_fall_against_the_baseline_is_a_gate_of_its_own(demo: Path, tmp_path: Path) -> None:
+    """A floor says nothing of it: the worse predictions are still above theirs."""
+    records = read_jsonl(demo / "predictions.jsonl")
+    for record in records[:12]:
+        record["predictions"] = [{**each, "label": "bag"} for each in record["predictions"][:1]]
+    (tmp_path / "worse.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["--input", EXAMPLES, "--out", tmp_path / "e", "--junit", tmp_path / "j.xml", "--predictions"]
+    baseline = ["--baseline", demo / "metrics.json", "--fail-under", "accuracy=0.5"]
+    fell = evaluated(*command, tmp_path / "worse.jsonl", *baseline, "--max-drop", "accuracy=0.01")
+    assert fell.exit_code == 4
+    found = document(tmp_path / "e")
+    before, now = (found["baseline"]["metrics"]["accuracy"][name] for name in ("before", "now"))
+    assert found["drops"] == {"accuracy": {"most": 0.01, "drop": before - now, "passed": False}}
+    told = f"--max-drop: accuracy was {before:.4f} in the baseline and is {now:.4f}: worse by {before - now:.4g}, more"
+    assert told in fell.stderr
+    assert f"accuracy {now - before:+.4f} (worse)" in fell.stderr
+    verdicts = {case.attrib["name"]: case[0].tag for case in ElementTree.parse(tmp_path / "j.xml").iter("testcase")}
+    assert verdicts == {"accuracy": "system-out", "drop of accuracy": "failure", "images": "system-out"}
+    assert "| drop of accuracy against the baseline |" in (tmp_path / "e" / "report.md").read_text()
+    gates = ["--max-drop", f"accuracy={before - now:.3f}", "--max-drop", "accuracy=1", "--max-drop", "f1_score_macro=1"]
+    assert evaluated(*command, tmp_path / "worse.jsonl", *baseline, *gates).exit_code == 0
+    assert document(tmp_path / "e")["drops"]["accuracy"]["most"] < 1  # of two, the lower
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-drop", "accuracy=0.1"], "give its metrics.json as --baseline"),
+        (["--max-drop", "acuracy=0.1"], "'acuracy' is not compared with a baseline"),
+        (["--max-drop", "accuracy=-0.1"], "is no number from 0 up"),
+        (["--max-drop", "accuracy=1%"], "is no number from 0 up"),
+    ],
+)
+def test_a_fall_that_nothing_can_tell_is_wrong_usage(words: list[str], told: str, tmp_path: Path) -> None:
+    done = evaluated("--input", EXAMPLES, "--out", tmp_path / "e", *words)
+    assert (done.exit_code, told in done.stderr, (tmp_path / "e").exists()) == (2, True, False)
 
 
 def test_predictions_made_before_need_no_model_and_no_images(demo: Path, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from helpers import COMMAND, EXAMPLES, deit_batch, read_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit_batch.errors import CheckpointError, UsageError
+from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
+from deit_batch.model.hub import snapshot
 from deit_batch.model.recipe import CARD_RECIPE
 from deit_batch.system.regular_file import MOST_SETTINGS_BYTES
 
@@ -148,6 +149,19 @@ def test_without_network_and_cache_one_line_says_what_to_do(tmp_path: Path) -> N
     assert "facebook/deit-base-patch16-224 is not on this machine" in message
     assert "deit-batch pull facebook/deit-base-patch16-224 --out DIR" in message
     assert "--model demo" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "told"),
+    [
+        ("model", 2, "no folder model is here, and no model on the Hub has a name without an owner"),
+        ("models/deit", 1, "no folder models/deit is here; the model models/deit is not on this machine"),
+    ],
+)
+def test_a_folder_that_has_gone_is_told_from_a_model_of_the_hub(name: str, status: int, told: str) -> None:
+    with pytest.raises(DeitBatchError, match=re.escape(told)) as error:
+        snapshot(name, None, ["config.json"], fetch=False)
+    assert error.value.exit_status == status
 
 
 def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:

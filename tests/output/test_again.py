@@ -224,6 +224,10 @@ def test_vanished_images_are_counted_and_forgotten_or_if_they_are_most_remembere
     for number in range(2):
         (old_photos / f"{number:02}.jpg").write_bytes(jpeg(number))  # some are back
     assert known() == 12  # nobody has seen the others for two nights
+    for number in range(2):
+        (old_photos / f"{number:02}.jpg").unlink()
+    nightly(old_photos, vit, tmp_path, top_k=1)  # with other settings, nothing is known but that they were there
+    assert read_json(tmp_path / "p.jsonl.run.json")["counts"]["vanished"] == 2
 
 
 def test_what_a_request_asks_for_is_neither_kept_for_others_nor_continued_with_another(
