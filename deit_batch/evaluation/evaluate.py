@@ -367,15 +367,15 @@ def _check_drops(
     for metric, most in max_drops.items():
         name = CARD_NAMES.get(metric, metric)
         of = (compared or {"metrics": {}})["metrics"].get(name)
-        drop = None if of is None else of["change"] if name in LOWER_IS_BETTER else -of["change"]
+        drop = None if of is None else of["change"] if name in LOWER_IS_BETTER else of["before"] - of["now"]
         passed = drop is not None and drop <= most + _ROUNDING
         results[metric] = {"most": most, "drop": drop, "passed": passed}
         if of is None or drop is None:
             message = f"the drop of {metric} can't be had: it is not compared with the baseline of labels like these"
         else:
             told = f"{metric} was {of['before']:.4f} in the baseline and is {of['now']:.4f}"
-            worse = f"worse by {drop:.4g}" if drop > _ROUNDING else "no worse"
-            message = f"{told}: {worse}, {'no more' if passed else 'more'} than {most:g}"
+            fallen = f"worse by {drop:.4g}, {'no more' if passed else 'more'} than {most:g}"
+            message = f"{told}: {fallen if drop > _ROUNDING else 'no worse'}"
         cases.append(Case(f"drop of {metric}", "passed" if passed else "failure", message))
     return results, cases
 
