@@ -107,9 +107,11 @@ class Engine(Protocol):
     @property
     def plan(self) -> Planned: ...
 
-    def parts(self, blocks: Iterator[Block], partial: Place, found: Found) -> Generator[Done | None, None, None]:
+    def parts(
+        self, blocks: Iterator[Block], partial: Place, found: Found, require_held: Callable[[], None]
+    ) -> Generator[Done | None, None, None]:
         """Each part as soon as it is written, in any order; None now and then, where that takes long. Takes no more
-        blocks than it works at."""
+        blocks than it works at. `require_held`: to be called before this process writes, as Folder.require_held."""
 
     def convert(
         self, parts: Iterable[Part], partial: Place, format: str, columns: Columns
@@ -176,7 +178,7 @@ def run(
         missing = _missing(folder.standing(blocks), found, progress)
         report = bound(_report, options, engine, found, source.passed_over, progress)
         try:
-            with closing(engine.parts(missing, folder.partial, found)) as work:
+            with closing(engine.parts(missing, folder.partial, found, folder.require_held)) as work:
                 for done in work:
                     if done:
                         found.add_done(done)
@@ -256,10 +258,13 @@ class LocalEngine:
         self.plan = Planned.of(self._plan, options)
         self._scorer = BlockScorer(self._plan, options, part_size=part_size)
 
-    def parts(self, blocks: Iterator[Block], partial: Place, found: Found) -> Generator[Done, None, None]:
+    def parts(
+        self, blocks: Iterator[Block], partial: Place, found: Found, require_held: Callable[[], None]
+    ) -> Generator[Done, None, None]:
         with closing(self._scorer.records(blocks, found.stopwatch, found.met)) as work:
             for block, records in work:
                 with found.stopwatch("write"):
+                    require_held()
                     part = write_part(partial, block, records)
                 yield Done(part)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
@@ -57,7 +57,9 @@ class RayEngine:
         self.plan = started.plan._replace(settings={**started.plan.settings, "model": options.model})
         self._folder = os.getcwd()
 
-    def parts(self, blocks: Iterator[Block], partial: Place, found: Found) -> Generator[Done | None, None, None]:
+    def parts(
+        self, blocks: Iterator[Block], partial: Place, found: Found, require_held: Callable[[], None]
+    ) -> Generator[Done | None, None, None]:
         works = (ScoreBlock(self._absolute(block), partial) for block in blocks)
         scored: Scored | None
         for scored in self._crew.results(works):

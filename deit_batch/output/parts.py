@@ -202,7 +202,8 @@ def _end_of(parts: Parts) -> str:
 
 
 class Folder:
-    """The folder of a run, and its lock."""
+    """The folder of a run, and its lock. Before each change it is looked whether it is held still: on a store, another
+    run goes on with it if this one sleeps for long."""
 
     def __init__(self, out: str | Path, settings: Mapping[str, Any], *, fresh: bool) -> None:
         """Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
@@ -221,6 +222,7 @@ class Folder:
     def _look_around(self, fresh: bool) -> dict[str, Any]:
         """The report of the run that is continued."""
         with writing(self._out):
+            self._held.require()
             self._out.mend()
             if _is_leftover(self.partial):
                 if self.partial.exists():
@@ -239,6 +241,7 @@ class Folder:
                             f"{folder} would be replaced, and has files that no run has made: {others}; move them "
                             "away, or give another --out"
                         )
+                self._held.require()
                 self.partial.remove_all()
                 return {}
             if found:
@@ -300,6 +303,7 @@ class Folder:
         with closing(self._grown(numbers)) as files:
             for number, (data, _) in zip(numbers, files, strict=True):
                 if _has_failures(data or b""):
+                    self._held.require()
                     self.partial.remove([part_name(number)])
                     removed += 1
         if removed:
@@ -348,6 +352,7 @@ class Folder:
             errors = errors_of_finished(str(self._out), block.references, lines)
         if len(errors) != len(block.references):
             with writing(self._out):
+                self._held.require()
                 self.partial.remove([name])
             return None
         tally = Tally()
@@ -366,6 +371,7 @@ class Folder:
             noted = result.write_chunks(STAMPS, self._stamps_of(parts))
             report = {**report, "references_sha256": _end_of(parts), "stamps": noted}
             told = pretty({"status": "finished", **report, "settings": self._settings})
+            self._held.require()
             result.write(REPORT, told)
             sizes = {REPORT: len(told), STAMPS: _size_of(noted)}
             sizes |= ((part_name(part.number, format), _size_of(part.output)) for part in parts)
@@ -379,6 +385,7 @@ class Folder:
         # Until now, or a run that dies here would begin anew.
         self._tidy(parts, format)
         with standing(str(self._out)):
+            self._held.require()
             self.partial.remove_all()
 
     def _tidy(self, parts: Parts, format: str) -> None:
@@ -408,6 +415,7 @@ class Folder:
             self._write_report("gave up" if gave_up else "interrupted", report)
 
     def _write_report(self, status: str, report: Mapping[str, object]) -> None:
+        self._held.require()
         self.partial.write(REPORT, pretty({"status": status, **report, "settings": self._settings}))
 
     def close(self) -> None:

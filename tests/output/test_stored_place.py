@@ -206,6 +206,31 @@ def test_a_run_that_was_taken_for_dead_changes_nothing_any_more(bucket: Bucket) 
     assert found(bucket) == there
 
 
+def taken_over(bucket: Bucket) -> None:
+    (sign,) = (name for name in bucket.names() if ".lock/" in name)
+    bucket.delete(sign)
+
+
+@pytest.mark.usefixtures("after_a_while")
+def test_who_wakes_up_changes_nothing_of_what_another_run_goes_on_with(bucket: Bucket, photos: Path, vit: Path) -> None:
+    out = bucket.address("out")
+    run(out, most=1)
+    bucket.put("out.partial/part-000000.jsonl", b"")  # to be made anew
+    there = found(bucket)
+    for wakes in (Folder.begin, lambda folder: list(folder.standing(blocks()))):
+        with closing(Folder(out, {**SETTINGS, "input": "new"}, fresh=False)) as folder:
+            taken_over(bucket)
+            with pytest.raises(OutputError, match="is another run's"):
+                wakes(folder)
+        assert found(bucket) == there
+    options = Options(input=str(photos), model=str(vit), workers=0)
+    with pytest.raises(OutputError, match="is another run's"):
+        block_runner.run(
+            options, block_runner.LocalEngine, out=f"{out}2", quiet=True, begun=lambda _: taken_over(bucket)
+        )
+    assert [name for name in bucket.names() if name.startswith("out2")] == ["out2.partial/run.json"]
+
+
 def test_who_sleeps_after_its_last_look_takes_nothing_of_the_other_runs_result(bucket: Bucket) -> None:
     out = bucket.address("out")
     sizes = dict.fromkeys(("run.json", "part-000000.jsonl", "manifest.json"), 3)
