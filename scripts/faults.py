@@ -496,7 +496,7 @@ def dead_mount(night: Night, row: Row) -> None:
     (night.folder / "m.txt").write_text("\n".join(f"mounted/{n}.png" for n in range(INPUTS)))
     for number in range(INPUTS):
         shutil.copy(night.pictures[number % len(night.pictures)], night.folder / f"{number}.png")
-    options = ("--error-threshold", "5%")
+    options = ("--error-threshold", "40")
     night.end(night.run("well.jsonl", *options, input="m.txt"), row)
     (night.folder / "mounted").unlink()
     process = night.run("p.jsonl", *options, input="m.txt")
@@ -760,7 +760,7 @@ FAULTS: list[tuple[str, Callable[[Night, Row], None], int]] = [
     ("a file replaced after its record was written, then SIGKILL", replaced_and_killed, 3),
     ("stderr closed", stderr_closed, 1),
     ("a lock that can't be removed (simulated)", lock_stays, 1),
-    ("a dead mount, with `--error-threshold 5%`", dead_mount, 2),
+    ("a dead mount, with `--error-threshold 40`", dead_mount, 2),
     ("hostile files", hostile_files, 1),
     ("a URL whose server misbehaves (limit: 3 s, one retry)", misbehaving_server, 1),
     ("SIGKILL, then URLs that differ in a hidden parameter alone change places", urls_of_one_look, 2),
