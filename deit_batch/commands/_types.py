@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import click
@@ -106,6 +109,20 @@ class Place(click.ParamType[str]):
 
 
 PLACE = Place()
+
+
+class PredictionsFile(click.Path):
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, exists=True, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if os.path.isfile(os.path.join(value, "manifest.json")):
+            merge = f"deit-batch merge {shlex.quote(str(value))} --out FILE"
+            self.fail(f"{value} is a result in parts; '{merge}' makes one file of it", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PREDICTIONS_FILE = PredictionsFile()
 
 
 class PlaceOfPrefix(click.ParamType[tuple[str, str]]):

@@ -29,7 +29,7 @@ from deit_batch.commands._options import (
     VERBOSE,
     limits_from,
 )
-from deit_batch.commands._types import SHARE
+from deit_batch.commands._types import PREDICTIONS_FILE, SHARE
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
@@ -38,16 +38,14 @@ from deit_batch.system.junit import Case, write_junit
 
 logger = logging.getLogger("deit_batch")
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
 
 @click.command(
     cls=ExampleCommand,
     example="deit-batch compare old.jsonl new.jsonl --out changes.html --out changes.json --fail-under 0.99",
     defaults=(Options, Limits),
 )
-@click.argument("old", type=_FILE)
-@click.argument("new", type=_FILE)
+@click.argument("old", type=PREDICTIONS_FILE)
+@click.argument("new", type=PREDICTIONS_FILE)
 @section(
     "Comparison",
     option(

@@ -12,7 +12,7 @@ import click
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import DONE
 from deit_batch.commands._options import CONFIG, FORM, LOG_FORMAT, QUIET, VERBOSE, form_from
-from deit_batch.commands._types import SHARE, TopK
+from deit_batch.commands._types import PREDICTIONS_FILE, SHARE, TopK
 from deit_batch.io import counted
 from deit_batch.output.formats import names
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("deit_batch")
 
 
 @click.command(cls=ExampleCommand, example="deit-batch convert preds.jsonl --out preds.csv --top-k 1 --excel")
-@click.argument("predictions", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("predictions", type=PREDICTIONS_FILE)
 @section(
     "Output",
     option(

@@ -31,7 +31,7 @@ from deit_batch.commands._options import (
     VERBOSE,
     limits_from,
 )
-from deit_batch.commands._types import AT_LEAST_ONE, SHARE, Threshold, TopK
+from deit_batch.commands._types import AT_LEAST_ONE, PREDICTIONS_FILE, SHARE, Threshold, TopK
 from deit_batch.errors import UsageError
 from deit_batch.evaluation.names import (
     CARD_NAMES,
@@ -119,7 +119,7 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
     LABEL_MAP,
     option(
         "--predictions",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        type=PREDICTIONS_FILE,
         metavar="FILE",
         help=f"Evaluate the predictions in this file ({readable_suffixes()} of score) instead of scoring the images. "
         "They are matched with the labels by the images' names.",

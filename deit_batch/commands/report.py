@@ -29,7 +29,7 @@ from deit_batch.commands._options import (
     VERBOSE,
     limits_from,
 )
-from deit_batch.commands._types import PLACE, WholeNumber
+from deit_batch.commands._types import PLACE, PREDICTIONS_FILE, WholeNumber
 from deit_batch.io import counted
 from deit_batch.limits import Limits
 from deit_batch.plan import Options
@@ -43,7 +43,7 @@ logger = logging.getLogger("deit_batch")
     example="deit-batch report preds.jsonl --out report.html",
     defaults=(Options, Limits),
 )
-@click.argument("predictions", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("predictions", type=PREDICTIONS_FILE)
 @section("Labels", LABELS, LABEL_COLUMN, LABEL_MAP, ID)
 @section(
     "Pictures",

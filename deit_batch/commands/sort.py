@@ -10,6 +10,7 @@ import click
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._exit import finish
 from deit_batch.commands._options import CONFIG, LOG_FORMAT, QUIET, VERBOSE
+from deit_batch.commands._types import PREDICTIONS_FILE
 from deit_batch.io import counted
 
 _DONE = {"link": "linked", "copy": "copied", "move": "moved"}
@@ -32,7 +33,7 @@ class Below(click.ParamType[tuple[float, str]]):
 
 
 @click.command(cls=ExampleCommand, example="deit-batch sort preds.jsonl --out sorted/ --below 0.5=review --dry-run")
-@click.argument("predictions", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("predictions", type=PREDICTIONS_FILE)
 @section(
     "Output",
     option(

@@ -102,7 +102,7 @@ def _value(item: object, number: int) -> Value:
         image = held_image(item)
     except RowError as error:
         return row_failure(f"item {number}: {error}")
-    if item is None or (isinstance(image, str) and not image.strip()):
+    if _plain(item) is None or (isinstance(image, str) and not image.strip()):
         return row_failure(f"item {number} is empty")
     return row_failure(f"item {number} is no image, but of type {type(item).__name__}") if image is None else image
 

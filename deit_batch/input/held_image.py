@@ -24,7 +24,8 @@ def held_image(value: object) -> str | bytes | Picture | None:
     """Where it is, its encoded bytes, or its pixels: of an image of Pillow in any mode, or of a NumPy array uint8 of
     shape [height, width], [height, width, 3] (RGB) or [height, width, 4] (RGBA). None for what is nothing of this.
 
-    Raises RowError for an array that might be more than one thing: of other numbers, or with other axes."""
+    Raises RowError for an image without pixels, and an array that might be more than one thing: of other numbers, or
+    with other axes."""
     match value:
         case str() | bytes():
             return value
@@ -33,6 +34,8 @@ def held_image(value: object) -> str | bytes | Picture | None:
         case os.PathLike():
             return os.fsdecode(value)
         case Image.Image():
+            if 0 in value.size:  # as a crop beside the picture is
+                raise RowError(f"an image of {value.width}x{value.height} pixels")
             return Picture(value)
         case _ if is_array(value):
             return Picture(_of_array(value))

@@ -34,7 +34,9 @@ def frame_of(
     columns = ["index", "image", *(features or _BEST), *_ERROR]
     for name in keep:
         if name in columns:
-            raise UsageError(f"--keep {name}: the DataFrame has a column of that name already")
+            raise UsageError(
+                f"--keep {name}: the DataFrame has a column of that name already; give the table's another name"
+            )
     rows = [_row(record) for record in records]
     others = dict.fromkeys(name for row in rows for name in row if name not in columns)
     index = None if labels is None else labels.take([row["index"] for row in rows])

@@ -69,7 +69,18 @@ def test_one_image_is_one_whatever_its_form() -> None:
 
 
 def test_what_is_no_image_costs_its_own_place_alone() -> None:
-    odd: list[Any] = [None, " ", 5, object(), np.float64(1), [photo()], photo()]
+    odd: list[Any] = [
+        None,
+        " ",
+        5,
+        object(),
+        np.float64(1),
+        [photo()],
+        np.nan,
+        pd.NA,
+        photo().crop((2, 2, 2, 9)),
+        photo(),
+    ]
     *failed, last = references(odd)
     assert isinstance(last.location, Picture)
     said = [each.location.message for each in failed if isinstance(each.location, Failure)]
@@ -80,6 +91,9 @@ def test_what_is_no_image_costs_its_own_place_alone() -> None:
         "item 4 is no image, but of type object",
         "item 5 is no image, but of type float64",
         "item 6 is no image, but of type list",
+        "item 7 is empty",
+        "item 8 is empty",
+        "item 9: an image of 0x7 pixels",
     ]
 
 

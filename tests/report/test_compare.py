@@ -164,6 +164,14 @@ def test_what_ci_sees(tmp_path: Path) -> None:
     assert said in gated.stderr
 
 
+@pytest.mark.parametrize("command", ["compare o.jsonl", "report --out r.html", "sort --out s", "convert --out c.csv"])
+def test_a_result_in_parts_is_told_how_to_become_a_file(command: str, tmp_path: Path) -> None:
+    (tmp_path / "preds").mkdir()
+    (tmp_path / "preds" / "manifest.json").touch()
+    done = invoke(*command.replace("o.jsonl", str(write(tmp_path / "o.jsonl", OLD))).split(), tmp_path / "preds")
+    assert (done.exit_code, f"merge {tmp_path}/preds --out FILE' makes one file of it" in done.stderr) == (2, True)
+
+
 def test_images_in_another_folder_are_joined_by_their_files_names(tmp_path: Path) -> None:
     names = ["a/1.jpg", "b/2.jpg", "a/3.jpg", "b/3.jpg"]
     old = write(tmp_path / "old.jsonl", [record(n, f"old/{name}", ("can", 0.5)) for n, name in enumerate(names)])
