@@ -109,8 +109,12 @@ def test_the_action_scores_gates_and_compares(tmp_path: Path) -> None:
 
 
 def test_what_an_input_says_is_no_command(tmp_path: Path) -> None:
-    status, errors, _ = run_gate(tmp_path, input='"; touch owned; $(touch owned) `touch owned`', model="demo")
+    gates = {"max-drop": "accuracy=0.01", "baseline": "none-yet.json"}
+    status, errors, outputs = run_gate(
+        tmp_path, input='"; touch owned; $(touch owned) `touch owned`', model="demo", **gates
+    )
     assert status == 2
+    assert outputs["predictions"] == "deit-batch/evaluation/predictions.jsonl"  # max-drop alone is a gate, too
     assert "no such file or folder" in errors
     assert not (tmp_path / "owned").exists()
     steps = ACTION["runs"]["steps"]
