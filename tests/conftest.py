@@ -17,7 +17,7 @@ import release
 import torch
 import transformers
 from faulty_store import Bucket, misbehaving, s3_environment, serve_s3
-from helpers import EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, write_all_kinds
+from helpers import EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, warm, write_all_kinds
 from misbehaving import Server, serve
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_c
 
 
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_ends() -> Iterator[None]:
+    yield
+    if warm.cache_info().currsize:
+        warm().end()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -20,6 +21,7 @@ import numpy as np
 import pi_heif
 import pytest
 from PIL import Image
+from warm import Warm
 
 from deit_batch import predictions, runner, scorer
 from deit_batch.limits import Limits
@@ -139,10 +141,20 @@ def write_all_kinds(folder: Path) -> list[Path]:
 COMMAND = str(Path(sys.executable).parent / "deit-batch")
 
 
+ENVIRONMENT = dict(os.environ)
+"""Before any test changes it."""
+
+
+@cache
+def warm() -> Warm:
+    """The command without the wait for its imports, for the tests of this process; `conftest.py` ends it."""
+    return Warm(Path(tempfile.mkdtemp()), COMMAND, ENVIRONMENT)
+
+
 def deit_batch(*args: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs the installed command as a user would."""
     return subprocess.run(
-        [COMMAND, *map(str, args)], cwd=cwd, text=True, capture_output=True, timeout=120, check=False, **options
+        [warm().path, *map(str, args)], cwd=cwd, text=True, capture_output=True, timeout=300, check=False, **options
     )
 
 

@@ -17,13 +17,16 @@ from pathlib import Path
 import boto3
 import pytest
 from faulty_store import SECRET
-from helpers import EXAMPLES
+from helpers import COMMAND, EXAMPLES
 from markdown_it import MarkdownIt
+from warm import Warm
 
 REPOSITORY = EXAMPLES.parent
 DOCS = REPOSITORY / "docs"
 TUTORIAL = DOCS / "tutorial.md"
 PAGES = [TUTORIAL, *sorted((DOCS / "how-to").glob("*.md"))]
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+"""With the command itself, for pages that kill it; the others have that of warm.py before it."""
 TOOLS = ("bash", "curl", "base64", "tar")
 
 SHOWN = "text"
@@ -106,12 +109,14 @@ def tried(page: Path, folder: Path, environment: dict[str, str]) -> Trial:
     shutil.copytree(EXAMPLES, folder / ("examples" if page == TUTORIAL else "imgs"))
     home = folder / "home"
     home.mkdir()
-    found = steps(with_free_ports(page.read_text()))
-    return Trial(found, printed_by([step.command for step in found], folder, {**environment, "HOME": str(home)}))
+    text = page.read_text()
+    found = steps(with_free_ports(text))
+    variables = {**environment, "HOME": str(home), **({"PATH": PATH} if "KILL" in text else {})}
+    return Trial(found, printed_by([step.command for step in found], folder, variables))
 
 
 @pytest.fixture(scope="module")
-def environment(s3_server: int) -> dict[str, str]:
+def environment(s3_server: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of a machine without a network, but for a store that has the sample pictures in its bucket. It is taken once:
     pytest changes os.environ while the threads of `trials` would read it."""
     address = f"http://127.0.0.1:{s3_server}"
@@ -120,15 +125,20 @@ def environment(s3_server: int) -> dict[str, str]:
     client.create_bucket(Bucket="bucket")
     for path in EXAMPLES.glob("*/*.png"):
         client.put_object(Bucket="bucket", Key=f"imgs/{path.relative_to(EXAMPLES)}", Body=path.read_bytes())
-    return {
+    home, warm_path = (tmp_path_factory.mktemp(name) for name in ("home", "warm"))
+    variables = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "PATH": f"{warm_path}:{PATH}",
         "HF_HUB_OFFLINE": "1",
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    warm = Warm(warm_path, COMMAND, variables)
+    yield variables
+    warm.end()
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +193,8 @@ def test_the_site_is_whole_and_a_link_that_leads_nowhere_is_an_error(tmp_path: P
     nowhere = ["none.md", "none.yml", "usage.md#none", "../README.md#none", "#none"]
     with (copy / "docs" / "stray.md").open("w") as page:
         page.write("# Stray\n\n" + "\n\n".join(f"[to nowhere]({link})" for link in nowhere))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     built = subprocess.run(
-        [copy / "scripts" / "docs"], env={**os.environ, "PATH": path}, text=True, capture_output=True, check=False
+        [copy / "scripts" / "docs"], env={**os.environ, "PATH": PATH}, text=True, capture_output=True, check=False
     )
     assert built.returncode != 0
     complaints = [line for line in built.stderr.splitlines() if "WARNING" in line]
