@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from helpers import unmeasured
+
 Kind = Literal["SlowDown", "InternalError", "AccessDenied", "rateLimitExceeded", "cut", "refused", "slow", "silence"]
 STATUS = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}
 SECRET = "not-to-be-shown"
@@ -182,9 +184,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serve_s3() -> Iterator[int]:
     """The port of moto's server."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=unmeasured())
     try:
         assert process.stderr
         lines = iter(process.stderr.readline, "")

@@ -158,6 +158,11 @@ def deit_batch(*args: str | Path, cwd: Path, **options: Any) -> subprocess.Compl
     )
 
 
+def unmeasured() -> dict[str, str]:
+    """The environment of a process that runs none of the package's code: coverage would only make it slower."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 @cache
 def schema(name: str) -> jsonschema.Draft202012Validator:
     """The validator of a published schema."""

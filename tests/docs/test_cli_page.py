@@ -1,9 +1,12 @@
-"""The page of the command line is what --help says, and each option can be linked to and searched for."""
+"""The page of the command line is what --help says; in the site, links lead somewhere, and each option can be linked to
+and searched for."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cli_reference
 import click
 import pytest
-from helpers import EXAMPLES
+from helpers import EXAMPLES, unmeasured
 
 from deit_batch.cli import main
 
@@ -23,12 +26,40 @@ REPOSITORY = EXAMPLES.parent
 COMMANDS: dict[str, click.Command] = {cli_reference.PROGRAM: main, **main.commands}
 
 
+NOWHERE = ["none.md", "none.yml", "usage.md#none", "../README.md#none", "#none"]
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "sphinx", "--quiet", "--doctree-dir", str(folder / "doctrees"), "--conf-dir", "docs"]
-    subprocess.run([*build, ".", str(folder / "site")], cwd=REPOSITORY, check=True)
-    return folder / "site"
+def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Of a copy of the repository, with a page of links that lead nowhere: its folder, and how it ended."""
+    copy = tmp_path_factory.mktemp("site") / "repository"
+    shutil.copytree(
+        REPOSITORY, copy, ignore=shutil.ignore_patterns(".[!g]*", ".git", "build", "dist", "__pycache__", "*.egg-info")
+    )
+    with (copy / "docs" / "stray.md").open("w") as page:
+        page.write("# Stray\n\n" + "\n\n".join(f"[to nowhere]({link})" for link in NOWHERE))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [copy / "scripts" / "docs"]
+    ended = subprocess.run(command, env=unmeasured() | {"PATH": path}, text=True, capture_output=True, check=False)
+    return copy / "build" / "site", ended
+
+
+@pytest.fixture(scope="module")
+def site(build: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return build[0]
+
+
+def test_the_site_is_whole_and_a_link_that_leads_nowhere_is_an_error(
+    build: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Only those are complained of."""
+    site, ended = build
+    assert ended.returncode != 0
+    complaints = [line for line in ended.stderr.splitlines() if "WARNING" in line]
+    lines = [re.findall(r"docs/stray\.md:(\d+)", complaint) for complaint in complaints]
+    assert lines == [["3"], ["5"], ["7"], ["9"], ["11"]], ended.stderr
+    navigation = (site / "docs" / "index.html").read_text()
+    assert 'href="stray.html"' in navigation
 
 
 def options(command: str) -> list[click.Option]:
