@@ -32,7 +32,8 @@ def test_every_option_that_names_what_is_written_is_known() -> None:
 
 @pytest.mark.parametrize("alias", ["same", "link", "hard link"])
 def test_no_command_writes_over_its_input(alias: str, tmp_path: Path) -> None:
-    subprocess.run(SCORE, shell=True, cwd=tmp_path, check=True)
+    done = deit_batch("score", "--model", "demo", "--input", EXAMPLES, "--out", "p.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     (tmp_path / "cat.png").write_bytes(next(EXAMPLES.rglob("*.png")).read_bytes())
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     out = {"p.jsonl": "p.jsonl", "cat.png": "cat.png"}

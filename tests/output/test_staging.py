@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faulty_store import SECRET, Bucket, Kind
-from helpers import COMMAND, LOOPBACK, interrupted_after, jpeg, read_jsonl, scored, valid
+from helpers import COMMAND, LOOPBACK, deit_batch, interrupted_after, jpeg, read_jsonl, scored, valid
 
 from deit_batch import runner
 from deit_batch.errors import Interrupted, OutputError, UsageError
@@ -228,7 +228,7 @@ def test_the_command_kills_and_all(bucket: Bucket, photos: Path, vit: Path, tmp_
     process.kill()
     process.communicate()
     assert bucket.names()[-1] == "in/39.jpg"  # nothing of the output
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = deit_batch(*command[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on after" in done.stderr
     found = [json.loads(line) for line in bucket.get(OUT).splitlines()]

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 import real_stores
 from faulty_store import Fault, FaultyStore, misbehaving
-from helpers import COMMAND, jpeg, read_jsonl, scored, valid
+from helpers import COMMAND, deit_batch, jpeg, read_jsonl, scored, valid
 from real_stores import RealBucket
 
 from deit_batch import block_runner
@@ -105,7 +105,7 @@ def test_a_run_is_killed_and_goes_on_though_a_fifth_of_all_requests_is_refused(
     process.communicate()
     assert not any(name.startswith("out/") for name in store.bucket.names())
 
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = deit_batch(*command[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("deit-batch: ") for line in done.stderr.splitlines()), done.stderr
     assert "going on after" in done.stderr

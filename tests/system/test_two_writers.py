@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from helpers import COMMAND, EXAMPLES, read_jsonl
+from helpers import EXAMPLES, deit_batch, read_jsonl, warm
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -95,7 +95,8 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predictions")
     (folder / "cat.png").write_bytes(next(EXAMPLES.rglob("*.png")).read_bytes())
     for out, more in (("p.jsonl", []), ("0.jsonl", ["--shard", "0/2"]), ("1.jsonl", ["--shard", "1/2"])):
-        subprocess.run([COMMAND, "score", *SCORE, *more, "--out", out], cwd=folder, check=True, timeout=LIMIT)
+        done = deit_batch("score", *SCORE, *more, "--out", out, cwd=folder)
+        assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -112,7 +113,7 @@ def test_two_of_a_command_leave_one_whole_result(command: str, predictions: Path
     (tmp_path / "link").symlink_to("real")
     two = [
         subprocess.Popen(
-            [COMMAND, *arguments, "--out", str(tmp_path / folder / name)],
+            [warm().path, *arguments, "--out", str(tmp_path / folder / name)],
             cwd=predictions,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
