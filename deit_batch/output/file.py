@@ -51,6 +51,7 @@ from deit_batch.output.resume import (
 from deit_batch.output.run_report import read_report
 from deit_batch.system import object_store
 from deit_batch.system.atomic import (
+    beginning,
     behind_links,
     digest_of,
     make_missing_folder,
@@ -125,7 +126,7 @@ def open_output(
     for path in files.results:
         if path.is_dir():
             raise UsageError(f"--out {name}: {path} is a folder; give the name of a file")
-    with writing(files.result):
+    with beginning(files.result):
         lock = Lock(files.beside("lock"), name)
         try:
             return _File(files, lock, format, {**settings, "format": format.name}, columns, mode, name, remedies)
@@ -374,7 +375,7 @@ class _File:
             return iter(())
         goes_on = self._files.partial.exists()
         keeps_stamps = not self._settings.get("incremental")  # incremental.py knows more than that of each image
-        with writing(self._files.result):
+        with beginning(self._files.result):
             if goes_on:
                 self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=True)
                 batches = self._after_finished_records(batches)

@@ -43,7 +43,7 @@ from deit_batch.output.resume import (
     require_same_settings,
 )
 from deit_batch.output.run_report import parse_report
-from deit_batch.system.atomic import standing, writing
+from deit_batch.system.atomic import beginning, standing, writing
 from deit_batch.system.object_store import StoreError
 
 logger = logging.getLogger("deit_batch")
@@ -211,7 +211,7 @@ class Folder:
         self._out = result_place(out)
         self.partial = self._out.partial
         self._settings = settings
-        with writing(self._out):
+        with beginning(self._out):
             self._held = self._out.hold()
         try:
             self._earlier = self._look_around(fresh)
@@ -221,7 +221,7 @@ class Folder:
 
     def _look_around(self, fresh: bool) -> dict[str, Any]:
         """The report of the run that is continued."""
-        with writing(self._out):
+        with beginning(self._out):
             self._held.require()
             self._out.mend()
             if _is_leftover(self.partial):
@@ -291,7 +291,7 @@ class Folder:
     def begin(self) -> None:
         """Makes the folder, if there is none to go on with. Of a run that gave up, the parts with failures are taken
         away before the report says that it goes on: else, if it were killed, the next would take them for good."""
-        with writing(self._out):
+        with beginning(self._out):
             self.partial.make()
             if self._earlier.get("status") == "gave up":
                 self._remove_failed()

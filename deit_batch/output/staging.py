@@ -29,7 +29,7 @@ from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import json_line
 from deit_batch.output.resume import version_of
 from deit_batch.system import object_store
-from deit_batch.system.atomic import publish_folder, standing, write_atomically
+from deit_batch.system.atomic import beginning, publish_folder, standing, write_atomically
 from deit_batch.system.lock import Lock
 from deit_batch.system.object_store import StoreError
 from deit_batch.system.signals import stop_on_signals
@@ -87,7 +87,7 @@ class StagedOutput:
             shutil.rmtree(self._folder, ignore_errors=True)
             there = self._store.version(self._target)
             self._copy(there, [] if fresh or there is None else self._endings)
-        with self.as_output_error("can't be written"):
+        with beginning(self._address):
             self._store.require_writable(self._target)
 
     def _copy(self, there: object_store.ObjectVersion | None, endings: Sequence[str]) -> None:

@@ -361,12 +361,23 @@ def digest_of(path: Path) -> dict[str, object]:
 
 
 @contextmanager
+def beginning(target: object) -> Iterator[None]:
+    """Raises OutputError for what the system says of `target` before the first image is read."""
+    with _as_output_error(target, "this run has scored nothing: mend that, or give another --out"):
+        yield
+
+
+@contextmanager
 def writing(target: object) -> Iterator[None]:
     """Raises OutputError for what the system says while `target` is being written."""
+    kept = "what is scored so far is kept: make room or mend the folder, and run the same command again to continue"
+    with _as_output_error(target, kept):
+        yield
+
+
+@contextmanager
+def _as_output_error(target: object, what_to_do: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{target}: can't be written: {error.strerror or error}; what is scored so far is kept: make room or "
-            "mend the folder, and run the same command again to continue"
-        ) from error
+        raise OutputError(f"{target}: can't be written: {error.strerror or error}; {what_to_do}") from error

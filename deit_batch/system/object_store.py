@@ -24,7 +24,7 @@ from deit_batch.system import store_library
 from deit_batch.system.backoff import wait_after
 from deit_batch.system.store_errors import NoSuchObjectError as NoSuchObjectError
 from deit_batch.system.store_errors import StoreError as StoreError
-from deit_batch.system.store_errors import translated
+from deit_batch.system.store_errors import bucket_is_there, translated
 from deit_batch.system.store_library import (
     ask_azure_to_write,
     begin_upload_to_google,
@@ -165,6 +165,10 @@ class Store:
 
     def put(self, source: Path, path: str) -> None:
         """Uploads a file. Its name appears when it is whole: a multipart upload is completed last."""
+        with bucket_is_there(_bucket_of(path)):
+            self._put(source, path)
+
+    def _put(self, source: Path, path: str) -> None:
         options: dict[str, Any] = {}
         if self._scheme == "s3":
             chunk = max(_BLOCK, math.ceil(source.stat().st_size / _MOST_PARTS))
@@ -185,7 +189,8 @@ class Store:
 
     def write(self, path: str, data: bytes) -> None:
         """The object appears whole, for what was there."""
-        self._tried(partial(self._files.pipe_file, path, data))
+        with bucket_is_there(_bucket_of(path)):
+            self._tried(partial(self._files.pipe_file, path, data))
 
     def copy(self, source: str, target: str) -> None:
         """Within the store. The copy is whole when this returns."""
@@ -202,6 +207,10 @@ class Store:
     def require_writable(self, path: str) -> None:
         """Finds out early that there is no such bucket, or no right to write there: by an upload that is begun and
         given up, or, on Azure, bound to a condition that nothing meets. (The Hub can't be asked.)"""
+        with bucket_is_there(_bucket_of(path)):
+            self._try_to_write(path)
+
+    def _try_to_write(self, path: str) -> None:
         bucket, _, key = path.partition("/")
         match self._library:
             case "s3fs":
@@ -302,6 +311,10 @@ class _Body(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _bucket_of(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def _modified_ns(info: dict[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +28,28 @@ _RATE_LIMIT = re.compile(r"rate.?limit", re.IGNORECASE)
 
 class StoreError(OSError):
     """What went wrong with an object, in one line. `passing`: it may be gone in a moment. `throttled`: the store is
-    asked too often; that passes, too."""
+    asked too often; that passes, too. `number`: what the system would say of a file that is refused like this."""
 
-    def __init__(self, message: str, *, passing: bool = False, throttled: bool = False) -> None:
+    def __init__(
+        self, message: str, *, passing: bool = False, throttled: bool = False, number: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.errno = number
         self.passing = passing or throttled
         self.throttled = throttled
 
 
 class NoSuchObjectError(StoreError):
     """Nothing is there."""
+
+
+@contextmanager
+def bucket_is_there(bucket: str) -> Iterator[None]:
+    """For what writes an object. That there is no such thing, the store can only mean of the bucket."""
+    try:
+        yield
+    except NoSuchObjectError as error:
+        raise StoreError(f"there is no bucket {bucket}", number=errno.ENOTDIR) from error
 
 
 @contextmanager
@@ -53,7 +66,12 @@ def translated() -> Iterator[None]:
     except Exception as error:
         if _status(error) == 404:
             raise NoSuchObjectError("no such object") from error
-        raise StoreError(_describe(error), passing=_is_passing(error), throttled=_is_throttled(error)) from error
+        raise StoreError(
+            _describe(error),
+            passing=_is_passing(error),
+            throttled=_is_throttled(error),
+            number=errno.EACCES if _is_refused(error) else None,
+        ) from error
 
 
 def _describe(error: Exception) -> str:
@@ -62,14 +80,16 @@ def _describe(error: Exception) -> str:
     text = " ".join(_FOR_SUPPORT.split(text)[0].split()) or type(error).__name__
     if code := getattr(error, "error_code", None):
         text = f"{text} ({getattr(code, 'value', code)})"
-    return f"not permitted: {text}" if _is_denied(error) and not _is_throttled(error) else text
-
-
-def _is_denied(error: Exception) -> bool:
     names = {base.__name__ for base in type(error).__mro__}
-    if isinstance(error, PermissionError) or names & _NO_CREDENTIALS or str(error).startswith("Forbidden"):
-        return True
-    return _status(error) in (401, 403)
+    return f"not permitted: {text}" if _is_refused(error) or names & _NO_CREDENTIALS else text
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the store has answered that this may not be done."""
+    if _is_throttled(error):
+        return False
+    is_forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")
+    return is_forbidden or _status(error) in (401, 403)
 
 
 def _is_passing(error: Exception) -> bool:

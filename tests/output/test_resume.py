@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
+from helpers import deit_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,3 +81,16 @@ def test_a_name_that_looks_the_same_is_the_same_input() -> None:
     line = Record.of(reference(0, "e\u0301.jpg"), [{"label": "a", "score": 0.5}]).line()
     assert json.loads(line)["image"] != "\u00e9.jpg"
     assert errors_of_finished("out", [reference(0, "\u00e9.jpg")], [line]) == [None]
+
+
+@pytest.mark.parametrize("out", ["x" * 249 + ".jsonl", "x" * 249 + "/"])
+def test_an_output_that_the_system_refuses_says_that_nothing_was_scored(
+    out: str, photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    command: list[str | Path] = ["score", "--input", photos, "--model", vit, "--out", out]
+    (tmp_path / "here").mkdir()
+    done = deit_batch(*command, cwd=tmp_path / "here")
+    assert done.returncode == 2
+    what = "can't be written: File name too long; this run has scored nothing: mend that, or give another --out"
+    assert done.stderr.splitlines()[-1].endswith(what)
+    assert os.listdir(tmp_path / "here") == []

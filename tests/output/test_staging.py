@@ -128,11 +128,14 @@ def test_no_such_bucket_or_no_right_is_found_out_before_anything_is_scored(
     bucket: Bucket, photos: Path, vit: Path, tmp_path: Path
 ) -> None:
     chosen = Options(input=str(photos), model=str(vit))
-    with pytest.raises(OutputError, match=r"s3://no-such-bucket/p.jsonl: can't be written: no such"):
+    with pytest.raises(
+        OutputError, match=r"p\.jsonl: can't be written: there is no bucket no-such-bucket; .*--out"
+    ) as gone:
         runner.run(chosen, out="s3://no-such-bucket/p.jsonl")
     bucket.fault("AccessDenied", "POST out")
-    with pytest.raises(OutputError, match="can't be written: not permitted"):
+    with pytest.raises(OutputError, match=r"can't be written: not permitted.*; this run has scored") as denied:
         run(bucket, photos, vit)
+    assert (denied.value.exit_status, gone.value.exit_status) == (2, 2)
     with pytest.raises(UsageError, match="name a file in it"):
         runner.run(chosen, out=bucket.address("out/"), format="jsonl")
     assert outboxes(tmp_path) == []

@@ -274,10 +274,15 @@ def test_a_folder_that_no_run_has_made_is_left_alone(bucket: Bucket) -> None:
 
 def test_no_right_to_write_is_found_out_before_anything_is_scored(bucket: Bucket) -> None:
     bucket.fault("AccessDenied", "PUT ")
-    with pytest.raises(OutputError, match=r"/out: can't be written: not permitted: .*; what is scored so far is kept"):
+    with pytest.raises(
+        OutputError, match=r"/out: can't be written: not permitted: .*; this run has scored no"
+    ) as denied:
         run(bucket.address("out"))
-    with pytest.raises(OutputError, match="s3://no-such-bucket/out: can't be written: no such object"):
+    with pytest.raises(
+        OutputError, match="/out: can't be written: there is no bucket no-such-bucket; this run has"
+    ) as gone:
         run("s3://no-such-bucket/out")
+    assert (denied.value.exit_status, gone.value.exit_status) == (2, 2)
 
 
 def test_what_was_changed_since_is_refused(bucket: Bucket, tmp_path: Path) -> None:

@@ -124,8 +124,10 @@ def test_what_is_not_there_or_not_permitted_is_one_line_and_nothing_else_is_said
     with pytest.raises(UsageError, match=r"in/: can't be read: no such bucket, or no such folder in it$"):
         open_source(f"{nowhere}/in/")
     opened, path = object_store.open_store(f"{nowhere}/p.jsonl")
-    with pytest.raises(object_store.StoreError, match=r"^no such object$"):
+    with pytest.raises(object_store.StoreError, match=r"^there is no bucket no-such-bucket$"):
         opened.require_writable(path)
+    with pytest.raises(object_store.StoreError, match=r"^there is no bucket no-such-bucket$"):
+        opened.write(path, b"x")
     image = store.bucket.put("in/a.jpg", b"x")
     store.proxy.faults.append(Fault("AccessDenied", ".*"))
     with pytest.raises(UsageError, match=r"in/: can't be read: not permitted: .*$"):
