@@ -8,6 +8,8 @@
 | a glob, or one image, or a zip of images | the name of the folder that the image lies in; one an image |
 | a table | its label column: text, a number or a truth value is one; a list, also as the text of one, is several |
 
+Text that stands for a missing value (`MISSING`) is no label in a table; a class folder may be called anything.
+
 A folder of class folders for each part of a split (train/ and val/) is no folder of classes: `find_split`.
 """
 
@@ -40,6 +42,11 @@ logger = logging.getLogger("deit_batch")
 
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "cls")
 """The usual names of the column that holds the label, the likeliest first."""
+
+MISSING = frozenset(
+    ("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
+)
+"""Text for a value that is missing: what pandas' read_csv takes for it (na_values), and what str() makes of it."""
 
 LABELLED_TWICE = "labelled twice, differently"
 """Why an image is left out that `find_unclear` finds."""
@@ -130,7 +137,7 @@ def open_labelled(
     labelled = (
         _by_folder(spec, given, source, zips)
         if by_name
-        else _by_column(table or spec, source, separated=table is not None)
+        else _by_column(table or spec, source, separated=table is not None, again=again)
     )
     if not again:
         logger.info("labels: %s", labelled.layout)
@@ -289,7 +296,10 @@ def _label_column(columns: Sequence[str], named: str | None) -> str:
     chosen = next((lower[name] for name in LABEL_COLUMNS if name in lower), None) if named is None else named
     if chosen is None or chosen not in columns:
         problem = (
-            f"no column is called {named!r}" if named else "no column looks like the label; name it with --label-column"
+            f"no column is called {named!r}"
+            if named
+            else "no column looks like the label; name it with --label-column (if each class has a column of 0 and 1, "
+            "write the names of an image's classes as a list into one)"
         )
         raise UsageError(f"{problem}. {columns_seen(columns)}")
     return chosen
@@ -299,7 +309,7 @@ Form: TypeAlias = str | tuple[str, ...] | RowError
 """A row's labels: one, several, or why they can't be read."""
 
 
-def _by_column(spec: str, source: Source, *, separated: bool) -> LabelledSource:
+def _by_column(spec: str, source: Source, *, separated: bool, again: bool) -> LabelledSource:
     """The first row that can be read tells whether an image may have several labels, and which column holds them."""
     rows = ((reference, _form(reference, source.class_names, separated)) for reference in source.references)
     start: list[tuple[Reference, Form]] = []
@@ -311,8 +321,56 @@ def _by_column(spec: str, source: Source, *, separated: bool) -> LabelledSource:
     several = isinstance(form, tuple)
     layout = f"column {column!r} of {spec}, {'any number' if several else 'one'} an image"
     names = [alike(name) for name in source.class_names.get(column, ())] or None
-    examples = (_example(reference, form, several) for reference, form in chain(start, rows))
+    examples: Iterator[Example] = (_example(reference, form, several) for reference, form in chain(start, rows))
+    if not (several or names or again):
+        examples = _saying_what_looks_like_several(examples, column, spec)
     return LabelledSource(examples, layout, several, names, source.total, source.passed_over)
+
+
+def _saying_what_looks_like_several(examples: Iterator[Example], column: str, spec: str) -> Iterator[Example]:
+    """At the end, of text that was taken for one label: where the others show that it may be several."""
+    names: set[str] = set()
+    for example in examples:
+        if len(names) < _NAMES_REMEMBERED:
+            names.update(example.labels)
+        yield example
+    several = 'several labels of an image are a list, as ["a", "b"], in one column'
+    if names == {"0", "1"} and column.lower() not in LABEL_COLUMNS:
+        logger.warning(
+            "column %r of %s holds 0 and 1 alone, which are taken for two classes: if it says whether an image shows "
+            "one, %s",
+            *(column, spec, several),
+        )
+    if joined := joined_labels(names, plural=column.lower() in PLURALS):
+        shown = ", ".join(map(repr, joined[:_SHOWN])) + (", …" if len(joined) > _SHOWN else "")
+        logger.warning(
+            "column %r of %s is taken for one label an image: %s, of which %s like several in one text (%s); %s",
+            *(column, spec, counted(len(names), "class", "classes")),
+            *(counted(len(joined), "looks", "look"), shown, several),
+        )
+
+
+PLURALS = ("labels", "classes", "tags")
+"""Names of a column that say that it may hold several labels."""
+_SEPARATORS = ("|", ";", ",", " ")
+_NAMES_REMEMBERED = 10_000
+
+
+def joined_labels(names: Collection[str], *, plural: bool) -> list[str]:
+    """Of the labels of a data set, those that look like several others in one text: each part stands alone, too, or
+    (of parts between spaces only if the column's name is a `plural`) is part of another label."""
+    for separator in _SEPARATORS:
+        parts = {name: [part.strip() for part in name.split(separator)] for name in names}
+        uses = Counter(part for of in parts.values() for part in {*of})
+        within = plural or separator != " "
+        joined = [
+            name
+            for name, of in parts.items()
+            if len(of) > 1 and all(part in parts or (part and within and uses[part] > 1) for part in of)
+        ]
+        if joined:
+            return sorted(joined)
+    return []
 
 
 def _form(reference: Reference, class_names: Mapping[str, Sequence[str]], separated: bool) -> Form:
@@ -345,7 +403,7 @@ def _example(reference: Reference, form: Form, several: bool) -> Example:
 def parse_labels(value: object, class_names: Sequence[str] = ()) -> str | tuple[str, ...]:
     """The label that a field holds (text, a truth value, or the number of a class), or the labels (a list of those,
     also as text, without doubles). A number is looked up in `class_names` where there are any, and is its own name
-    elsewhere. Raises RowError if it is empty or something else."""
+    elsewhere. Raises RowError if it is missing or something else."""
     if isinstance(value, str) and _looks_like_list(value):
         value = _read_list(value)
     if not isinstance(value, list | tuple):
@@ -403,5 +461,8 @@ def _label(value: object, class_names: Sequence[str]) -> str:
             return alike(class_names[value])
         raise RowError(f"the label is {value}, but the classes are 0 to {len(class_names) - 1}")
     if isinstance(value, str) and value.strip():
-        return alike(clean(value.strip()))
+        name = alike(clean(value.strip()))
+        if name in MISSING and name not in class_names:
+            raise RowError(f"the label is {name!r}, which stands for a missing one; a class needs another spelling")
+        return name
     raise RowError("the label is empty" if value is None or isinstance(value, str) else f"the label is {value!r:.60}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -103,7 +104,8 @@ def find_labels(
             raise UsageError("--label-map: there are no labels; give --labels, or carry them along by score --keep")
         return None
     told = summarise_predictions(read_records(predictions), multi_label=several)
-    carried = (given for given in kept_in(read_records(predictions), _parsed, field) if given.failure is None)
+    read = partial(_parsed, classes={*told.classes})
+    carried = (given for given in kept_in(read_records(predictions), read, field) if given.failure is None)
     known = Labels(carried, read_records(predictions))
     try:
         require_known(told, known.names, mapping)
@@ -133,7 +135,10 @@ def _carried(predictions: Path, column: str | None) -> tuple[str | None, bool]:
     return None, False
 
 
-def _parsed(value: object) -> str | tuple[str, ...] | None:
+def _parsed(value: object, classes: Collection[str] = ()) -> str | tuple[str, ...] | None:
+    """What the name of one of the `classes` is, that is the label, whatever else it may stand for."""
+    if isinstance(value, str) and value in classes:
+        return value
     try:
         return parse_labels(value)
     except RowError:

@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from deit_batch.errors import RowError, UsageError
 from deit_batch.input.labels import (
     LIST_OPENINGS,
+    MISSING,
     Example,
     LabelledSource,
     Split,
     find_split,
+    joined_labels,
     open_labelled,
     parse_labels,
 )
@@ -200,6 +202,59 @@ def test_a_row_whose_label_cannot_be_read_fails_alone(tmp_path: Path) -> None:
     assert told[6] == ("True",)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_text_that_stands_for_a_missing_label_is_none(suffix: str, tmp_path: Path) -> None:
+    """However it was written; but a class may be called so."""
+    words = ["NaN", "nan", "None", "<NA>", " NA ", "null"]
+    write(tmp_path / f"t{suffix}", [{"image": "a.jpg", "label": word} for word in ["none", *words]])
+    told = labels_of(open_labelled(str(tmp_path / f"t{suffix}")))
+    assert told[0] == ("none",)
+    assert told[1:] == [
+        f"the label is {word.strip()!r}, which stands for a missing one; a class needs another spelling"
+        for word in words
+    ]
+    touch(tmp_path, "NaN/1.jpg", "None/1.jpg")
+    assert labels_of(open_labelled(str(tmp_path / "*" / "*.jpg"))) == [("NaN",), ("None",)]
+    assert parse_labels("None", ["None"]) == parse_labels(0, ["None"]) == "None"
+
+
+@pytest.mark.parametrize("column", ["labels", "label"])
+@pytest.mark.parametrize("separator", [" ", "|", ", ", ";"])
+def test_text_that_looks_like_several_labels_is_said(
+    separator: str, column: str, tmp_path: Path, messages: list[str]
+) -> None:
+    rows = [["circle", "big"], ["circle"], ["square", "big"], ["square"], ["big"]]
+    table = tmp_path / "t.csv"
+    write(table, [{"image": "a.jpg", column: separator.join(row)} for row in rows])
+    source = open_labelled(str(table))
+    assert labels_of(source)[0] == (separator.join(rows[0]),)
+    assert not source.multi_label
+    assert messages[1:] == [
+        f"column {column!r} of {table} is taken for one label an image: 5 classes, of which 2 look like several in one "
+        f"text ({separator.join(rows[0])!r}, {separator.join(rows[2])!r}); several labels of an image are a list, as "
+        '["a", "b"], in one column'
+    ]
+    messages.clear()
+    labels_of(open_labelled(str(table), again=True))
+    assert messages == []
+
+
+def test_names_of_more_than_one_word_are_no_several_labels() -> None:
+    names = ["ankle boot", "boot", "T-shirt, top", "tench, Tinca tinca", "red car", "blue car", "red bus", "blue bus"]
+    assert joined_labels(names, plural=False) == []
+    assert joined_labels(names, plural=True) == ["blue bus", "blue car", "red bus", "red car"]
+
+
+def test_one_of_the_columns_of_zeros_and_ones_is_said(tmp_path: Path, messages: list[str]) -> None:
+    table = tmp_path / "t.csv"
+    write(table, [{"image": "a.jpg", "circle": 0, "square": 1}, {"image": "b.jpg", "circle": 1, "square": 0}])
+    with pytest.raises(UsageError, match="if each class has a column of 0 and 1, write the names"):
+        open_labelled(str(table))
+    assert labels_of(open_labelled(str(table), label_column="circle")) == [("0",), ("1",)]
+    assert "'circle' of" in messages[-1]
+    assert "if it says whether an image shows one, several labels of an image are a list" in messages[-1]
+
+
 def test_records_keep_their_labels(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"image": "a.jpg", "label": "can"}\n{"image": "b.jpg", "label": ""}')
     kept = [reference.keep for reference in open_labelled(str(tmp_path / "one.jsonl")).as_source().references]
@@ -234,7 +289,11 @@ def test_numbers_of_a_data_sets_classes_become_their_names(
 
 # --- one field ------------------------------------------------------------------------------------------------------
 
-names = st.text(min_size=1).map(alike).filter(lambda text: text and not text.startswith(LIST_OPENINGS))
+names = (
+    st.text(min_size=1)
+    .map(alike)
+    .filter(lambda text: text and not text.startswith(LIST_OPENINGS) and text not in MISSING)
+)
 
 
 @given(names)

@@ -206,6 +206,13 @@ def test_labels_none_of_which_is_ever_predicted_judge_nothing(tmp_path: Path) ->
     assert invoke("report", kept, "--label-column", "label", "--out", tmp_path / "r.html").exit_code == 2
 
 
+def test_a_kept_label_that_stands_for_a_missing_one_is_none_unless_a_class_is_called_so(tmp_path: Path) -> None:
+    given = [("can", "can"), ("jar", "NaN"), ("None", "None")]
+    records = [record(n, f"{n}.jpg", (predicted, 0.9), label=label) for n, (predicted, label) in enumerate(given)]
+    page = reported(write(tmp_path / "p.jsonl", records), "--gallery", "0")
+    assert "2 of 2 judged images are right (100.0 %)." in page.text
+
+
 @pytest.mark.parametrize("options", [[], ["--label-column", "label"]])
 def test_a_malformed_first_row_hides_no_labels(options: list[str], tmp_path: Path) -> None:
     records = [record(0, None, error="line 1: no image"), record(1, "b.jpg", ("can", 0.9), label="can")]
