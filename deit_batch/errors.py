@@ -9,7 +9,7 @@ DeitBatchError            a run that can't go on; each class knows its exit stat
 ├── OutputError           1: the results can't be written; 2 if the system will go on refusing
 └── TooManyFailures       1: more inputs failed than --error-threshold allows
 
-Interrupted               130 or 143: stopped by a signal, resumable
+Interrupted               129, 130 or 143: stopped by a signal, resumable
 └── TimeIsUp              143: stopped by --time-limit
 
 ImageError                one image that can't be scored; becomes a failed record, never ends a run

@@ -20,7 +20,7 @@ from deit_batch.escaping import escape_controls
 logger = logging.getLogger("deit_batch")
 
 DONE, FAILED, SOME_FAILED, BELOW = 0, 1, 3, 4
-"""Beside those that the errors know (errors.py): 2 for wrong usage, 130 and 143 for a signal."""
+"""Beside those that the errors know (errors.py): 2 for wrong usage, 129, 130 and 143 for a signal."""
 
 _LONGEST = 400
 """Characters of wrong usage that Click finds: a shell may have made thousands of names of one glob."""

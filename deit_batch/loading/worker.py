@@ -30,6 +30,7 @@ from deit_batch.loading.decode import decode
 from deit_batch.loading.deep_gray import DEEP_GRAY
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
+from deit_batch.system.signals import HANGUP
 
 NOTHING = -1
 """What a worker decodes that decodes nothing."""
@@ -229,9 +230,10 @@ def _can_hand_over_memory() -> bool:
 
 
 def start_worker(worker: int) -> None:
-    """Ctrl-C, and often SIGTERM too, go to the whole process group: only the main process acts on them. And libtiff
-    writes hundreds of lines about a broken file straight to descriptor 2, past Python."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and SIGHUP, and often SIGTERM too, go to the whole process group: only the main process acts on them. And
+    libtiff writes hundreds of lines about a broken file straight to descriptor 2, past Python."""
+    for signum in (signal.SIGINT, *HANGUP):
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_the_parent_says, daemon=True).start()

@@ -24,6 +24,7 @@ from deit_batch.loading.decode import decode
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.recipe import Recipe
+from deit_batch.system.signals import HANGUP
 
 logger = logging.getLogger("deit_batch")
 
@@ -140,9 +141,9 @@ class _Worker:
 
 
 def _work(connection: Connection, recipe: Recipe, limits: Limits) -> None:
-    """Ctrl-C and SIGTERM often go to all processes of a service, but only the main one acts on them. And libtiff writes
-    hundreds of lines about a broken file to descriptor 2."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """Ctrl-C, SIGTERM and SIGHUP often go to all processes of a service, but only the main one acts on them. And libtiff
+    writes hundreds of lines about a broken file to descriptor 2."""
+    for signum in (signal.SIGINT, signal.SIGTERM, *HANGUP):
         signal.signal(signum, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:

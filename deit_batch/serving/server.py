@@ -21,6 +21,7 @@ from deit_batch.serving.application import application
 from deit_batch.serving.connection import HEAD_SECONDS, Connection
 from deit_batch.serving.endpoint import Service
 from deit_batch.serving.metrics import ServerMetrics, Watched
+from deit_batch.system.signals import stopping_signals
 
 logger = logging.getLogger("deit_batch")
 
@@ -48,7 +49,7 @@ def serve(
     window: float,
     drain_seconds: int,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; then answers the requests that are in, within `drain_seconds`.
+    """Serves until SIGINT, SIGTERM or SIGHUP; then answers the requests that are in, within `drain_seconds`.
 
     Raises UsageError for options that can't be had, CheckpointError if the model can't be loaded, DeitBatchError if
     some requests were not answered in the end."""
@@ -163,12 +164,12 @@ def _hear_uvicorn() -> None:
 @contextmanager
 def _signals_to(server: uvicorn.Server) -> Iterator[None]:
     """uvicorn ends with the signal that it was stopped by, sent to itself anew; here it finds nobody, for to be stopped
-    is a server's usual end."""
+    is a server's usual end. Of SIGHUP it knows nothing."""
 
-    def ignore(*_: Any) -> None:
-        pass
+    def end(*_: Any) -> None:
+        server.should_exit = True
 
-    before = {signum: signal.signal(signum, ignore) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, end) for signum in stopping_signals()}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a limit of time: finish the batch in hand, but never take long about it."""
+"""Ctrl-C, SIGTERM, SIGHUP and a limit of time: finish the batch in hand, but never take long about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from deit_batch.errors import Interrupted, TimeIsUp
 SECONDS_TO_FINISH = 3.0
 """How long the batch in hand may take; then the run stops where it is. What is written stays whole either way."""
 
+HANGUP: tuple[signal.Signals, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+"""What comes when a terminal or a connection has gone; on Windows, nothing."""
+
 _HAS_ALARM = hasattr(signal, "setitimer")
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """Those that ask to stop. Under nohup, SIGHUP is ignored, and stays so."""
+    heard = [signum for signum in HANGUP if signal.getsignal(signum) is not signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *heard]
 
 
 class Stop:
@@ -66,7 +75,7 @@ def stop_on_signals(seconds: float = SECONDS_TO_FINISH, *, time_limit: float | N
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread, and to the program that runs us in another
         return
-    handlers = {signal.SIGINT: stop._ask, signal.SIGTERM: stop._ask}
+    handlers = dict.fromkeys(stopping_signals(), stop._ask)
     if _HAS_ALARM:
         handlers[signal.SIGALRM] = stop._now
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from helpers import COMMAND, EXAMPLES, deit_batch, jpeg, read_json, read_jsonl, wait_for, wait_for_growth
 
 from deit_batch.cli import COMMANDS, main
+from deit_batch.system.signals import stop_on_signals
 
 README = EXAMPLES.parent / "README.md"
 
@@ -182,7 +183,7 @@ def test_quiet_says_nothing_and_a_reader_that_goes_away_is_no_traceback(tmp_path
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, status: int, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\n{EXAMPLES}/coat/00006.png\n" * 20_000)
     command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--workers", "2"]
@@ -203,6 +204,7 @@ def test_a_signal_leaves_a_run_that_can_be_continued(signum: signal.Signals, sta
     assert stderr.splitlines()[-1].endswith(f"stopped by {signum.name}; run the same command again to continue")
     assert "Traceback" not in stderr
     assert not (tmp_path / "p.jsonl").exists()
+    assert json.loads((tmp_path / "p.jsonl.run.json").read_bytes())["status"] == "interrupted"
     kept = len(read_jsonl(tmp_path / "p.jsonl.partial"))
     assert 0 < kept < 40_000
     assert os.listdir(temporary) == []
@@ -228,16 +230,25 @@ def test_ctrl_c_while_the_program_is_still_being_imported_is_a_line(imported: st
     assert scripts == {"deit-batch": "deit_batch.__main__:main"}
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_run_that_waits_for_a_slow_server(signum: signal.Signals, server: str, tmp_path: Path) -> None:
+def test_what_nohup_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_stops_a_run_that_waits_for_a_slow_server(server: str, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(f"{server}/slow.jpg\n" * 40)
     command = [COMMAND, "score", "--input", "t.txt", "--model", "demo", "--out", "p.jsonl", "--allow-private-hosts"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / "p.jsonl.partial")
         time.sleep(2)
-        process.send_signal(signum)
+        process.terminate()
         process.communicate(timeout=20)  # one of the fetches alone takes longer
-    assert process.returncode == 128 + signum
+    assert process.returncode == 143
 
 
 def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_sigterm_answers_what_is_in_and_ends_with_0(folder: Path, vit: Path) -> 
         answer = clients.submit(server.score, f"{web.address}/slow.jpg", b64(jpeg()))
         while server.metric("deit_batch_queue_images") < 2:
             time.sleep(0.01)
-        os.killpg(server.process.pid, signal.SIGTERM)  # as many a supervisor does it: the decoders get it, too
+        os.killpg(server.process.pid, signal.SIGHUP)  # as a terminal that goes does it: the decoders get it, too
         while not refused(server):
             time.sleep(0.01)
         web.release.set()

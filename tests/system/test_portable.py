@@ -71,7 +71,7 @@ GUARDED = {
     "loading/loader.py": {"SIGCHLD"},
     "loading/worker.py": {"SIG_BLOCK", "pthread_sigmask", "sigtimedwait"},
     "system/machine.py": {"resource", "sched_getaffinity"},
-    "system/signals.py": {"ITIMER_REAL", "SIGALRM", "setitimer"},
+    "system/signals.py": {"ITIMER_REAL", "SIGALRM", "SIGHUP", "setitimer"},
 }
 """What the package uses that Windows does not have, where it has another way."""
 
