@@ -141,8 +141,8 @@ class _Worker:
 
 
 def _work(connection: Connection, recipe: Recipe, limits: Limits) -> None:
-    """Ctrl-C, SIGTERM and SIGHUP often go to all processes of a service, but only the main one acts on them. And libtiff
-    writes hundreds of lines about a broken file to descriptor 2."""
+    """Ctrl-C, SIGTERM and SIGHUP often go to all processes of a service, but only the main one acts on them. And
+    libtiff writes hundreds of lines about a broken file to descriptor 2."""
     for signum in (signal.SIGINT, signal.SIGTERM, *HANGUP):
         signal.signal(signum, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -120,9 +120,10 @@ def _is_written_over(read: str, written: str) -> bool:
     return (os.path.exists(read) and is_inside(read, written)) or is_same_file(read, written)
 
 
-def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, *, sweeps: bool = True, mode: int | None = None) -> None:
     """Writes the file whole or not at all, whoever else may be writing the same: the last one's stands. A device or a
-    pipe is written into. `sweeps`: whether to look for what dead writers have left; not for one of many in a folder."""
+    pipe is written into. `sweeps`: whether to look for what dead writers have left; not for one of many in a folder.
+    `mode`: who may read and write it, where that is not what the umask says."""
     target = behind_links(path)
     if target.exists() and not target.is_file() and not target.is_dir():
         target.write_bytes(data)
@@ -130,6 +131,8 @@ def write_atomically(path: Path, data: bytes, *, sweeps: bool = True) -> None:
     with temporary_file(target) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
+        if mode is not None:
+            temporary.chmod(mode)
         sync_file(temporary)
         rename_durably(temporary, target)
     if sweeps:

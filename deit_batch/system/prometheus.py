@@ -17,6 +17,8 @@ from deit_batch.system.atomic import require_room, write_atomically
 
 logger = logging.getLogger("deit_batch")
 
+_READABLE = 0o644
+"""By the exporter, which is another user's, whatever the umask: there is no name of an image in the file."""
 _LAST_SUCCESS = "deit_batch_last_success_timestamp_seconds"
 
 
@@ -93,7 +95,7 @@ def _write(path: Path, ending: Ending, status: int, is_success: bool, seconds: f
     }
     try:
         text = "".join(_metric(name, *metric, task=_task(path)) for name, metric in found.items())
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(), mode=_READABLE)
     except OSError as error:
         message = f"--metrics-file {path}: can't be written: {error.strerror}; all else that this run wrote stands"
         raise OutputError(message) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_a_file_that_the_collector_would_not_read_is_wrong_usage(tmp_path: Path)
     done = deit_batch(*command, "--input", EXAMPLES, cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "the node exporter reads files that end in .prom" in done.stderr
+
+
+def test_the_exporter_can_read_it_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with write_metrics_file(tmp_path / "deit.prom", good=0):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "deit.prom").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_first_failure_has_no_last_success(tmp_path: Path) -> None:
