@@ -144,17 +144,19 @@ def prepare(
     stop: Stop,
     *,
     workers: int,
+    limit: int | None = None,
 ) -> Prepared:
     """Decodes what `source` gives, and keeps of it in `folder` what is to be kept there; None takes what an earlier run
-    has left there whole. Raises DeitBatchError if not one image is left, OutputError if the disk is full."""
+    has left there whole. `limit`: how many images the source gives at most, for what is said of the rest. Raises
+    DeitBatchError if not one image is left, OutputError if the disk is full."""
     try:
         if source is None:
-            return _prepared(folder, _on_disk(folder, keeping, recipe, limits))
+            return _prepared(folder, _on_disk(folder, keeping, recipe, limits), limit)
         if keeping.place == "off" and (folder / PREPARED).exists():
-            return _prepared(folder, Originals(_fetched_again(folder, source, limits), recipe, limits))
+            return _prepared(folder, Originals(_fetched_again(folder, source, limits), recipe, limits), limit)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        return _prepared(folder, _decode_all(folder, source, keeping, recipe, limits, stop, workers))
+        return _prepared(folder, _decode_all(folder, source, keeping, recipe, limits, stop, workers), limit)
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: {error.strerror}; is there room for the images? See --pixel-cache"
@@ -281,7 +283,7 @@ def _labels(reference: Reference) -> list[str]:
     return [str(one) for one in label] if isinstance(label, list) else [str(label)]
 
 
-def _prepared(folder: Path, pictures: Pictures) -> Prepared:
+def _prepared(folder: Path, pictures: Pictures, limit: int | None) -> Prepared:
     about = json.loads((folder / PREPARED).read_bytes())
     skipped = [Skipped(**one) for one in about.pop("skipped")]
     passed_over = about.pop("passed_over", {})  # an earlier version has not counted
@@ -302,7 +304,10 @@ def _prepared(folder: Path, pictures: Pictures) -> Prepared:
     about["class_names"] = [name for name in listed if name in names]
     lost = [name for name in listed if name not in names]
     if lost:
-        logger.warning("classes without an image that can be read, which the model won't know: %s", ", ".join(lost))
+        among = f" among the first {limit:,} (--limit)" if limit else ""
+        logger.warning(
+            "classes without an image that can be read%s, which the model won't know: %s", among, ", ".join(lost)
+        )
     for of_the_cache in ("left_out", "keeping"):
         about.pop(of_the_cache, None)  # an earlier version has none
     digests = np.load(folder / DIGESTS)[rows] if (folder / DIGESTS).exists() else None

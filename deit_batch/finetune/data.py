@@ -104,15 +104,28 @@ class Collate:
         return batch
 
 
-def split(labels: Sequence[Sequence[str]], share: float, seed: int) -> tuple[list[int], list[int]]:
+def split(
+    labels: Sequence[Sequence[str]], share: float, seed: int, digests: NDArray[np.uint64] | None = None
+) -> tuple[list[int], list[int]]:
     """Places to train on and to validate with: of each class the same `share` goes to validation, as near as whole
-    images allow; a class of one image is only trained on."""
+    images allow; a class of one image is only trained on. Images of the same one of the `digests`, [n], go together,
+    and count once."""
     dice = random.Random(seed)  # noqa: S311 - a split, no secret
-    places = list(range(len(labels)))
+    firsts = _firsts(digests) if digests is not None else list(range(len(labels)))
+    places = sorted(set(firsts))
     dice.shuffle(places)
     several = any(len(row) != 1 for row in labels)
     validation = set(_spread(labels, places, share) if several else _share_of_each(labels, places, share))
-    return sorted(set(places) - validation), sorted(validation)
+    sides: tuple[list[int], list[int]] = [], []
+    for place, first in enumerate(firsts):
+        sides[first in validation].append(place)
+    return sides
+
+
+def _firsts(digests: NDArray[np.uint64]) -> list[int]:
+    """Of each image the place of the first one of the same bytes."""
+    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+    return [int(place) for place in first[group]]
 
 
 def _share_of_each(labels: Sequence[Sequence[str]], places: Sequence[int], share: float) -> Iterator[int]:
@@ -175,29 +188,35 @@ def load_sets(
     Raises DeitBatchError where there is too little to learn, or the settings do not fit the labels; the latter before
     the first image is decoded."""
     specs = {"inputs": settings.input, "validation": settings.validation}
+    called = {
+        "inputs": "labels to train on" if settings.validation else "labels",
+        "validation": "labels to validate with",
+    }
     places = [folder / name for name, spec in specs.items() if spec is not None]
     keeping = choose_keeping(settings, listing, recipe, folder)
     opened = [
-        open_input(spec, settings) if needs_its_input(folder / name, keeping) else None
+        open_input(spec, settings, called=called[name]) if needs_its_input(folder / name, keeping) else None
         for name, spec in specs.items()
         if spec is not None
     ]
     multi_label = _kind_of_labels(places, opened, settings)
     inputs = [
-        prepare(place, source, keeping, recipe, settings.limits, stop, workers=workers)
+        prepare(place, source, keeping, recipe, settings.limits, stop, workers=workers, limit=settings.limit)
         for place, source in zip(places, opened, strict=True)
     ]
     first, last = inputs[0], inputs[-1]
     _say_what_is_not_renamed(first.class_names, settings.label_map)
     _check_there_is_something_to_learn(first)
+    _say_how_many_are_copies(first)
     if first is last:
-        training, validation = split(first.labels, settings.validation_share, settings.seed)
+        training, validation = split(first.labels, settings.validation_share, settings.seed, first.digests)
     else:
         training, validation = list(range(len(first.labels))), list(range(len(last.labels)))
     if not validation:
         raise UsageError("no image can be spared for validation: no class has two; name others with --validation")
     if not any(last.labels[place] for place in validation):
         raise UsageError("no image to validate with has a label; name others with --validation")
+    _say_how_they_are_divided(first, training, last, validation)
     _warn_of_images_in_both(first, training, last, validation)
     return Sets(
         training=Examples(first, first.class_names, training, Augmentation(settings, recipe)),
@@ -242,6 +261,30 @@ def _check_there_is_something_to_learn(prepared: Prepared) -> None:
         raise nothing_left(f"{names[0]} is the only class: there is nothing to tell it from", skipped)
     if all(len(row) == len(names) for row in labels):
         raise nothing_left(f"all images show {', '.join(names):.200}: there is nothing to tell apart", skipped)
+
+
+def _say_how_many_are_copies(prepared: Prepared) -> None:
+    if prepared.digests is None:
+        return
+    if copies := len(prepared.digests) - len(np.unique(prepared.digests)):
+        logger.warning(
+            "%s of %s to learn from are copies of others, by their bytes: an image counts as often as it is there; a "
+            "share of the input to validate with has none of those that are trained on",
+            f"{copies:,}",
+            counted(len(prepared.digests), "image"),
+        )
+
+
+def _say_how_they_are_divided(
+    first: Prepared, training: Sequence[int], last: Prepared, validation: Sequence[int]
+) -> None:
+    share = ", a share of the same input" if first is last else ""
+    logger.info("%s to train on, %s to validate with%s", counted(len(training), "image"), f"{len(validation):,}", share)
+    seen = {label for place in validation for label in last.labels[place]}
+    if unseen := [name for name in first.class_names if name not in seen]:
+        logger.warning(
+            "classes without an image to validate with, of which no metric tells: %s", f"{', '.join(unseen):.200}"
+        )
 
 
 def _warn_of_images_in_both(

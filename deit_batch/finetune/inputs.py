@@ -24,7 +24,7 @@ class Listing:
     bytes: int | None
 
 
-def open_input(spec: str, settings: Settings, *, again: bool = False) -> LabelledSource:
+def open_input(spec: str, settings: Settings, *, again: bool = False, called: str = "labels") -> LabelledSource:
     source = open_labelled(
         spec,
         column=settings.column,
@@ -36,6 +36,7 @@ def open_input(spec: str, settings: Settings, *, again: bool = False) -> Labelle
         base=settings.base,
         suffix=settings.suffix,
         delimiter=settings.delimiter,
+        called=called,
     )
     return renamed(source, read_label_map(settings.label_map)) if settings.label_map else source
 

@@ -105,9 +105,10 @@ def open_labelled(
     base: str | None = None,
     suffix: str | None = None,
     delimiter: str | None = None,
+    called: str = "labels",
 ) -> LabelledSource:
     """Opens what `spec` names, as `open.open_source` does, with labels; says in one line where those come from, if
-    it is not opened `again`. `image_optional`: as in open.Fields.
+    it is not opened `again`, and what they are `called`. `image_optional`: as in open.Fields.
 
     Raises UsageError if there is no such input, or nothing in it that could be a label.
     """
@@ -140,7 +141,7 @@ def open_labelled(
         else _by_column(table or spec, source, separated=table is not None, again=again)
     )
     if not again:
-        logger.info("labels: %s", labelled.layout)
+        logger.info("%s: %s", called, labelled.layout)
     return labelled
 
 

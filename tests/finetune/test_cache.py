@@ -77,6 +77,20 @@ def test_images_are_the_same_wherever_they_are_kept(images: Path, tmp_path: Path
     assert not any((tmp_path / place / "inputs" / "images").exists() for place in ("memory", "off"))
 
 
+def test_classes_that_are_not_validated_or_not_reached_are_said(
+    images: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    (images / "c").mkdir()
+    shutil.copy(images / "b" / "0.jpg", images / "c")
+    sets_of(images, tmp_path / "work", limit=12)
+    assert messages[-4:] == [
+        "classes without an image that can be read among the first 12 (--limit), which the model won't know: c",
+        "classes to learn, with their images: a (10), b (1)",
+        "9 images to train on, 2 to validate with, a share of the same input",
+        "classes without an image to validate with, of which no metric tells: b",
+    ]
+
+
 def test_without_crops_pixels_are_those_that_are_scored(images: Path, tmp_path: Path) -> None:
     sets = sets_of(images, tmp_path / "work", crop=0.5)
     decoded = {

@@ -543,11 +543,16 @@ def test_a_split_is_trained_on_and_validated_with(
     split = f"{tmp_path / 'data'} is split into test, train, val: "
     assert f"{split}trains on {tmp_path / 'data' / 'train'}, validates with {tmp_path / 'data' / 'val'}" in messages
     assert "classes to learn, with their images: blue (10), green (10), red (9)" in messages
+    assert "labels to train on: class folders, 3 classes (blue, green, red)" in messages
+    assert "labels to validate with: class folders, 3 classes (blue, green, red)" in messages
+    assert "29 images to train on, 30 to validate with" in messages
     finetune(settings(tmp_path / "data", start, validation=str(colours), **once), tmp_path / "other")
     assert f"{split}trains on {tmp_path / 'data' / 'train'}, validates with {colours}" in messages
 
 
-def test_an_image_that_is_labelled_twice_differently_is_left_out(colours: Path, start: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_labelled_twice_differently_is_left_out(
+    colours: Path, start: Path, tmp_path: Path, messages: list[str]
+) -> None:
     rows = [{"image": str(path), "label": path.parent.name} for path in sorted(colours.glob("*/*.png"))]
     rows += [{**rows[0], "label": "red"}, rows[1]]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -558,6 +563,8 @@ def test_an_image_that_is_labelled_twice_differently_is_left_out(colours: Path, 
         (rows[0]["image"], "labelled twice, differently")
     }
     assert sum(data["images"].values()) == 30
+    assert any(line.startswith("1 of 30 images to learn from are copies of others, by their") for line in messages)
+    assert not any("are trained on, too" in line for line in messages)
 
 
 def test_images_are_learned_with_their_own_labels(colours: Path, tmp_path: Path) -> None:
@@ -685,6 +692,18 @@ def test_a_split_loses_nothing_and_depends_on_the_seed_alone(labels: list[list[s
     training, validation = split(labels, share, seed)
     assert sorted(training + validation) == list(range(len(labels)))
     assert split(labels, share, seed) == (training, validation)
+
+
+@given(rows, st.floats(0.05, 0.95), st.integers(0, 9), st.data())
+def test_copies_of_an_image_are_on_one_side(
+    labels: list[list[str]], share: float, seed: int, data: st.DataObject
+) -> None:
+    several = st.lists(st.integers(0, 9), min_size=len(labels), max_size=len(labels))
+    digests = np.array(data.draw(several), np.uint64)
+    training, validation = split(labels, share, seed, digests)
+    assert sorted(training + validation) == list(range(len(labels)))
+    assert not {*digests[training]} & {*digests[validation]}
+    assert split(labels, share, seed, np.arange(len(labels), dtype=np.uint64)) == split(labels, share, seed)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.floats(0.05, 0.95), st.integers(0, 9))
