@@ -14,14 +14,14 @@ from deit_batch.system.atomic import make_missing_folder
 from deit_batch.system.new_folder import new_folder
 
 
-def save_checkpoint(checkpoint: Checkpoint, out: Path) -> Path:
+def save_checkpoint(checkpoint: Checkpoint, out: Path, *, has_new_names: bool = False) -> Path:
     """As a new folder that appears whole; returns it. Files that have that form already are copied as they are, others
-    become safetensors. Raises UsageError if it is there already, OutputError if it can't be written, CheckpointError if
-    the weights can't be loaded."""
+    become safetensors. `has_new_names`: its classes have been given other names than its own. Raises UsageError if it
+    is there already, OutputError if it can't be written, CheckpointError if the weights can't be loaded."""
     make_missing_folder(out)
     try:
         with new_folder(out) as growing:
-            if checkpoint.form != "timm" and checkpoint.config_file:
+            if checkpoint.form != "timm" and checkpoint.config_file and not has_new_names:
                 shutil.copyfile(checkpoint.config_file, growing / CONFIG)
             else:
                 write_config(checkpoint, growing)

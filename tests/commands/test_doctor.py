@@ -9,10 +9,13 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from helpers import COMMAND, EXAMPLES, deit_batch
 
 from deit_batch import score
+from deit_batch.cli import main
 from deit_batch.model.checkpoint import find_checkpoint
+from deit_batch.model.save import save_checkpoint
 
 
 def test_the_doctor_says_what_is_here_and_scores_an_image(tmp_path: Path) -> None:
@@ -63,9 +66,19 @@ def test_a_pulled_checkpoint_scores_the_same_from_its_folder(tmp_path: Path) -> 
     (ours,) = score(picture, model=str(tmp_path / "mine"), workers=0)
     (theirs,) = score(picture, model="demo", workers=0)
     assert ours.predictions == theirs.predictions
+    nowhere = CliRunner().invoke(main, ["pull", "demo", "--id2label", "imagenet"])
+    assert (nowhere.exit_code, "of the copy that --out writes" in nowhere.stderr) == (2, True)
     again = deit_batch("pull", "demo", "--out", "mine", cwd=tmp_path)
     assert again.returncode == 2
     assert "mine is there already" in again.stderr
+
+
+def test_a_copy_keeps_the_names_that_it_is_given(tmp_path: Path) -> None:
+    names = [f"kind {number}" for number in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    found = find_checkpoint("demo", id2label=str(tmp_path / "names.txt"))
+    copied = save_checkpoint(found, tmp_path / "mine", has_new_names=True)
+    assert list(find_checkpoint(str(copied)).labels) == names
 
 
 @pytest.mark.parametrize("kind", ["config", "pickle"])

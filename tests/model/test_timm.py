@@ -156,12 +156,12 @@ def test_the_authors_pickles(
     assert find_recipe(found, None) == Recipe(
         36, 3, (32, 32), 1 / 255, IMAGENET_MEAN, IMAGENET_STD, rounding="half-even"
     )
-    pulled = deit_batch("pull", path, "--allow-pickle", "--out", "pulled", cwd=tmp_path)
+    pulled = deit_batch("pull", path, "--allow-pickle", "--id2label", names, "--out", "pulled", cwd=tmp_path)
     assert pulled.returncode == 0, pulled.stderr
     assert sorted(file.name for file in (tmp_path / "pulled").iterdir()) == [
         "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
-    again = scored(pictures, tmp_path / "pulled", tmp_path, "again.jsonl", id2label=str(names), top_k=None)
+    again = scored(pictures, tmp_path / "pulled", tmp_path, "again.jsonl", top_k=None)
     own = scored(pictures, path, tmp_path, "own.jsonl", **options)
     assert again.read_bytes() == own.read_bytes()
 
