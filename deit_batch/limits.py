@@ -50,10 +50,10 @@ MOST = 2**63 - 1
 """What counts and sizes are kept in holds no more."""
 
 
-def require_whole_number(name: str, value: object, least: int) -> None:
-    """Raises UsageError, by the option's name, unless it is one from `least` up."""
+def require_whole_number(name: str, value: object, least: int, otherwise: str = "") -> None:
+    """Raises UsageError, by the option's name, unless it is one from `least` up. `otherwise`: what else it may be."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-        raise UsageError(f"{name} is {value!r:.60}; it must be a whole number from {least} up")
+        raise UsageError(f"{name} is {value!r:.60}; it must be a whole number from {least} up{otherwise}")
 
 
 def require_number(name: str, value: object, least: float, most: float) -> None:

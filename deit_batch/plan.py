@@ -89,9 +89,9 @@ class Options:
         for name in ("recursive", "allow_pickle", "compile"):
             self._require(name, bool)
         self._require("limits", Limits)
-        for name, least in (("limit", 1), ("top_k", 1), ("batch_size", 1), ("workers", 0)):
+        for name, least, otherwise in _NUMBERS:
             if getattr(self, name) is not None:
-                require_whole_number(name, getattr(self, name), least)
+                require_whole_number(name, getattr(self, name), least, otherwise)
         require_number("threshold", self.threshold, 0, 1)
         self._require("keep", tuple)
         for pair in self.map:
@@ -110,7 +110,8 @@ class Options:
     def _require(self, name: str, kind: type) -> None:
         value = getattr(self, name)
         if not isinstance(value, kind) and not (value is None and _DEFAULTS[name] is None):
-            raise UsageError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
+            what = "the name of a file with the names, or 'imagenet'" if name == "id2label" else _KINDS[kind]
+            raise UsageError(f"{name} is {value!r:.80}; it must be {what}")
 
     def _check_map(self, pair: object) -> None:
         match pair:
@@ -168,7 +169,17 @@ def _require_name(spec: object) -> None:
 
 
 _KINDS: dict[type, str] = {str: "text", bool: "True or False", tuple: "a sequence of names", Limits: "a Limits"}
+_NUMBERS = (
+    ("limit", 1, ", or None for all"),
+    ("top_k", 1, ", or None for all"),
+    ("batch_size", 1, ", or None"),
+    ("workers", 0, ", or None"),
+)
+"""Options, the least that each may be, and what else."""
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+_LIMITS = frozenset(field.name for field in fields(Limits))
 
 
 class InputOptions(TypedDict, total=False):
@@ -232,6 +243,8 @@ def options_of(
     one that there is not and for a value that the command line would refuse."""
     for name in given:
         if name not in known:
+            if "limits" in known and name in _LIMITS:
+                raise UsageError(f"{function}() has no option {name}; it is one of limits=Limits({name}=…)")
             close = get_close_matches(name, known, 1)
             hint = f"; do you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
             raise UsageError(f"{function}() has no option {name}{hint}")

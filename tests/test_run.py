@@ -494,7 +494,9 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
     [
         ({"topk": 3}, r"score\(\) has no option topk; do you mean top_k\?"),
         ({"hue": "red"}, r"score\(\) has no option hue; there are allow_pickle, base, batch_size"),
-        ({"top_k": "5"}, "top_k is '5'; it must be a whole number from 1 up"),
+        ({"top_k": "all"}, "top_k is 'all'; it must be a whole number from 1 up, or None for all"),
+        ({"allow_private_hosts": True}, r"it is one of limits=Limits\(allow_private_hosts=…\)"),
+        ({"id2label": ["a", "b"]}, r"id2label is \['a', 'b'\]; it must be the name of a file with the names"),
         ({"top_k": True}, "top_k is True; it must be a whole number"),
         ({"top_k": 0}, "top_k is 0"),
         ({"limit": -1}, "limit is -1"),

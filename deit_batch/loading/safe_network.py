@@ -121,6 +121,7 @@ class Network(httpcore2.NetworkBackend):
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         if not self._allow_private_hosts and not all(map(is_public, addresses)):
             raise FetchError(
-                f"{host} is no host of the public internet ({', '.join(addresses)}); --allow-private-hosts permits it"
+                f"{host} is no host of the public internet ({', '.join(addresses)}); --allow-private-hosts permits it "
+                "(from Python: limits=Limits(allow_private_hosts=True))"
             )
         return addresses

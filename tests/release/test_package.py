@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ import pytest
 from helpers import EXAMPLES, read_jsonl
 
 from deit_batch.cli import main
+from deit_batch.limits import Limits
 
 REPOSITORY = EXAMPLES.parent
 
@@ -59,6 +61,9 @@ def test_every_option_is_in_the_docs() -> None:
         for param in command.params:
             if isinstance(param, click.Option) and param.name != "help":
                 assert f"`{param.opts[0]}" in usage, f"{name} {param.opts[0]}"
+    limits = re.search(r"they are the fields of `deit_batch.Limits`.*?:\n(.*?)\.\n", usage, re.DOTALL)
+    assert limits
+    assert {*re.findall(r"`(\w+)`", limits[1])} == {field.name for field in fields(Limits)}
 
 
 def test_every_module_is_on_the_architecture_page() -> None:
