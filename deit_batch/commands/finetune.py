@@ -378,4 +378,5 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
         outcome = run(settings, out, fresh=fresh)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {counted(outcome.skipped, 'image')} skipped" if outcome.skipped else ""
-        finish(f"validation: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)
+        kept = f" of {outcome.kept}" if outcome.kept else ""
+        finish(f"validation{kept}: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)

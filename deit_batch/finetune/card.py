@@ -10,6 +10,11 @@ from deit_batch.escaping import escape_controls
 SHOWN = 200  # characters of a long list
 
 
+def describe_best(best: Mapping[str, Any] | None) -> str:
+    """Which epoch's weights are kept, and why; nothing if an earlier version has not said it."""
+    return f"epoch {best['epoch']:.4g}, the best by {best['metric']}" if best else ""
+
+
 def model_card(report: Mapping[str, Any]) -> str:
     """Markdown, with the metadata that the Hub reads at its top. `report` is training.json's."""
     data, settings, base = report["data"], report["settings"], report["trained_from"]
@@ -41,6 +46,7 @@ Made by `deit-batch finetune` from {base["name"]}{commit}{teacher}.
 | Labels from | {"; ".join(data["layouts"])} |
 | Fingerprint of the data (SHA-256 over images and labels) | {", ".join(data["fingerprints"])} |
 | Trained | {_way(settings)}, {report["steps"]:,} steps, {report["seconds"]:,.0f} s on {report["machine"]} |
+| Kept | {describe_best(report.get("best")) or "the last step"}; the metrics above are its own |
 | Versions | {versions} |
 
 Everything else that was set, and how the loss went, is in `training.json`.

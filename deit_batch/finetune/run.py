@@ -19,7 +19,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from deit_batch import __version__
 from deit_batch.errors import UsageError
 from deit_batch.finetune import folders, mlflow_model
-from deit_batch.finetune.card import model_card
+from deit_batch.finetune.cache import PREPARED
+from deit_batch.finetune.card import describe_best, model_card
 from deit_batch.finetune.data import Collate, Sets, load_sets
 from deit_batch.finetune.inputs import Listing, list_inputs
 from deit_batch.finetune.processes import Processes
@@ -60,10 +61,11 @@ SECONDS_TO_FINISH = 60.0
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
     """`metrics` are those of the best epoch, on the validation images; `skipped` is how many images could not be
-    used."""
+    used; `kept` says which epoch that is, if it is known."""
 
     metrics: dict[str, float]
     skipped: int
+    kept: str = ""
 
 
 def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingResult:
@@ -121,7 +123,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
                 with folders.writing(out):
                     _publish(report, partial, out, flavour)
             processes.wait_for_all()
-    return TrainingResult(report["metrics"], len(report["data"]["skipped"]))
+    return TrainingResult(report["metrics"], len(report["data"]["skipped"]), describe_best(report.get("best")))
 
 
 def _require_reporters(names: Sequence[str]) -> None:
@@ -215,6 +217,7 @@ def _train(run: Run, stop: Stop) -> dict[str, Any]:
     start = time.monotonic()
     settings, recipe, partial = run.settings, run.recipe, run.partial
     workers = default_workers(run.device) if settings.workers is None else settings.workers
+    begun = any(partial.glob(f"*/{PREPARED}"))
     with run.processes.first_goes_first():
         sets = load_sets(settings, recipe, partial, stop, workers=workers, listing=run.listing)
     teacher = Teacher(settings.teacher, sets.class_names, run.device) if settings.teacher else None
@@ -225,6 +228,7 @@ def _train(run: Run, stop: Stop) -> dict[str, Any]:
     learner = Learner(student, recipe, loss, settings, teacher)
     arguments = _arguments(run, sets, workers)
     last = run.processes.agree(last_checkpoint(partial / "steps"))
+    _say_where_it_goes_on(last, begun=begun)
     trainer = EpochTrainer(
         learner,
         arguments,
@@ -239,13 +243,15 @@ def _train(run: Run, stop: Stop) -> dict[str, Any]:
     with errors_of_workers_in_a_line():
         trainer.train(resume_from_checkpoint=last)
     trainer.remove_callback(TrainingProgress)  # what follows is of no further epoch
-    metrics = metrics_of_best(trainer.state) or trainer.evaluate()  # of the best epoch, whose weights have been loaded
+    best = metrics_of_best(trainer.state)  # of the best epoch, whose weights have been loaded
+    metrics = best or trainer.evaluate()
     if run.processes.is_first:
         finished(learner.result).save_pretrained(partial / "result")
         config = json.dumps(recipe.as_config(), indent=1) + "\n"
         (partial / "result" / "preprocessor_config.json").write_text(config, encoding="utf-8")
     return {
         "metrics": {name.removeprefix("eval_"): value for name, value in metrics.items() if _is_metric(name)},
+        "best": best and {"metric": arguments.metric_for_best_model, "epoch": best["epoch"], "step": best["step"]},
         "history": trainer.state.log_history,
         "steps": trainer.state.global_step,
         "training": _as_it_was(run, sets),
@@ -259,6 +265,16 @@ def _train(run: Run, stop: Stop) -> dict[str, Any]:
         "machine": machine.describe(),
         "versions": {"deit-batch": __version__} | {name: version(name) for name in ("torch", "transformers", "pillow")},
     }
+
+
+def _say_where_it_goes_on(last: str | None, *, begun: bool) -> None:
+    """`last`: the Trainer's checkpoint that is gone on from; `begun`: whether a run before this one has left images."""
+    if last:
+        state = transformers.TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+        step, steps = f"{state.global_step:,}", f"{state.max_steps:,}"
+        logger.info("going on from step %s of %s, epoch %.4g of %g", step, steps, state.epoch, state.num_train_epochs)
+    elif begun:
+        logger.info("going on with the images of an earlier run, which has saved no step: training starts at the first")
 
 
 def _as_it_was(run: Run, sets: Sets) -> dict[str, Any]:

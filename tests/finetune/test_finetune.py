@@ -139,6 +139,14 @@ def test_several_labels_an_image(canvases: Path, start: Path, tmp_path: Path) ->
     assert find_checkpoint(str(tmp_path / "out")).multi_label
     assert_scores_as_the_pipeline(tmp_path / "out", canvases / "images")
     card = (tmp_path / "out" / "README.md").read_text()
+    report = json.loads((tmp_path / "out" / "training.json").read_bytes())
+    of_epochs = [entry for entry in report["history"] if "eval_loss" in entry]
+    best = max(of_epochs, key=lambda entry: entry["eval_average_precision"])  # the first of equal ones
+    assert (outcome.kept, report["best"]["step"]) == (
+        f"epoch {best['epoch']:g}, the best by average_precision",
+        best["step"],
+    )
+    assert f"| Kept | {outcome.kept}; the metrics above are its own |" in card
     assert "any number of labels an image" in card
     assert json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]["fingerprints"][0] in card
 
@@ -374,7 +382,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     process.send_signal(signum)
     assert process.wait() == (-9 if signum == signal.SIGKILL else 143)
     assert not (tmp_path / "stopped").exists()
-    assert deit_batch(*command[1:], cwd=tmp_path).returncode == 0
+    done = deit_batch(*command[1:-1], cwd=tmp_path)
+    assert done.returncode == 0
+    assert re.search(r"going on from step \d+ of \d+, epoch [\d.]+ of 30\n", done.stderr), done.stderr
+    assert re.search(r"validation of epoch \d+, the best by accuracy: accuracy [01]\.", done.stderr), done.stderr
     assert not (tmp_path / "stopped.partial").exists()
     assert changed(whole, tmp_path / "stopped") == set()
 
@@ -408,12 +419,17 @@ def test_a_changed_input_is_noticed(start: Path, colours: Path, tmp_path: Path) 
 
 
 def test_a_finished_run_is_not_done_again_and_other_settings_need_fresh(
-    colours: Path, start: Path, tmp_path: Path, messages: list[str]
+    colours: Path, start: Path, tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def once(epochs: int, **more: Any) -> TrainingResult:
         return finetune(settings(colours, start, num_train_epochs=epochs), tmp_path / "out", **more)
 
+    with monkeypatch.context() as patched:
+        patched.setattr("deit_batch.finetune.run.make_student", lambda *_, **__: die(None))
+        with pytest.raises(RuntimeError):
+            once(1)
     first = once(1)
+    assert any("images of an earlier run, which has saved no step: training starts" in line for line in messages)
     assert once(1) == first
     assert f"{tmp_path / 'out'} is finished already: nothing to do" in messages
     with pytest.raises(UsageError, match=r"made with other settings \(num-train-epochs\); --fresh replaces it"):
