@@ -108,9 +108,18 @@ class Evaluation:
     def summary(self) -> str:
         values = self.document["metrics"]
         shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
-        missing = f", {self.unjudged:,} not judged" if self.unjudged else ""
+        missing = f", {self.unjudged:,} not judged{self._why()}" if self.unjudged else ""
         metrics = ", ".join(shown) or "no headline metric (report.md says why)"
         return f"{metrics} on {self.document['judged']:,} of {counted(self.inputs, 'image')}{missing}"
+
+    def _why(self) -> str:
+        """Of the images that are not judged: types of failures, and labels that the model does not know."""
+        reasons = [f"{images:,} {kind}" for kind, images in self.document["failures"].items()]
+        if unknown := self.document["unknown_labels"]:
+            names = ", ".join(map(repr, list(unknown)[:_SHOWN])) + (", …" if len(unknown) > _SHOWN else "")
+            images = self.document["images_with_unknown_labels"]
+            reasons.append(f"{images:,} of labels that the model does not know: {names:.200}")
+        return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 @dataclass(frozen=True, slots=True)
