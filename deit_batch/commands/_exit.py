@@ -10,12 +10,17 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from deit_batch.errors import DeitBatchError, Interrupted
 from deit_batch.escaping import escape_controls
+from deit_batch.output.failures import describe_failures
+
+if TYPE_CHECKING:
+    from deit_batch.output.threshold import ErrorThreshold
+    from deit_batch.runner import RunResult
 
 logger = logging.getLogger("deit_batch")
 
@@ -43,10 +48,28 @@ def exit_on_error() -> Iterator[None]:
         _fail(error, FAILED)
 
 
-def finish(message: str, *, too_many_failed: bool) -> NoReturn:
+def finish(message: str, *, some_failed: bool, too_many_failed: bool) -> NoReturn:
     """The end of a run that came to its end. A status other than 0 has its reason on stderr, with --quiet, too."""
-    logger.log(logging.ERROR if too_many_failed else logging.INFO, "%s", message)
+    logger.log(level_of(some_failed=some_failed, too_many_failed=too_many_failed), "%s", message)
     sys.exit(SOME_FAILED if too_many_failed else DONE)
+
+
+def level_of(*, some_failed: bool, too_many_failed: bool) -> int:
+    """Of the message with which a run ends: failures that are allowed are a warning."""
+    return logging.ERROR if too_many_failed else logging.WARNING if some_failed else logging.INFO
+
+
+def finish_scoring(outcome: RunResult, done: str, out: str, threshold: ErrorThreshold | None) -> NoReturn:
+    """`finish` of a run whose records are in `out`; `done`: as in RunResult.summary."""
+    where_to = "" if out == "-" else f": {out}"
+    too_many = outcome.has_failures_beyond(threshold)
+    what_to_do = "; --error-threshold allows what will never be readable" if too_many else ""
+    failures = describe_failures(out) if outcome.tally.failed else ""
+    finish(
+        f"{outcome.summary(done)}{where_to}{what_to_do}{failures}",
+        some_failed=outcome.tally.failed > 0,
+        too_many_failed=too_many,
+    )
 
 
 def is_quiet() -> bool:

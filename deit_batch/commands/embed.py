@@ -16,7 +16,7 @@ from deit_batch.commands._engine import (
     require_folder,
     require_here,
 )
-from deit_batch.commands._exit import finish, is_quiet
+from deit_batch.commands._exit import finish_scoring, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
@@ -39,7 +39,6 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.architecture import FEATURES
-from deit_batch.output.failures import describe_failures
 from deit_batch.output.parts import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Options
@@ -119,7 +118,4 @@ def embed(
         from deit_batch import runner
 
         outcome = runner.run(options, mode="fresh" if fresh else "continue", **common)
-    failed = describe_failures(str(out)) if outcome.tally.failed else ""
-    finish(
-        f"{outcome.summary('embedded')}: {out}{failed}", too_many_failed=outcome.has_failures_beyond(error_threshold)
-    )
+    finish_scoring(outcome, "embedded", str(out), error_threshold)

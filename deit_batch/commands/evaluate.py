@@ -14,7 +14,7 @@ import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._engine import CLUSTER, choose_engine, cluster_from, is_in_parts
-from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, is_quiet
+from deit_batch.commands._exit import BELOW, DONE, SOME_FAILED, is_quiet, level_of
 from deit_batch.commands._options import (
     CONFIG,
     ID,
@@ -254,7 +254,8 @@ def evaluate(
             as_page,
         )
         fine = (error_threshold or ErrorThreshold(0)).allows(evaluation.unjudged, evaluation.inputs)
-        logger.log(logging.INFO if fine else logging.ERROR, "%s", evaluation.summary())
+        level = level_of(some_failed=evaluation.unjudged > 0, too_many_failed=not fine)
+        logger.log(level, "%s", evaluation.summary())
         below = [
             f"{option}: {gate.message}"
             for option, gates in (("--fail-under", evaluation.gates), ("--max-drop", evaluation.drops))

@@ -379,4 +379,8 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {counted(outcome.skipped, 'image')} skipped" if outcome.skipped else ""
         kept = f" of {outcome.kept}" if outcome.kept else ""
-        finish(f"validation{kept}: {metrics}{skipped}: {out}", too_many_failed=outcome.skipped > 0)
+        finish(
+            f"validation{kept}: {metrics}{skipped}: {out}",
+            some_failed=outcome.skipped > 0,
+            too_many_failed=outcome.skipped > 0,
+        )

@@ -7,10 +7,9 @@ from collections import Counter
 import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
-from deit_batch.commands._exit import finish
+from deit_batch.commands._exit import finish_scoring
 from deit_batch.commands._options import ERROR_THRESHOLD, FRESH, LOG_FORMAT, QUIET, VERBOSE
 from deit_batch.commands._types import PLACE
-from deit_batch.output.failures import describe_failures
 from deit_batch.output.formats import names
 from deit_batch.output.threshold import ErrorThreshold
 
@@ -59,5 +58,4 @@ def merge(
 
     tally = merge.merge(shards, out, format=format, mode="fresh" if fresh else "continue")
     outcome = RunResult(tally, {}, Counter())
-    failed = describe_failures(str(out)) if outcome.tally.failed else ""
-    finish(f"{outcome.summary('scored')}: {out}{failed}", too_many_failed=outcome.has_failures_beyond(error_threshold))
+    finish_scoring(outcome, "scored", str(out), error_threshold)

@@ -21,7 +21,7 @@ from deit_batch.commands._engine import (
     require_folder,
     require_here,
 )
-from deit_batch.commands._exit import DONE, exit_on_error, finish, is_quiet
+from deit_batch.commands._exit import DONE, exit_on_error, finish_scoring, is_quiet
 from deit_batch.commands._options import (
     CONFIG,
     ERROR_THRESHOLD,
@@ -48,7 +48,6 @@ from deit_batch.commands._types import PLACE, ShardType
 from deit_batch.errors import CheckpointAccessError, UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
-from deit_batch.output.failures import describe_failures
 from deit_batch.output.form import PLAIN, Form
 from deit_batch.output.formats import choose_format, names, suffixes
 from deit_batch.output.parts import PART_SIZE
@@ -212,12 +211,7 @@ def score(
             from deit_batch.output.convert import write_review
 
             write_review(Path(target), review, form.unsure_below)
-        where_to = "" if out == "-" else f": {out}"
-        failed = describe_failures(target) if outcome.tally.failed else ""
-        finish(
-            f"{outcome.summary('scored')}{where_to}{failed}",
-            too_many_failed=outcome.has_failures_beyond(error_threshold),
-        )
+        finish_scoring(outcome, "scored", target, error_threshold)
 
 
 def _given(out: str | None) -> str:

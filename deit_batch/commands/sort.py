@@ -99,5 +99,6 @@ def sort(*, dry_run: bool, **chosen: Any) -> None:
     missing = f", {result.missing:,} not sorted" if result.missing else ""
     finish(
         f"{counted(total, 'image')} {what}{before}, {counted(len(result.folders), 'folder')}{missing}: {request.out}",
+        some_failed=result.missing > 0,
         too_many_failed=result.missing > 0,
     )

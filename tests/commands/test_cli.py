@@ -520,6 +520,7 @@ def test_the_last_line_names_the_first_that_failed_and_how_to_list_all(photos: P
     assert f"{photos}/07.jpg (DecodeError: not an image" in line
     assert f"{photos}/13.jpg (DecodeError: " in line
     assert "21.jpg" not in line
+    assert "; --error-threshold allows what will never be readable; first " in line
     command = line.partition("all of them: ")[2]
     if out == "p.jsonl":
         listed = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path).stdout

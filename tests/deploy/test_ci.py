@@ -46,6 +46,15 @@ def test_a_gate_that_is_not_passed_is_an_annotation(evaluation: tuple[Path, Resu
     assert "::error title=deit-batch::--fail-under: f1_macro is 0.9" in done.stderr
 
 
+def test_failures_that_are_allowed_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(f"{EXAMPLES}/bag/00018.png\nmissing.png\n")
+    command = ["score", "--input", str(tmp_path / "t.txt"), "--model", "demo", "--out", str(tmp_path / "p.jsonl")]
+    done = CliRunner().invoke(main, [*command, "--workers", "0", "--error-threshold", "1", "--log-format", "github"])
+    assert done.exit_code == 0
+    assert "::warning title=deit-batch::1 of 2 images scored, 1 failed (1 FetchError)" in done.stderr
+    assert "--error-threshold allows" not in done.stderr
+
+
 def test_an_annotation_stays_one_line() -> None:
     done = CliRunner().invoke(main, ["score", "--input", "no\nfolder%", "--out", "x.jsonl", "--log-format", "github"])
     assert done.exit_code == 2
