@@ -29,6 +29,7 @@ from contextlib import suppress
 from deit_batch.errors import OutputError, UsageError
 from deit_batch.io import StoredFile
 from deit_batch.system.lock import held_by
+from deit_batch.system.logs import warn_even_if_quiet
 from deit_batch.system.object_store import NoSuchObjectError, Store, StoreError
 from deit_batch.system.process import describe_this_process, has_ended, identify_process
 
@@ -69,6 +70,7 @@ class Lease:
 
     def _wait_for_others(self) -> None:
         seen: dict[str, int] = {}
+        told: set[str] = set()
         while others := self._others():
             for path, (taken, age) in others.items():
                 who, process, waits = self._read(path)
@@ -83,6 +85,10 @@ class Lease:
                     logger.info("%s: waiting to see whether %s still lives", self._what, who)
                 elif seen[path] != taken and (path < self._mine or not waits):
                     raise held_by(who, self._what)
+                elif path not in told:
+                    told.add(path)
+                    words = "%s: still waiting for a sign of life of %s; without one, this run goes on after %.0f s"
+                    warn_even_if_quiet(words, self._what, who, DEAD)
             if self._others():
                 # By chance, or two that have begun together would see each other's signs for ever.
                 self._over.wait(RENEWED * random.uniform(0.5, 1.0))  # noqa: S311
