@@ -20,11 +20,12 @@ LONGEST_WAIT = timedelta(days=7)
 
 
 class Processes:
-    """`count` of them, of which this is number `rank`."""
+    """`count` of them, of which this is number `rank`; `here`: how many of them are on this machine."""
 
     def __init__(self, *, on_cpu: bool) -> None:
         """Connects them. On a CPU by gloo, on GPUs by NCCL."""
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if self.count > 1:
             self._state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
         self.rank = self._state.process_index if self.count > 1 else 0

@@ -216,17 +216,17 @@ def _train(run: Run, stop: Stop) -> dict[str, Any]:
     """Leaves the checkpoint in `partial`/result, and returns what there is to report."""
     start = time.monotonic()
     settings, recipe, partial = run.settings, run.recipe, run.partial
-    workers = default_workers(run.device) if settings.workers is None else settings.workers
+    every_core = default_workers(run.device) if settings.workers is None else settings.workers
     begun = any(partial.glob(f"*/{PREPARED}"))
     with run.processes.first_goes_first():
-        sets = load_sets(settings, recipe, partial, stop, workers=workers, listing=run.listing)
+        sets = load_sets(settings, recipe, partial, stop, workers=every_core, listing=run.listing)
     teacher = Teacher(settings.teacher, sets.class_names, run.device) if settings.teacher else None
     student = make_student(
         run.checkpoint, settings, sets.class_names, multi_label=sets.multi_label, image_size=recipe.size
     )
     loss = loss_for(multi_label=sets.multi_label, label_smoothing=settings.label_smoothing_factor)
     learner = Learner(student, recipe, loss, settings, teacher)
-    arguments = _arguments(run, sets, workers)
+    arguments = _arguments(run, sets, workers_of_each(settings, run.device, run.processes))
     last = run.processes.agree(last_checkpoint(partial / "steps"))
     _say_where_it_goes_on(last, begun=begun)
     trainer = EpochTrainer(
@@ -265,6 +265,13 @@ def _train(run: Run, stop: Stop) -> dict[str, Any]:
         "machine": machine.describe(),
         "versions": {"deit-batch": __version__} | {name: version(name) for name in ("torch", "transformers", "pillow")},
     }
+
+
+def workers_of_each(settings: Settings, device: torch.device, processes: Processes) -> int:
+    """By default, the processes of a machine share its cores."""
+    if settings.workers is not None:
+        return settings.workers
+    return default_workers(device, max(1, machine.cores() // processes.here))
 
 
 def _say_where_it_goes_on(last: str | None, *, begun: bool) -> None:

@@ -132,13 +132,14 @@ class Recipe:
         }
 
     def scaled(self, image_size: int) -> Recipe:
-        """The same for a model that takes squares of `image_size` pixels: sizes in proportion."""
+        """The same for a model that takes squares of `image_size` pixels: sizes in proportion, a short side
+        rounded down, as the authors' code has it (datasets.py: 438 for 384)."""
         factor = image_size / self.size[0]
 
         def sides(old: tuple[int, int] | None) -> tuple[int, int] | None:
             return old and (round(old[0] * factor), round(old[1] * factor))
 
-        resize = round(self.resize * factor) if isinstance(self.resize, int) else sides(self.resize)
+        resize = self.resize * image_size // self.size[0] if isinstance(self.resize, int) else sides(self.resize)
         return replace(self, resize=resize, crop=sides(self.crop))
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -753,6 +754,21 @@ def test_the_command_has_the_defaults_of_the_settings() -> None:
     chosen = main.commands["finetune"].make_context("finetune", ["--input", "x", "--out", "y"], context).params
     known = {field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}
     assert Settings(**known) == Settings(input="x")
+
+
+def test_the_commands_of_the_page_on_training_are_as_the_authors_have_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    words = [
+        shlex.split(block.replace("\\\n", "")) for block in re.findall(r"```sh\n(torchrun .*?)```", page, re.DOTALL)
+    ]
+    command, context = main.commands["finetune"], Context(main, **main.context_settings)
+    options = [line[line.index("finetune") + 1 :] for line in words]
+    first, larger = (command.make_context("finetune", line, context).params for line in options)
+    assert (first["image_processor"], first["from_scratch"], first["num_train_epochs"]) == ("paper", True, 300)
+    assert larger["model"] == str(first["out"])  # whose image processor it brings with it
+    assert (larger["learning_rate"], larger["min_learning_rate"], larger["train_batch_size"]) == (5e-6, 5e-6, 512)
+    assert larger["warmup_steps"] * larger["num_train_epochs"] == pytest.approx(5, abs=0.01)
+    assert (larger["mixup"], larger["crop"]) == (first["mixup"], first["crop"])
 
 
 def test_with_a_terminal_nothing_is_written_to_stdout(tmp_path: Path) -> None:

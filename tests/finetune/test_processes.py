@@ -18,6 +18,11 @@ from helpers import MakeCheckpoint
 from PIL import Image
 from safetensors.torch import load_file
 
+from deit_batch.finetune.processes import Processes
+from deit_batch.finetune.run import workers_of_each
+from deit_batch.finetune.settings import Settings
+from deit_batch.system import machine
+
 OPTIONS = ["--model", "base", "--device", "cpu", "--workers", "1", "--learning-rate", "2e-3", "--quiet"]
 
 
@@ -59,6 +64,14 @@ def report(folder: Path) -> dict[str, Any]:
 
 def losses(folder: Path) -> list[float]:
     return [entry["eval_loss"] for entry in report(folder)["history"] if "eval_loss" in entry]
+
+
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(machine, "cores", lambda: 96)
+    card, together = torch.device("cuda"), Processes(on_cpu=False)
+    assert workers_of_each(Settings(input=""), card, together) == 96 // 8 - 1
+    assert workers_of_each(Settings(input="", workers=3), card, together) == 3
 
 
 def test_two_processes_train_as_one_with_twice_the_batch_and_go_on_where_they_were_stopped(place: Path) -> None:

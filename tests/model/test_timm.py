@@ -25,7 +25,7 @@ from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.model.labels import imagenet_names
 from deit_batch.model.recipe import Recipe
 from deit_batch.model.save import save_checkpoint
-from deit_batch.model.timm import IMAGENET_MEAN, IMAGENET_STD, recipe_from_timm
+from deit_batch.model.timm import IMAGENET_MEAN, IMAGENET_STD, recipe_from_timm, recipe_of_authors
 from deit_batch.model.transformer import load_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -337,6 +337,12 @@ def test_an_older_config_has_one_level(deit3: Path) -> None:
     found = find_checkpoint(str(deit3))
     assert found.labels == list("abcde")
     assert find_recipe(found, None) == find_recipe(find_checkpoint(str(GOLDEN / "deit3")), None)
+
+
+def test_the_papers_evaluation_is_the_same_when_it_is_scaled() -> None:
+    """438 pixels for 384, as the authors' code has it."""
+    assert recipe_of_authors(224).scaled(384) == recipe_of_authors(384)
+    assert recipe_of_authors(384).resize == 438
 
 
 @pytest.mark.parametrize(
