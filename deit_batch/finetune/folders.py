@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deit_batch.errors import OutputError, UsageError
+from deit_batch.errors import UsageError
 from deit_batch.io import json_line
 from deit_batch.system.atomic import (
+    as_output_error,
     make_missing_folder,
     mend_folder,
     publish_folder,
@@ -33,15 +34,17 @@ def beside(out: Path, ending: str) -> Path:
 
 
 @contextmanager
+def beginning(out: Path) -> Iterator[None]:
+    """Raises OutputError for what the system says before the first step."""
+    with as_output_error(out, "nothing has been trained by this run: mend that, or give another --out"):
+        yield
+
+
+@contextmanager
 def writing(out: Path) -> Iterator[None]:
     """Raises OutputError for what the system says meanwhile."""
-    try:
+    with as_output_error(out, "make room or mend the folder, and run the same command again to continue"):
         yield
-    except OSError as error:
-        raise OutputError(
-            f"{out}: can't be written: {error.strerror or error}; make room or mend the folder, and run the same "
-            "command again to continue"
-        ) from error
 
 
 def lock(out: Path) -> Lock:

@@ -82,7 +82,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
     device = processes.device(device)
     with ExitStack() as stack:
         if processes.is_first:
-            with folders.writing(out):
+            with folders.beginning(out):
                 stack.callback(folders.lock(out).release)
         else:
             stack.enter_context(_silent())
@@ -100,7 +100,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
         facts = _facts(settings, checkpoint, recipe, listing, processes.count)
         report = None
         if processes.is_first:
-            with folders.writing(out):
+            with folders.beginning(out):
                 report = folders.finished_report(out, facts, fresh=fresh)
         report = processes.agree(report)
         if report:
@@ -109,7 +109,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
             flavour = mlflow_model.load_flavour() if settings.mlflow else None
             partial = folders.beside(out, ".partial")
             if processes.is_first:
-                with folders.writing(out):
+                with folders.beginning(out):
                     folders.open_partial(out, facts, fresh=fresh)
             processes.wait_for_all()
             try:

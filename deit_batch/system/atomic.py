@@ -366,7 +366,7 @@ def digest_of(path: Path) -> dict[str, object]:
 @contextmanager
 def beginning(target: object) -> Iterator[None]:
     """Raises OutputError for what the system says of `target` before the first image is read."""
-    with _as_output_error(target, "this run has scored nothing: mend that, or give another --out"):
+    with as_output_error(target, "this run has scored nothing: mend that, or give another --out"):
         yield
 
 
@@ -374,12 +374,13 @@ def beginning(target: object) -> Iterator[None]:
 def writing(target: object) -> Iterator[None]:
     """Raises OutputError for what the system says while `target` is being written."""
     kept = "what is scored so far is kept: make room or mend the folder, and run the same command again to continue"
-    with _as_output_error(target, kept):
+    with as_output_error(target, kept):
         yield
 
 
 @contextmanager
-def _as_output_error(target: object, what_to_do: str) -> Iterator[None]:
+def as_output_error(target: object, what_to_do: str) -> Iterator[None]:
+    """Raises OutputError, with these words, for what the system says."""
     try:
         yield
     except OSError as error:

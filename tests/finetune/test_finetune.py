@@ -43,7 +43,7 @@ from transformers import (
 
 from deit_batch import score
 from deit_batch.cli import main
-from deit_batch.errors import CheckpointError, InputError, UsageError
+from deit_batch.errors import CheckpointError, InputError, OutputError, UsageError
 from deit_batch.finetune.data import load_sets, split
 from deit_batch.finetune.folders import finished_report, open_partial
 from deit_batch.finetune.run import TrainingResult, finetune
@@ -302,6 +302,12 @@ def test_a_teacher_sees_images_as_its_processor_gives_them(
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match="can't be used: Can't load image processor"):
         Teacher(str(folder), names, torch.device("cpu"))
+
+
+def test_an_output_that_the_system_refuses_says_that_nothing_was_trained(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="File name too long; nothing has been trained by this run") as refused:
+        finetune(Settings(input="x"), tmp_path / ("x" * 253))
+    assert refused.value.exit_status == 2
 
 
 def test_a_teacher_needs_all_weights_to_learn() -> None:
