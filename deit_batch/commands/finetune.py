@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._config import read_recipe
-from deit_batch.commands._exit import finish
+from deit_batch.commands._exit import DONE, SOME_FAILED, finish
 from deit_batch.commands._options import (
     ALLOW_PICKLE,
     CONFIG,
@@ -376,6 +377,8 @@ def finetune(*, out: Path, fresh: bool, **chosen: Any) -> None:
         from deit_batch.finetune.run import finetune as run
 
         outcome = run(settings, out, fresh=fresh)
+        if not outcome.is_first:
+            sys.exit(SOME_FAILED if outcome.skipped else DONE)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
         skipped = f", {counted(outcome.skipped, 'image')} skipped" if outcome.skipped else ""
         kept = f" of {outcome.kept}" if outcome.kept else ""

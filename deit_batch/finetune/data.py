@@ -206,6 +206,7 @@ def load_sets(
     ]
     first, last = inputs[0], inputs[-1]
     _say_what_is_not_renamed(first.class_names, settings.label_map)
+    _say_what_is_put_together(first.class_names, settings.label_map)
     _check_there_is_something_to_learn(first)
     _say_how_many_are_copies(first)
     if first is last:
@@ -307,3 +308,13 @@ def _say_what_is_not_renamed(class_names: Sequence[str], label_map: str | None) 
     known = {*read_label_map(label_map).values()} if label_map else {*class_names}
     if rest := [name for name in class_names if name not in known]:
         logger.warning("--label-map says nothing of these classes, which keep their names: %s", ", ".join(rest))
+
+
+def _say_what_is_put_together(class_names: Sequence[str], label_map: str | None) -> None:
+    """Two of ImageNet's folders, for one, have the same name, crane."""
+    called: dict[str, list[str]] = {}
+    for label, name in (read_label_map(label_map) if label_map else {}).items():
+        called.setdefault(name, []).append(label)
+    together = [f"{name} ({', '.join(called[name])})" for name in class_names if len(called.get(name, [])) > 1]
+    if together:
+        logger.info("--label-map makes one class of several labels: %s", f"{'; '.join(together):.500}")

@@ -61,11 +61,13 @@ SECONDS_TO_FINISH = 60.0
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
     """`metrics` are those of the best epoch, on the validation images; `skipped` is how many images could not be
-    used; `kept` says which epoch that is, if it is known."""
+    used; `kept` says which epoch that is, if it is known; `is_first`: whether it is this process that
+    speaks for all."""
 
     metrics: dict[str, float]
     skipped: int
     kept: str = ""
+    is_first: bool = True
 
 
 def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingResult:
@@ -123,7 +125,8 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
                 with folders.writing(out):
                     _publish(report, partial, out, flavour)
             processes.wait_for_all()
-    return TrainingResult(report["metrics"], len(report["data"]["skipped"]), describe_best(report.get("best")))
+    skipped = len(report["data"]["skipped"])
+    return TrainingResult(report["metrics"], skipped, describe_best(report.get("best")), processes.is_first)
 
 
 def _require_reporters(names: Sequence[str]) -> None:

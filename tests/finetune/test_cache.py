@@ -91,6 +91,14 @@ def test_classes_that_are_not_validated_or_not_reached_are_said(
     ]
 
 
+def test_labels_that_a_map_puts_together_are_said(images: Path, tmp_path: Path, messages: list[str]) -> None:
+    (images / "c").mkdir()
+    shutil.copy(images / "b" / "0.jpg", images / "c")
+    (tmp_path / "map.csv").write_text("a,crane\nb,crane\nc,can\n")
+    sets_of(images, tmp_path / "work", label_map=str(tmp_path / "map.csv"))
+    assert "--label-map makes one class of several labels: crane (a, b)" in messages
+
+
 def test_without_crops_pixels_are_those_that_are_scored(images: Path, tmp_path: Path) -> None:
     sets = sets_of(images, tmp_path / "work", crop=0.5)
     decoded = {
