@@ -359,7 +359,8 @@ _NAMES_REMEMBERED = 10_000
 
 def joined_labels(names: Collection[str], *, plural: bool) -> list[str]:
     """Of the labels of a data set, those that look like several others in one text: each part stands alone, too, or
-    (of parts between spaces only if the column's name is a `plural`) is part of another label."""
+    (of parts between spaces only if the column's name is a `plural`) is part of another label. Between spaces, a few
+    are chance: of ImageNet's names "ski mask" is such a one."""
     for separator in _SEPARATORS:
         parts = {name: [part.strip() for part in name.split(separator)] for name in names}
         uses = Counter(part for of in parts.values() for part in {*of})
@@ -369,7 +370,7 @@ def joined_labels(names: Collection[str], *, plural: bool) -> list[str]:
             for name, of in parts.items()
             if len(of) > 1 and all(part in parts or (part and within and uses[part] > 1) for part in of)
         ]
-        if joined:
+        if len(joined) > (len(names) / 10 if separator == " " else 0):
             return sorted(joined)
     return []
 

@@ -31,6 +31,7 @@ from deit_batch.input.labels import (
 )
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile
+from deit_batch.model.matching import read_label_map
 from deit_batch.names import alike
 
 
@@ -243,6 +244,8 @@ def test_names_of_more_than_one_word_are_no_several_labels() -> None:
     names = ["ankle boot", "boot", "T-shirt, top", "tench, Tinca tinca", "red car", "blue car", "red bus", "blue bus"]
     assert joined_labels(names, plural=False) == []
     assert joined_labels(names, plural=True) == ["blue bus", "blue car", "red bus", "red car"]
+    imagenet = {*read_label_map("imagenet").values()}
+    assert joined_labels(imagenet, plural=False) == joined_labels(imagenet, plural=True) == []
 
 
 def test_one_of_the_columns_of_zeros_and_ones_is_said(tmp_path: Path, messages: list[str]) -> None:
