@@ -161,13 +161,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """A command that a test runs in this process sets logging up for the process: not for the next test, too."""
+def _logging_as_imported() -> None:
+    """What a command that ran in this process, in another test or in a fixture, has set up is not for this test."""
     logger = logging.getLogger("deit_batch")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
