@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from faulty_store import Bucket, misbehaving, s3_environment, serve_s3
 from helpers import EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, warm, write_all_kinds
 from misbehaving import Server, serve
 
+from deit_batch.system.signals import HANGUP
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -28,6 +31,11 @@ hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_c
 
 
 hypothesis.settings.load_profile("untimed")
+
+# Under nohup, or in a script's background, they are ignored, and would be so in each process that a test starts.
+for _signum in (signal.SIGINT, *HANGUP):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
