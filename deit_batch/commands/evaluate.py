@@ -57,43 +57,52 @@ from deit_batch.system.junit import Case, write_junit
 logger = logging.getLogger("deit_batch")
 
 
-class Gate(click.ParamType[tuple[str, float]]):
+class _Bound(click.ParamType[tuple[str, float]]):
+    """A metric, and a number that it is held against."""
+
     name = "METRIC=VALUE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
         if isinstance(value, tuple):
             return value
-        metric, _, least = str(value).partition("=")
-        if CARD_NAMES.get(metric, metric) not in NAMES:
-            self.fail(f"{metric!r} is no metric; there are {', '.join(sorted(NAMES))}", param, ctx)
-        if metric in LOWER_IS_BETTER:
-            self.fail(f"{metric} is the better the lower: nothing is under it", param, ctx)
+        metric, _, text = str(value).partition("=")
+        if refusal := self.refuse_metric(CARD_NAMES.get(metric, metric), metric):
+            self.fail(refusal, param, ctx)
         try:
-            number = float(least)
+            number = float(text)
         except ValueError:
             number = math.nan
-        if not -1 <= number <= 1:
-            self.fail(f"{least!r} is no number in -1..1, as in accuracy=0.8", param, ctx)
+        if refusal := self.refuse_number(number, text):
+            self.fail(refusal, param, ctx)
         return metric, number
 
+    def refuse_metric(self, metric: str, given: str) -> str:
+        """Why it can't be held against a number; empty if it can. `given`: as the user wrote its name."""
+        raise NotImplementedError
 
-class Drop(click.ParamType[tuple[str, float]]):
-    name = "METRIC=VALUE"
+    def refuse_number(self, number: float, given: str) -> str:
+        """The same of the number, which is NaN if there is none."""
+        raise NotImplementedError
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        if isinstance(value, tuple):
-            return value
-        metric, _, most = str(value).partition("=")
-        if CARD_NAMES.get(metric, metric) not in COMPARED:
-            told = ", ".join(sorted(COMPARED))
-            self.fail(f"{metric!r} is not compared with a baseline; what is: {told}", param, ctx)
-        try:
-            number = float(most)
-        except ValueError:
-            number = math.nan
-        if not 0 <= number < math.inf:
-            self.fail(f"{most!r} is no number from 0 up, as in accuracy=0.01", param, ctx)
-        return metric, number
+
+class Gate(_Bound):
+    def refuse_metric(self, metric: str, given: str) -> str:
+        if metric not in NAMES:
+            return f"{given!r} is no metric; there are {', '.join(sorted(NAMES))}"
+        return f"{given} is the better the lower: nothing is under it" if metric in LOWER_IS_BETTER else ""
+
+    def refuse_number(self, number: float, given: str) -> str:
+        return "" if -1 <= number <= 1 else f"{given!r} is no number in -1..1, as in accuracy=0.8"
+
+
+class Drop(_Bound):
+    def refuse_metric(self, metric: str, given: str) -> str:
+        if metric in COMPARED:
+            return ""
+        return f"{given!r} is not compared with a baseline; what is: {', '.join(sorted(COMPARED))}"
+
+    def refuse_number(self, number: float, given: str) -> str:
+        return "" if 0 <= number < math.inf else f"{given!r} is no number from 0 up, as in accuracy=0.01"
 
 
 def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
