@@ -10,7 +10,7 @@ from collections import Counter
 from urllib.parse import unquote
 
 import h11
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
+from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deit_batch.system.machine import most_open_files
@@ -120,9 +120,6 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._lines = self._bytes = 0
         self._waiting_since = self.loop.time()
-        if self.cycle.more_body:
-            self._end()
-            return
         super().on_response_complete()  # which goes on with what the client has sent already
         if self._is_half_closed and self.cycle.response_complete:
             self.transport.close()
@@ -163,7 +160,32 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
         else:
             _take_off_host(scope)
-            await self.config.loaded_app(scope, receive, send)
+            await self.config.loaded_app(scope, receive, self._send_as_last_if_early(send))
+
+    def _send_as_last_if_early(self, send: ASGISendCallable) -> ASGISendCallable:
+        """Sends an answer. One to a request that is not whole yet is the last on its connection, and says so: what the
+        client still sends is thrown away, and its next request must not be (RFC 9112, section 9.6)."""
+        is_early = False
+
+        async def send_on(message: ASGISendEvent) -> None:
+            nonlocal is_early
+            if message["type"] == "http.response.start" and self.cycle.more_body:
+                is_early = True
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            if is_early and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})  # for uvicorn would close it at the end, and not linger
+                self._finish_early()
+            else:
+                await send(message)
+
+        return send_on
+
+    def _finish_early(self) -> None:
+        if not self.cycle.disconnected:
+            self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+            self.cycle.response_complete = True
+            self.cycle.message_event.set()
+            self._end()
 
     def _make_room(self) -> None:
         """Ends connections whose clients have let us wait longest: a new one may be a probe of our health, and must not

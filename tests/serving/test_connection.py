@@ -133,6 +133,21 @@ def rest(client: socket.socket) -> bytes:
     return received
 
 
+def test_an_answer_to_half_a_request_says_that_it_is_the_last_on_its_connection() -> None:
+    """Or a client would send its next request there, where nobody reads it."""
+    with bare_server(b"early") as (_, address), socket.create_connection(address, 30) as client:
+        client.sendall(GET.replace(b"Host", b"Content-Length: 9\r\nHost"))
+        head = client.recv(1000)
+        assert head.split()[1] == b"200"
+        assert b"connection: close" in head.lower()
+        client.sendall(b"the rest." + GET)
+        assert b"HTTP/1.1" not in rest(client)
+    with bare_server(b"in time") as (_, address), socket.create_connection(address, 30) as client:
+        for _ in range(2):
+            client.sendall(GET.replace(b"Host", b"Content-Length: 4\r\nHost") + b"body")
+            assert b"connection: close" not in client.recv(1000).lower()
+
+
 # --- floods -----------------------------------------------------------------------------------------------------------
 
 POST = (
