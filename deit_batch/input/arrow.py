@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
@@ -21,8 +21,8 @@ _BATCH_BYTES = 2**24
 """Of rows that are read, or become Python's values, at a time, unless one alone is larger."""
 
 _BOMB_BYTES, _BOMB_RATIO = 2**26, 100
-"""A column of a row group is a bomb if it unpacks to more than that many bytes, and to that many times its own size.
-Images hardly shrink, and the text of paths is far smaller."""
+"""A row group is a bomb if it unpacks to more than that many bytes, and to that many times the size of its file. Images
+hardly shrink, and the text of paths is far smaller."""
 
 
 def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], list[str]]) -> Table:
@@ -32,6 +32,7 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
     import pyarrow.parquet
 
     try:
+        stored = stream.seek(0, os.SEEK_END)
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise UsageError(f"{name}: not a Parquet file: {error}") from error
@@ -42,7 +43,7 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
         taken = wanted(columns)
         try:
             for group in range(file.num_row_groups):
-                count = _rows_at_a_time(file.metadata.row_group(group), taken)
+                count = _rows_at_a_time(file.metadata.row_group(group), stored)
                 for batch in file.iter_batches(count, row_groups=[group], columns=taken):
                     for value in _values(batch, line):
                         line += 1
@@ -55,20 +56,16 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
     return Table(rows(), columns, lambda read: int(file.metadata.num_rows), _class_names_of_schema(file.schema_arrow))
 
 
-def _rows_at_a_time(group: pyarrow.RowGroupMetaData, columns: Collection[str]) -> int:
-    """As many rows of a row group as take little memory. Raises RowError if a column grows out of all proportion as it
-    is unpacked."""
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    chunks = [
-        chunk
-        for chunk in chunks
-        if chunk.path_in_schema in columns or chunk.path_in_schema.startswith(tuple(f"{column}." for column in columns))
-    ]
-    for chunk in chunks:
-        size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
-        if size > max(_BOMB_BYTES, _BOMB_RATIO * stored):
-            raise RowError(f"column {chunk.path_in_schema!r} unpacks {stored:,} bytes to {size:,}")
-    bytes_a_row: int = sum(chunk.total_uncompressed_size for chunk in chunks) // max(group.num_rows, 1)
+def _rows_at_a_time(group: pyarrow.RowGroupMetaData, stored: int) -> int:
+    """As many rows of a row group as take little memory. `stored`: the bytes of its file. Raises RowError if the group
+    grows out of all proportion as it is unpacked.
+
+    Its columns are not asked for their sizes: where what is said of a column is damaged, pyarrow ends the process
+    (`RowGroupMetaData.column` lets an exception of C++ through), as its readers do not."""
+    size = group.total_byte_size
+    if size > max(_BOMB_BYTES, _BOMB_RATIO * stored):
+        raise RowError(f"a row group unpacks to {size:,} bytes, of a file of {stored:,}")
+    bytes_a_row: int = size // max(group.num_rows, 1)
     return max(1, min(_MOST_ROWS, _BATCH_BYTES // max(bytes_a_row, 1)))
 
 
@@ -199,6 +196,7 @@ def open_saved(path: str) -> Table:
 def _of_data_set(name: str, stream: Any, features: Mapping[str, Any], total: Callable[[int], int | None]) -> Table:
     """Of a data set of `datasets`, streamed or saved. Its images come first among the columns."""
     import datasets
+    import pyarrow
 
     for column, feature in features.items():
         if isinstance(feature, datasets.Image):
@@ -210,13 +208,25 @@ def _of_data_set(name: str, stream: Any, features: Mapping[str, Any], total: Cal
     def rows() -> Iterator[Row]:
         line = 0
         try:
-            for value in stream:
+            for value in _checked(stream) if isinstance(stream, datasets.Dataset) else stream:
                 line += 1
                 yield Row(line, value)
+        except pyarrow.ArrowException as error:
+            raise cut_off(f"{name}: can't be read past row {line}: {error}", error) from error
         except Exception as error:  # as above
             raise InputError(f"{name}: can't be read past row {line}: {error}") from error
 
     return Table(rows(), columns, total, _class_names(features))
+
+
+def _checked(saved: Any) -> Iterator[Any]:
+    """Its rows. Arrow takes the offsets in a file that it maps into memory as they are, and damaged ones end the
+    process: so each part of the data set is checked before a row of it is read, as `datasets` does where it streams."""
+    first = 0
+    for batch in saved.data.to_batches():
+        batch.validate(full=True)
+        yield from saved.select(range(first, first + batch.num_rows))
+        first += batch.num_rows
 
 
 def _choose_split(splits: list[str], wanted: str | None, address: str) -> str:

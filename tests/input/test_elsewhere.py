@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import tempfile
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch import score
-from deit_batch.errors import UsageError
+from deit_batch.errors import InputError, UsageError
 from deit_batch.input.elsewhere import find_here, parse_map
 from deit_batch.input.labels import find_split, open_labelled
 from deit_batch.input.mltable import MlTable, read_mltable
@@ -273,3 +274,16 @@ def test_what_datasets_has_saved(pictures: Path, tmp_path: Path) -> None:
     split = find_split(str(tmp_path / "dict"))
     assert split
     assert [os.path.basename(part) for part in (split.training, split.validation)] == ["train", "test"]
+
+
+def test_damage_in_what_datasets_has_saved_ends_no_process(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(10)]
+    datasets.Dataset.from_dict({"image": names}).save_to_disk(str(tmp_path / "saved"))
+    (path,) = (tmp_path / "saved").glob("*.arrow")
+    whole = path.read_bytes()
+    offsets = struct.pack("<4i", 0, 5, 10, 15)
+    assert offsets in whole
+    path.write_bytes(whole.replace(offsets, struct.pack("<4i", 0, 2**31 - 20, 10, 15)))
+    with pytest.raises(InputError, match=r"saved: can't be read past row 0: .* offset") as caught:
+        list(open_source(str(tmp_path / "saved")).references)
+    assert caught.value.exit_status == 2
