@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import coverage
 import jsonschema
 import numpy as np
 import pi_heif
@@ -145,10 +146,16 @@ ENVIRONMENT = dict(os.environ)
 """Before any test changes it."""
 
 
+def coverage_settings() -> str:
+    """The file with which coverage.py counts what is run in this process; empty if it does not."""
+    running = coverage.Coverage.current()
+    return str(running.config.config_file) if running else ""
+
+
 @cache
 def warm() -> Warm:
     """The command without the wait for its imports, for the tests of this process; `conftest.py` ends it."""
-    return Warm(Path(tempfile.mkdtemp()), COMMAND, ENVIRONMENT)
+    return Warm(Path(tempfile.mkdtemp()), COMMAND, ENVIRONMENT, coverage_settings())
 
 
 def deit_batch(*args: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:

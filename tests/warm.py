@@ -43,15 +43,16 @@ READ_BY_IMPORTS = (
 
 
 class Warm:
-    """Starts the process that forks, with an environment that those of later commands are compared with."""
+    """Starts the process that forks, with an environment that those of later commands are compared with, and with the
+    file of settings for coverage.py, where that counts what is run."""
 
-    def __init__(self, folder: Path, command: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, command: str, environment: Mapping[str, str], coverage: str) -> None:
         self.path, address, tests = folder / "deit-batch", folder / "socket", str(Path(__file__).parent)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(address))
             listener.listen(64)
             fd = listener.fileno()
-            arguments = [sys.executable, __file__, command, str(fd)]
+            arguments = [sys.executable, __file__, command, str(fd), coverage]
             self._process = subprocess.Popen(
                 arguments, env=environment, cwd=tests, stdin=subprocess.PIPE, pass_fds=[fd]
             )
@@ -140,7 +141,16 @@ def attend(link: socket.socket, before: dict[str, str]) -> Asked:
     os._exit(0)
 
 
-def become(command: str, asked: Asked) -> None:
+def measure_coverage(settings: str) -> None:
+    """From here on in this process. Its imports are done, for they would take half as long again."""
+    import coverage
+
+    os.environ["COVERAGE_PROCESS_START"] = settings
+    coverage.process_startup()
+    del os.environ["COVERAGE_PROCESS_START"]
+
+
+def become(command: str, asked: Asked, coverage: str) -> None:
     """What the interpreter does for a process that was started anew, from its streams to its end."""
     import runpy
 
@@ -148,6 +158,8 @@ def become(command: str, asked: Asked) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if coverage:
+        measure_coverage(coverage)
     sys.argv[:], sys.path[0] = [command, *arguments], str(Path(command).parent)
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", closefd=False)
@@ -163,18 +175,18 @@ def become(command: str, asked: Asked) -> None:
         os._exit(end.code)
 
 
-def main(command: str, listener: int) -> None:
+def main(command: str, listener: int, coverage: str) -> None:
     import gc
     from importlib import import_module
 
     before = dict(os.environ)
-    for name in IMPORTED:
+    for name in [*IMPORTED, "coverage"] if coverage else IMPORTED:
         import_module(name)
     gc.freeze()
     asked = serve(socket.socket(fileno=listener), before)
     if asked:
-        become(command, asked)
+        become(command, asked, coverage)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
