@@ -16,7 +16,7 @@ from pathlib import Path
 import boto3
 import pytest
 from faulty_store import SECRET
-from helpers import COMMAND, EXAMPLES
+from helpers import COMMAND, EXAMPLES, coverage_settings
 from markdown_it import MarkdownIt
 from warm import Warm
 
@@ -135,7 +135,7 @@ def environment(s3_server: int, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    warm = Warm(warm_path, COMMAND, variables)
+    warm = Warm(warm_path, COMMAND, variables, coverage_settings())
     yield variables
     warm.end()
 
