@@ -33,7 +33,8 @@ from deit_batch.model.checkpoint import find_checkpoint, find_recipe
 from deit_batch.model.classifier import DTYPES, Classifier, make_score_function
 from deit_batch.model.classifier import compiled as compile_scores
 from deit_batch.model.transformer import load_weights
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.system import machine
 
 Model: TypeAlias = Literal["base", "tiny"]

@@ -17,7 +17,8 @@ from types import FrameType
 from memory import peak_memory
 
 from deit_batch.io import Tally
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.runner import RunResult, run
 
 LOOKS = 0.005

@@ -29,9 +29,10 @@ from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Prediction, Record, Reference
 from deit_batch.loading import worker
 from deit_batch.loading.loader import batched
+from deit_batch.options import Options
 from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import FORMATS, Columns
-from deit_batch.plan import Options, Plan
+from deit_batch.plan import Plan
 
 BATCH = 128
 IMAGES = 50_000

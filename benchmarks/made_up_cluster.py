@@ -14,9 +14,9 @@ from deit_batch.distributed import engine
 from deit_batch.distributed.actor import Scored, Started
 from deit_batch.distributed.cluster import Where
 from deit_batch.io import Prediction, Record
-from deit_batch.output.parts import Block, write_part
+from deit_batch.options import Options
+from deit_batch.output.part import Block, write_part
 from deit_batch.output.place import Place
-from deit_batch.plan import Options
 
 MADE_UP: list[Prediction] = [{"label": "made up", "score": 0.5}]
 AHEAD = 4

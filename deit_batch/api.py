@@ -17,19 +17,18 @@ from deit_batch.input.open import OpenTable
 from deit_batch.io import Failure, FeatureName, Picture, Record, Reference, Source, Tally
 from deit_batch.loading.decode import decode_held
 from deit_batch.model.checkpoint import DEFAULT_MODEL
-from deit_batch.output.frame import frame_of
-from deit_batch.plan import (
+from deit_batch.options import (
     EmbedOptions,
     Input,
     InputOptions,
     ModelOptions,
     Options,
-    Plan,
     PredictionOptions,
     ScoreOptions,
     options_of,
-    require_features,
 )
+from deit_batch.output.frame import frame_of
+from deit_batch.plan import Plan, require_features
 from deit_batch.runner import warn_of_images
 from deit_batch.scorer import Scorer
 from deit_batch.system.progress import Progress, Stopwatch

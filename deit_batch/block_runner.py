@@ -19,24 +19,25 @@ from deit_batch.input.webdataset import paths_of
 from deit_batch.io import Source, Tally, counted
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY
+from deit_batch.options import Options
 from deit_batch.output.formats import FORMATS, Columns
-from deit_batch.output.part_list import PartList
-from deit_batch.output.parts import (
+from deit_batch.output.manifest import require_all
+from deit_batch.output.part import (
     NOTHING_YET,
     PART_SIZE,
     Block,
-    Folder,
     Part,
     convert_part,
     digest_settings,
-    require_all,
     split_into_blocks,
     write_part,
 )
+from deit_batch.output.part_list import PartList
+from deit_batch.output.parts import Folder
 from deit_batch.output.place import Place
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options, Plan
+from deit_batch.plan import Plan
 from deit_batch.runner import RunResult, long_lived_objects_left_alone, warn_of_images
 from deit_batch.system import machine
 from deit_batch.system.atomic import require_not_read

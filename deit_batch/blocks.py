@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from deit_batch.io import Record, Reference
-from deit_batch.output.parts import Block
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.output.part import Block
+from deit_batch.plan import Plan
 from deit_batch.scorer import BATCHES_A_CARD, Scorer
 from deit_batch.system.progress import Stopwatch
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deit_batch.loading.loader import Decoded
-    from deit_batch.plan import Options
+    from deit_batch.options import Options
 
 
 def score_batch(

@@ -27,6 +27,7 @@ from deit_batch.io import (
 )
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
+from deit_batch.options import Options
 from deit_batch.output.file import Output, open_output, written_for
 from deit_batch.output.form import PLAIN, Form, in_form
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
@@ -35,7 +36,7 @@ from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options, Plan
+from deit_batch.plan import Plan
 from deit_batch.scorer import Scorer
 from deit_batch.system import machine
 from deit_batch.system.atomic import is_same_file, require_not_read, standing

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from deit_batch.errors import UsageError
 from deit_batch.io import FeatureName, Record, Reference
 from deit_batch.loading.deep_gray import DEEP_GRAY
+from deit_batch.options import Options
 from deit_batch.output.incremental import PredictionCache
-from deit_batch.plan import Options, Plan
+from deit_batch.plan import Plan
 from deit_batch.predictions import score_batch
 from deit_batch.system.progress import Stopwatch
 

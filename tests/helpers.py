@@ -26,7 +26,7 @@ from warm import Warm
 
 from deit_batch import predictions, runner, scorer
 from deit_batch.limits import Limits
-from deit_batch.plan import Options
+from deit_batch.options import Options
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -13,9 +13,9 @@ from helpers import LOOPBACK, deit_batch, interrupted_after, read_json, scored
 
 from deit_batch.block_runner import LocalEngine, run
 from deit_batch.errors import Interrupted, TimeIsUp, TooManyFailures, UsageError
+from deit_batch.options import Options
 from deit_batch.output.merge import merge
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
 
 
 @pytest.fixture

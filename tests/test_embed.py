@@ -22,8 +22,8 @@ from deit_batch import embed, score
 from deit_batch.cli import main
 from deit_batch.errors import Interrupted, OutputError, TooManyFailures, UsageError
 from deit_batch.io import NAME_FIELDS
+from deit_batch.options import Options
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
 from deit_batch.runner import run
 from deit_batch.system.atomic import rename_durably
 

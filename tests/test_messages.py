@@ -19,8 +19,8 @@ from deit_batch.limits import Limits
 from deit_batch.loading.decode import decode
 from deit_batch.model.matching import read_label_map
 from deit_batch.model.recipe import CARD_RECIPE
+from deit_batch.output.manifest import read_manifest
 from deit_batch.output.merge import open_shard_result
-from deit_batch.output.parts import read_manifest
 from deit_batch.output.place import LocalPlace
 from deit_batch.output.read import read_records
 

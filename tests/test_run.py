@@ -47,9 +47,10 @@ from deit_batch.limits import Limits
 from deit_batch.loading.loader import PREFETCH_FACTOR, Loader, batched
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.recipe import CARD_RECIPE
+from deit_batch.options import Options, ScoreOptions
 from deit_batch.output.formats import choose_format
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options, Plan, ScoreOptions
+from deit_batch.plan import Plan
 from deit_batch.predictions import top_predictions
 from deit_batch.runner import run
 

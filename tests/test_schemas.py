@@ -20,7 +20,7 @@ from deit_batch.io import RECORD_FIELDS, Failure, Prediction, Record, json_line
 from deit_batch.limits import Limits
 from deit_batch.model.architecture import FEATURES
 from deit_batch.model.recipe import Recipe
-from deit_batch.plan import Options
+from deit_batch.options import Options
 from deit_batch.report.comparison import State
 
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in (resources.files("deit_batch") / "schemas").iterdir())

@@ -16,7 +16,8 @@ from helpers import jpeg
 from deit_batch import Limits, score
 from deit_batch.errors import UsageError
 from deit_batch.io import LocalFile, Record, Reference
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.scorer import Scorer
 
 

@@ -17,7 +17,8 @@ from deit_batch.input.kinds import InputKind, by_ending_of
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile, Record, Reference, clean, counted, json_line
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.scorer import Scorer
 from deit_batch.system.logs import set_up_logging
 

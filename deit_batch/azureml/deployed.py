@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from deit_batch.commands._options import limits_from
 from deit_batch.commands.score import score
 from deit_batch.errors import UsageError
-from deit_batch.plan import Options
+from deit_batch.options import Options
 
 MODEL_DIR = "AZUREML_MODEL_DIR"
 NOT_HERE = frozenset(("input", "limit", "recursive", "shard"))

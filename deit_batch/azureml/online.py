@@ -11,7 +11,8 @@ from typing import Any
 from deit_batch.azureml.deployed import deployed_options
 from deit_batch.errors import CheckpointError, RowError, UsageError
 from deit_batch.input.tables import Request, read_request
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.serving import BATCH_WINDOW
 from deit_batch.serving.scorer import RequestScorer, answer, each
 from deit_batch.system.logs import set_up_logging

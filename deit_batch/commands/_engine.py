@@ -14,11 +14,11 @@ from deit_batch.commands._exit import is_verbose
 from deit_batch.commands._types import AT_LEAST_ONE
 from deit_batch.errors import UsageError
 from deit_batch.output.formats import format_by_suffix
-from deit_batch.output.parts import PART_SIZE
+from deit_batch.output.part import PART_SIZE
 
 if TYPE_CHECKING:
     from deit_batch.block_runner import Engine
-    from deit_batch.plan import Options
+    from deit_batch.options import Options
 
 CLUSTER = (
     option(

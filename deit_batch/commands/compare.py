@@ -32,7 +32,7 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import PREDICTIONS_FILE, SHARE
 from deit_batch.io import counted
 from deit_batch.limits import Limits
-from deit_batch.plan import Options
+from deit_batch.options import Options
 from deit_batch.system.extras import needing
 from deit_batch.system.junit import Case, write_junit
 

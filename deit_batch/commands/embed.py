@@ -39,9 +39,9 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.architecture import FEATURES
-from deit_batch.output.parts import PART_SIZE
+from deit_batch.options import Options
+from deit_batch.output.part import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
 
 
 @click.command(

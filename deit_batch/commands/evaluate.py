@@ -47,10 +47,10 @@ from deit_batch.evaluation.names import (
 )
 from deit_batch.io import counted
 from deit_batch.limits import Limits
+from deit_batch.options import Options
 from deit_batch.output.formats import readable_suffixes
-from deit_batch.output.parts import PART_SIZE
+from deit_batch.output.part import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
 from deit_batch.system.extras import needing
 from deit_batch.system.junit import Case, write_junit
 

@@ -12,7 +12,7 @@ from deit_batch.commands._options import ALLOW_PICKLE, ID2LABEL, REVISION, VERBO
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint
-from deit_batch.plan import Options
+from deit_batch.options import Options
 from deit_batch.system.atomic import make_missing_folder
 
 logger = logging.getLogger("deit_batch")

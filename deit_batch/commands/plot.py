@@ -12,7 +12,7 @@ from deit_batch.commands._command import ExampleCommand, option, section
 from deit_batch.commands._options import CONFIG, LIMITS, MODEL, PREDICTIONS, VERBOSE, limits_from
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
-from deit_batch.plan import Options
+from deit_batch.options import Options
 from deit_batch.system.extras import needing
 
 logger = logging.getLogger("deit_batch")

@@ -12,7 +12,7 @@ from deit_batch.commands._options import ALLOW_PICKLE, ID2LABEL, REVISION, VERBO
 from deit_batch.commands._types import PLACE
 from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
-from deit_batch.plan import Options
+from deit_batch.options import Options
 
 logger = logging.getLogger("deit_batch")
 

@@ -48,11 +48,11 @@ from deit_batch.commands._types import PLACE, ShardType
 from deit_batch.errors import CheckpointAccessError, UsageError
 from deit_batch.escaping import escape_controls
 from deit_batch.limits import Limits
+from deit_batch.options import Options
 from deit_batch.output.form import PLAIN, Form
 from deit_batch.output.formats import choose_format, names, suffixes
-from deit_batch.output.parts import PART_SIZE
+from deit_batch.output.part import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options
 from deit_batch.redaction import redact
 from deit_batch.system.object_store import is_stored
 from deit_batch.system.prometheus import write_metrics_file

@@ -22,7 +22,7 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import AT_LEAST_ONE, Number, WholeNumber
 from deit_batch.errors import UsageError
 from deit_batch.limits import Limits
-from deit_batch.plan import Options
+from deit_batch.options import Options
 from deit_batch.serving import BATCH_WINDOW
 from deit_batch.system.extras import needing
 

@@ -18,10 +18,11 @@ from deit_batch.errors import DecodeError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, Record, Reference
 from deit_batch.loading.deep_gray import DEEP_GRAY
+from deit_batch.options import Options
 from deit_batch.output.formats import Columns
-from deit_batch.output.parts import NOTHING_YET, Block, Part, convert_part, write_part
+from deit_batch.output.part import NOTHING_YET, Block, Part, convert_part, write_part
 from deit_batch.output.place import Place
-from deit_batch.plan import Options, Plan, default_workers
+from deit_batch.plan import Plan, default_workers
 from deit_batch.system import machine
 from deit_batch.system.progress import Stopwatch
 

@@ -18,10 +18,10 @@ from deit_batch.distributed.cluster import Share, Where, connected, machines, sc
 from deit_batch.distributed.crew import Crew
 from deit_batch.distributed.work import ConvertPart, ScoreBlock
 from deit_batch.io import LocalFile, Reference
+from deit_batch.options import Options
 from deit_batch.output.formats import Columns
-from deit_batch.output.parts import Block, Part
+from deit_batch.output.part import Block, Part
 from deit_batch.output.place import Place
-from deit_batch.plan import Options
 
 logger = logging.getLogger("deit_batch")
 

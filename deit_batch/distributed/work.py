@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from deit_batch.distributed.actor import Scored
 from deit_batch.errors import DeitBatchError
 from deit_batch.output.formats import Columns
-from deit_batch.output.parts import Block, Part, part_name
+from deit_batch.output.part import Block, Part, part_name
 from deit_batch.output.place import Place
 
 MOST_DEATHS = 2

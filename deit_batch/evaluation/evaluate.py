@@ -37,11 +37,12 @@ from deit_batch.io import Source, counted
 from deit_batch.model.labels import read_id2label
 from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.names import alike
-from deit_batch.output.parts import PART_SIZE
-from deit_batch.output.parts import REPORT as REPORT_OF_PARTS
+from deit_batch.options import Options
+from deit_batch.output.manifest import REPORT as REPORT_OF_PARTS
+from deit_batch.output.part import PART_SIZE
 from deit_batch.output.read import read_records
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.plan import Options, checkpoint_of
+from deit_batch.plan import checkpoint_of
 from deit_batch.runner import run
 from deit_batch.system.atomic import make_missing_folder, write_atomically
 from deit_batch.system.junit import Case

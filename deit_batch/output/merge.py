@@ -22,7 +22,7 @@ from deit_batch.errors import MALFORMED, InputError, UsageError, in_words
 from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
 from deit_batch.output.file import open_output, written_for
 from deit_batch.output.formats import Columns, choose_format
-from deit_batch.output.parts import MANIFEST, REPORT, read_manifest, read_parts
+from deit_batch.output.manifest import MANIFEST, REPORT, read_manifest, read_parts
 from deit_batch.output.place import place_at
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from struct import Struct
 
-from deit_batch.output.parts import Part
+from deit_batch.output.part import Part
 
 _ROW = Struct("<?QQ32s32s32s")
 """Whether the part is there; its images that were scored; its file's bytes and SHA-256; `before` and `after`."""

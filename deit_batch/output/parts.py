@@ -15,103 +15,36 @@ folder is, and what that means for its appearing whole, is place.py's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
-import tempfile
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
 from errno import ENOENT
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
-from deit_batch.errors import MALFORMED, DeitBatchError, OutputError, UsageError, in_words
+from deit_batch.errors import OutputError, UsageError
 from deit_batch.input import stamps
-from deit_batch.io import Record, Reference, Tally, counted, pretty
-from deit_batch.output.formats import FORMATS, Columns, convert
-from deit_batch.output.place import LocalPlace, Place, result_place
+from deit_batch.io import Reference, Tally, counted, pretty
+from deit_batch.output.formats import FORMATS
+from deit_batch.output.manifest import MANIFEST, REPORT, Parts, end_of, manifest_lines, read_document, read_manifest
+from deit_batch.output.part import NOTHING_YET, SEAL_BYTES, Block, Part, part_name, seal_of
+from deit_batch.output.place import Place, result_place
 from deit_batch.output.resume import (
     Changed,
     errors_of_finished,
     has_failed,
     parse_record,
-    reference_line,
     require_same_settings,
 )
-from deit_batch.output.run_report import parse_report
 from deit_batch.system.atomic import beginning, standing, writing
-from deit_batch.system.object_store import StoreError
 
 logger = logging.getLogger("deit_batch")
 
-MANIFEST, REPORT, STAMPS = "manifest.json", "run.json", "stamps"
-PART_SIZE = 256
-"""Images in each part, unless it is told."""
+STAMPS = "stamps"
 _SHOWN = 3
-NOTHING_YET = hashlib.sha256().hexdigest()
-"""The digest of no reference: where an input begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The references of one part. `before`, `after`: the SHA-256 of all references of the input up to its first, and up
-    to its last. A block fits behind another if that one's `after` is its `before`; so all are of one reading, or of
-    readings that were the same. `run`: digest_settings of the run's."""
-
-    number: int
-    references: list[Reference]
-    before: str
-    after: str
-    run: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What a manifest says of a part. `output`: the size and digest of its file, as atomic.digest_of."""
-
-    number: int
-    scored: int
-    failures: Mapping[str, int]
-    output: Mapping[str, object]
-    before: str
-    after: str
-
-    @classmethod
-    def of(cls, block: Block, tally: Tally, data: bytes) -> Self:
-        return cls(block.number, tally.scored, dict(tally.failures), _digest(data), block.before, block.after)
-
-
-def digest_settings(settings: Mapping[str, Any]) -> str:
-    """What tells the parts of a run from those of another that its results do not go with."""
-    return hashlib.sha256(json.dumps(json.loads(pretty(settings)), sort_keys=True).encode()).hexdigest()
-
-
-class Parts(Protocol):
-    """Parts in their order, which can be gone through more than once."""
-
-    def __iter__(self) -> Iterator[Part]: ...
-
-
-def split_into_blocks(references: Iterable[Reference], size: int, run: str = "") -> Iterator[Block]:
-    """Blocks of `size` references, the last of fewer."""
-    references = iter(references)
-    digest = hashlib.sha256()
-    number, before = 0, NOTHING_YET
-    while block := list(islice(references, size)):
-        for reference in block:
-            digest.update(reference_line(reference))
-        after = digest.hexdigest()
-        yield Block(number, block, before, after, run)
-        number, before = number + 1, after
-
-
-def part_name(number: int, format: str = "jsonl") -> str:
-    return f"part-{number:06}.{format}"
-
+"""Files that a message names at most."""
+"""Files that a message names at most."""
 
 _FORMATS = [format.name for format in FORMATS.values() if format.in_parts]
 _PART = re.compile(rf"part-(\d{{6,}})\.({'|'.join(_FORMATS)}|stamps)")
@@ -119,86 +52,6 @@ _CONVERTED = "|".join(name for name in _FORMATS if FORMATS[name].write)
 _FILE = rf"{_PART.pattern}|{STAMPS}|{re.escape(MANIFEST)}|{re.escape(REPORT)}"
 _OURS = re.compile(rf"(?:{_CONVERTED})|(?:(?:{_CONVERTED})/)?(?:{_FILE}|\.(?:{_FILE})\.[0-9a-f]{{32}}\.tmp|\.replaced)")
 """The paths of what a run makes in its partial folder, with the temporary files of writers that were killed."""
-
-
-def write_part(partial: Place, block: Block, records: Sequence[Record]) -> Part:
-    """Writes the part of a block, whole or not at all, whoever else may be writing the same. `partial`: that of the
-    Folder."""
-    tally = Tally()
-    for record in records:
-        tally.count_error(record.error.type if record.error else None)
-    data = b"".join(record.line() for record in records)
-    # The stamps first: of a part that is there, it is known what its images were.
-    with writing(partial):
-        partial.write(part_name(block.number, "stamps"), _seal(block, data) + stamps.join_stamps(records))
-        partial.write(part_name(block.number), data)
-    return Part.of(block, tally, data)
-
-
-_SEAL = hashlib.sha256().digest_size
-"""Bytes."""
-
-
-def _seal(block: Block, data: bytes) -> bytes:
-    """By which a part is known for one that this run has written, and that nobody has changed since: one of a run with
-    other settings, whose machine was taken for dead and wakes up, is another."""
-    return hashlib.sha256(block.run.encode() + data).digest()
-
-
-def convert_part(partial: Place, part: Part, format: str, columns: Columns) -> Part:
-    """Makes a part in another format than that in which it grew, beside the others of this format. Returns what the
-    manifest is to say of it."""
-    write = FORMATS[format].write
-    if not write:
-        return part
-    converted = partial.inside(format)
-    with writing(partial), tempfile.TemporaryDirectory() as name:
-        grown, target = Path(name, part_name(part.number)), Path(name, part_name(part.number, format))
-        grown.write_bytes(partial.read(grown.name))
-        convert(grown, target, write, columns)
-        data = target.read_bytes()
-        converted.make()
-        converted.write(target.name, data)
-    return replace(part, output=_digest(data))
-
-
-def _size_of(output: Mapping[str, object]) -> int:
-    return int(str(output["bytes"]))
-
-
-def _digest(data: bytes) -> dict[str, object]:
-    """As atomic.digest_of."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def require_all(parts: Parts, digest: str) -> None:
-    """Raises DeitBatchError unless they are all parts of one reading of an input, whose references have this digest."""
-    misfit = _first_misfit(parts)
-    if misfit:
-        raise UsageError(
-            f"the input changed while it was being scored: {part_name(misfit.number)} does not fit behind what was "
-            "read before it; run the same command with --fresh"
-        )
-    if _end_of(parts) != digest:
-        raise DeitBatchError(f"{part_name(sum(1 for _ in parts))} is missing; run the same command again, it goes on")
-
-
-def _first_misfit(parts: Parts) -> Part | None:
-    """The first that does not go on where the one before it ends."""
-    end = NOTHING_YET
-    for place, part in enumerate(parts):
-        if (part.number, part.before) != (place, end):
-            return part
-        end = part.after
-    return None
-
-
-def _end_of(parts: Parts) -> str:
-    """The digest of all their references."""
-    end = NOTHING_YET
-    for part in parts:
-        end = part.after
-    return end
 
 
 class Folder:
@@ -229,7 +82,7 @@ class Folder:
                     logger.info("%s is what a killed run has left, without a report: it is taken away", self.partial)
                 self.partial.remove_all()
             found = [folder for folder in (self.partial, self._out) if folder.exists()]
-            reports = [_read_report(folder) for folder in found]
+            reports = [read_document(folder) for folder in found]
             for folder, report in zip(found, reports, strict=True):
                 # --fresh takes a folder away, with all that is in it: never one that no run has made.
                 if not isinstance(report.get("settings"), dict):
@@ -271,7 +124,7 @@ class Folder:
             end = block.after
             for reference in block.references:
                 changed.look_at(reference)
-        if end != _end_of(parts):
+        if end != end_of(parts):
             raise UsageError(
                 f"{self._out} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
@@ -339,10 +192,10 @@ class Folder:
     def _standing(self, block: Block, data: bytes | None, noted: bytes | None) -> Part | None:
         name = part_name(block.number)
         data, noted = data or b"", noted or b""
-        before = stamps.split_stamps(noted[_SEAL:])
+        before = stamps.split_stamps(noted[SEAL_BYTES:])
         lines = data.splitlines(keepends=True)
         errors: list[str | None] = []
-        if noted[:_SEAL] != _seal(block, data):
+        if noted[:SEAL_BYTES] != seal_of(block, data):
             logger.warning("%s is not what this run has left there: it is made anew", name)
         elif not len(before) == len(lines) == len(block.references):
             logger.warning("%s is of another number of images than there are now: it is made anew", name)
@@ -369,13 +222,13 @@ class Folder:
             self._held.ask()
             result.make()
             noted = result.write_chunks(STAMPS, self._stamps_of(parts))
-            report = {**report, "references_sha256": _end_of(parts), "stamps": noted}
+            report = {**report, "references_sha256": end_of(parts), "stamps": noted}
             told = pretty({"status": "finished", **report, "settings": self._settings})
             self._held.require()
             result.write(REPORT, told)
             sizes = {REPORT: len(told), STAMPS: _size_of(noted)}
             sizes |= ((part_name(part.number, format), _size_of(part.output)) for part in parts)
-            sizes[MANIFEST] = _size_of(result.write_chunks(MANIFEST, _manifest(parts, format)))
+            sizes[MANIFEST] = _size_of(result.write_chunks(MANIFEST, manifest_lines(parts, format)))
             if others := self._others_in(self._out):
                 raise OutputError(
                     f"{self._out} would be replaced, and has files that no run has made: {others}; move them away, and "
@@ -399,7 +252,7 @@ class Folder:
             for part, data in zip(parts, files, strict=True):
                 if data is None:
                     raise FileNotFoundError(ENOENT, f"{part_name(part.number, 'stamps')} is missing")
-                yield data[_SEAL:]
+                yield data[SEAL_BYTES:]
 
     def require_held(self) -> None:
         """Raises OutputError if another run has taken the folder over."""
@@ -420,6 +273,10 @@ class Folder:
 
     def close(self) -> None:
         self._held.release()
+
+
+def _size_of(output: Mapping[str, object]) -> int:
+    return int(str(output["bytes"]))
 
 
 def _first_changed(references: Sequence[Reference], before: Sequence[bytes]) -> str | None:
@@ -445,76 +302,3 @@ def _is_leftover(partial: Place) -> bool:
     folder or took it away, or the parts came after the end. Such are from a machine that was taken for dead, and whose
     blocks others have scored meanwhile; on a store, they find their place."""
     return not partial.has(REPORT) and all(map(_OURS.fullmatch, partial.everything()))
-
-
-def _read_report(folder: Place, name: str = REPORT) -> dict[str, Any]:
-    """As run_report.read_report. Raises StoreError if a store does not say whether it is there."""
-    try:
-        return parse_report(folder.read(name))
-    except StoreError:
-        raise
-    except OSError:
-        return {}
-
-
-def read_manifest(folder: Place) -> list[Part]:
-    """The parts of a finished folder, in order. Raises UsageError if there is none, or they are not as it says; if it
-    does not hold all of them in that order, or is not of the run that the report is of."""
-    try:
-        manifest = _read_report(folder, MANIFEST)
-        if not manifest:
-            raise UsageError(f"{folder} is no finished result in parts: there is no {MANIFEST} in it")
-        parts = [Part(**{key: row[key] for key in row if key != "name"}) for row in manifest["parts"]]
-        names = [part_name(part.number, manifest["format"]) for part in parts]
-        tally = tally_of(parts)
-        said = [row["name"] for row in manifest["parts"]], manifest["inputs"], manifest["failed"]
-        if _first_misfit(parts) or said != (names, tally.inputs, tally.failed):
-            raise _not_ours(folder, MANIFEST)
-        if _read_report(folder).get("references_sha256") != _end_of(parts):
-            raise UsageError(f"{folder}: {MANIFEST} and {REPORT} are not of one run; score it again, with --fresh")
-        changed = folder.first_unlike({name: part.output for name, part in zip(names, parts, strict=True)})
-    except (*MALFORMED, OSError) as error:
-        raise UsageError(f"{folder} is no finished result in parts: {MANIFEST}: {in_words(error)}") from error
-    if changed:
-        raise _not_ours(folder, changed)
-    return parts
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Those with the records of a finished folder of this machine, in order. Raises as `read_manifest`."""
-    name = _read_report(LocalPlace(folder), MANIFEST).get("format", "jsonl")
-    return [folder / part_name(part.number, name) for part in read_manifest(LocalPlace(folder))]
-
-
-def read_parts(folder: Place, parts: Sequence[Part]) -> Generator[bytes, None, None]:
-    """Their files, in turn. Raises UsageError if one is not as the manifest says."""
-    names = [part_name(part.number) for part in parts]
-    with closing(folder.read_each(names)) as files:
-        for name, part, data in zip(names, parts, files, strict=True):
-            if data is None or _digest(data) != part.output:
-                raise _not_ours(folder, name)
-            yield data
-
-
-def _not_ours(folder: Place, name: str) -> UsageError:
-    return UsageError(f"{folder}/{name} is not what its run has left there; score it again, with --fresh")
-
-
-def _manifest(parts: Parts, format: str) -> Iterator[bytes]:
-    """A row a line: there may be millions."""
-    tally = tally_of(parts)
-    head = json.dumps({"format": format, "inputs": tally.inputs, "failed": tally.failed})
-    yield f'{head[:-1]}, "parts": ['.encode()
-    for place, part in enumerate(parts):
-        row = {"name": part_name(part.number, format), **asdict(part)}
-        yield (b",\n" if place else b"\n") + json.dumps(row).encode()
-    yield b"\n]}\n"
-
-
-def tally_of(parts: Parts) -> Tally:
-    """Of all these."""
-    tally = Tally()
-    for part in parts:
-        tally.scored += part.scored
-        tally.failures += Counter(part.failures)
-    return tally

@@ -13,7 +13,7 @@ from typing import Any
 from deit_batch.errors import MALFORMED, UsageError, in_words
 from deit_batch.io import NAME_FIELDS
 from deit_batch.output.formats import FORMATS, format_by_suffix, readable_suffixes, without_best
-from deit_batch.output.parts import files_of
+from deit_batch.output.manifest import files_of
 from deit_batch.system.git_lfs import NOT_HERE, is_pointer_file
 
 logger = logging.getLogger("deit_batch")

@@ -18,7 +18,8 @@ from deit_batch.io import Failure, Reference
 from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import Checkpoint, find_recipe
 from deit_batch.model.recipe import Recipe
-from deit_batch.plan import Options, checkpoint_of
+from deit_batch.options import Options
+from deit_batch.plan import checkpoint_of
 from deit_batch.report.pictures import as_uri
 
 logger = logging.getLogger("deit_batch")

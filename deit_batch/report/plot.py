@@ -22,7 +22,8 @@ from deit_batch.loading.decode import decode
 from deit_batch.loading.fetch import Fetcher
 from deit_batch.model.attention import Look, Watcher, require_attention
 from deit_batch.model.recipe import Recipe
-from deit_batch.plan import Options, Plan, checkpoint_of
+from deit_batch.options import Options
+from deit_batch.plan import Plan, checkpoint_of
 from deit_batch.redaction import redact
 from deit_batch.report.attention import NAMES, tint
 from deit_batch.scorer import Scorer

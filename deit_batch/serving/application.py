@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 from starlette.types import Lifespan
 
 from deit_batch import __version__
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.serving.endpoint import RETRY_AFTER, Endpoint, ScoreRequest, Service
 from deit_batch.serving.metrics import CONTENT_TYPE, ServerMetrics
 from deit_batch.serving.scorer import RequestScorer

@@ -22,7 +22,8 @@ from deit_batch.input.locate import SHORTEST_BASE64_IMAGE, locate
 from deit_batch.input.tables import Request, image_of
 from deit_batch.io import Base64, Failure, Prediction, Url, Wanted, clean
 from deit_batch.loading.fetch import MOST_AT_ONCE, Fetcher
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.predictions import as_wanted, top_predictions, widest_bounds
 from deit_batch.serving.batcher import Batcher
 from deit_batch.serving.decoders import Decoders, Pixels

@@ -16,7 +16,8 @@ import uvicorn
 
 from deit_batch.errors import DeitBatchError, UsageError
 from deit_batch.io import counted
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.serving.application import application
 from deit_batch.serving.connection import HEAD_SECONDS, Connection
 from deit_batch.serving.endpoint import Service

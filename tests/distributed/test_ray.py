@@ -33,7 +33,7 @@ from deit_batch.distributed.engine import RayEngine
 from deit_batch.errors import CheckpointError
 from deit_batch.evaluation.evaluate import EvaluationRequest, evaluate
 from deit_batch.io import RECORD_FIELDS
-from deit_batch.plan import Options
+from deit_batch.options import Options
 from deit_batch.report.evaluation import as_page
 
 PART_SIZE, ROWS = 8, 320

@@ -27,7 +27,7 @@ from deit_batch.input.labels import find_split, open_labelled
 from deit_batch.input.mltable import MlTable, read_mltable
 from deit_batch.input.open import open_source
 from deit_batch.io import Failure, LocalFile
-from deit_batch.plan import Options
+from deit_batch.options import Options
 
 LONG = "azureml://subscriptions/0/resourcegroups/rg/workspaces/ws/datastores/blob/paths/"
 SHORT = "azureml://datastores/blob/paths/"

@@ -26,7 +26,8 @@ from deit_batch import embed, score
 from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, DeitBatchError, UsageError
 from deit_batch.model.checkpoint import find_checkpoint
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.report.page import settings_of
 
 SOME_KINDS = ["rgb.jpg", "palette-transparent.png", "3000x2.png", "grey16.png", "orientation6.jpg"]

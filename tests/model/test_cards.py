@@ -18,7 +18,8 @@ from deit_batch.model import cards
 from deit_batch.model.cards import Cards, choose_devices, device_names
 from deit_batch.model.classifier import Classifier
 from deit_batch.model.engines import Engine, Result, Threads
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 
 CPU = torch.device("cpu")
 FAULT = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"

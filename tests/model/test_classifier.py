@@ -41,7 +41,8 @@ from deit_batch.model.classifier import (
 )
 from deit_batch.model.engines import Engine, Result, Scores, Threads
 from deit_batch.model.transformer import load_weights
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 
 CPU = torch.device("cpu")
 

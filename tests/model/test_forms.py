@@ -25,7 +25,8 @@ from deit_batch import embed, score
 from deit_batch.cli import main
 from deit_batch.evaluation.evaluate import EvaluationRequest, evaluate
 from deit_batch.model.checkpoint import find_checkpoint, find_recipe
-from deit_batch.plan import Options, Plan
+from deit_batch.options import Options
+from deit_batch.plan import Plan
 from deit_batch.report.evaluation import as_page
 from deit_batch.serving.scorer import RequestScorer
 

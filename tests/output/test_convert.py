@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit_batch.errors import UsageError
+from deit_batch.options import Options
 from deit_batch.output.convert import Conversion, convert
 from deit_batch.output.form import Form
 from deit_batch.output.read import read_records
 from deit_batch.output.spreadsheet import harmless, original
-from deit_batch.plan import Options
 from deit_batch.runner import run
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from deit_batch.errors import UsageError
 from deit_batch.input.open import open_source
+from deit_batch.options import Options
 from deit_batch.output.merge import merge
-from deit_batch.plan import Options
 from deit_batch.runner import run
 
 OF = 3

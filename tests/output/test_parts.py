@@ -22,19 +22,11 @@ from deit_batch.errors import DeitBatchError, OutputError, UsageError
 from deit_batch.input.stamps import stamp_of
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
 from deit_batch.output.formats import Columns
+from deit_batch.output.manifest import read_manifest, require_all
 from deit_batch.output.merge import merge
+from deit_batch.output.part import Block, Part, convert_part, part_name, split_into_blocks, write_part
 from deit_batch.output.part_list import PartList
-from deit_batch.output.parts import (
-    Block,
-    Folder,
-    Part,
-    convert_part,
-    part_name,
-    read_manifest,
-    require_all,
-    split_into_blocks,
-    write_part,
-)
+from deit_batch.output.parts import Folder
 from deit_batch.output.place import LocalPlace, Place
 from deit_batch.output.read import read_records
 from deit_batch.system import atomic

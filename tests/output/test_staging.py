@@ -16,8 +16,8 @@ from helpers import COMMAND, LOOPBACK, deit_batch, interrupted_after, jpeg, read
 
 from deit_batch import runner
 from deit_batch.errors import Interrupted, OutputError, UsageError
+from deit_batch.options import Options
 from deit_batch.output.merge import merge
-from deit_batch.plan import Options
 from deit_batch.system import object_store
 
 OUT = "out/preds.jsonl"

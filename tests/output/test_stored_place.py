@@ -16,21 +16,13 @@ from helpers import COMMAND, scored
 from deit_batch import block_runner
 from deit_batch.errors import DeitBatchError, InputError, OutputError, UsageError
 from deit_batch.io import Failure, LocalFile, Prediction, Record, Reference
+from deit_batch.options import Options
 from deit_batch.output.formats import Columns
+from deit_batch.output.manifest import read_manifest, read_parts, require_all
 from deit_batch.output.merge import merge
-from deit_batch.output.parts import (
-    Block,
-    Folder,
-    Part,
-    convert_part,
-    read_manifest,
-    read_parts,
-    require_all,
-    split_into_blocks,
-    write_part,
-)
+from deit_batch.output.part import Block, Part, convert_part, split_into_blocks, write_part
+from deit_batch.output.parts import Folder
 from deit_batch.output.place import Place, place_at
-from deit_batch.plan import Options
 from deit_batch.system import lease
 from deit_batch.system.object_store import StoreError
 

@@ -25,8 +25,8 @@ from deit_batch.input.open import open_source
 from deit_batch.io import Failure, StoredFile
 from deit_batch.limits import Limits
 from deit_batch.loading.fetch import Fetcher
+from deit_batch.options import Options
 from deit_batch.output.merge import merge
-from deit_batch.plan import Options
 from deit_batch.system import object_store, store_library
 
 IMAGES = 300
