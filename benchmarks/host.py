@@ -30,8 +30,8 @@ from deit_batch.io import Prediction, Record, Reference
 from deit_batch.loading import worker
 from deit_batch.loading.loader import batched
 from deit_batch.options import Options
-from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import FORMATS, Columns
+from deit_batch.output.output import Output, open_output
 from deit_batch.plan import Plan
 
 BATCH = 128

@@ -27,10 +27,10 @@ from report import describe_machine
 
 from deit_batch.input.open import Shard, open_source
 from deit_batch.io import Prediction, Record, Reference
-from deit_batch.output.file import Output, open_output
 from deit_batch.output.formats import FORMATS, Columns
 from deit_batch.output.manifest import require_all
 from deit_batch.output.merge import merge
+from deit_batch.output.output import Output, open_output
 from deit_batch.output.part import Block, Part, split_into_blocks, write_part
 from deit_batch.output.part_list import PartList
 from deit_batch.output.parts import Folder

@@ -28,10 +28,11 @@ from deit_batch.io import (
 from deit_batch.loading import turbo
 from deit_batch.loading.deep_gray import DEEP_GRAY, warn_of_deep_gray
 from deit_batch.options import Options
-from deit_batch.output.file import Output, open_output, written_for
+from deit_batch.output.file_names import written_for
 from deit_batch.output.form import PLAIN, Form, in_form
 from deit_batch.output.formats import Columns, choose_features_format, choose_format
 from deit_batch.output.incremental import PredictionCache
+from deit_batch.output.output import Output, open_output
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged

@@ -71,7 +71,7 @@ Written: TypeAlias = Callable[[str, Mapping[str, Any]], Sequence[str]]
 
 
 def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
-    from deit_batch.output.file import written_for
+    from deit_batch.output.file_names import written_for
 
     return written_for(out)
 

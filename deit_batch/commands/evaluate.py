@@ -107,7 +107,7 @@ class Drop(_Bound):
 
 def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
     """Files in the folder, of which only these are replaced."""
-    from deit_batch.output.file import written_for
+    from deit_batch.output.file_names import written_for
 
     files = [os.path.join(out, name) for name in (METRICS, REPORT, PAGE, *PLOTS, PARTS)]
     return files if params["predictions"] else [*files, *written_for(os.path.join(out, PREDICTIONS))]

@@ -18,25 +18,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import chain, repeat, takewhile
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
-from deit_batch.errors import DeitBatchError, OutputError, UsageError
+from deit_batch.errors import UsageError
 from deit_batch.input import stamps
 from deit_batch.io import EarlierResult, Record, Reference, Tally, pretty
 from deit_batch.output import formats
+from deit_batch.output.file_names import Files
 from deit_batch.output.formats import Columns, Format
+from deit_batch.output.growing import Growing
 from deit_batch.output.read import read_records
 from deit_batch.output.resume import (
     Changed,
-    ExistingOutput,
     Mode,
     choose_action,
     errors_of_finished,
@@ -46,15 +45,10 @@ from deit_batch.output.resume import (
     reference_line,
     require_ours,
     require_same_input,
-    version_of,
 )
-from deit_batch.output.run_report import read_report
-from deit_batch.system import object_store
 from deit_batch.system.atomic import (
     beginning,
-    behind_links,
     digest_of,
-    make_missing_folder,
     rename_durably,
     standing,
     sweep_files,
@@ -66,217 +60,8 @@ from deit_batch.system.lock import Lock
 
 logger = logging.getLogger("deit_batch")
 
-Batch = list[Reference]
 
-ENDINGS = (".partial", ".partial.stamps", ".lock", ".run.json", ".stamps", ".known", ".rows.jsonl")
-"""Of the files and folders that a run may write beside its result."""
-
-
-class Output(Protocol):
-    tally: Tally
-
-    @property
-    def complete(self) -> bool:
-        """Whether an earlier run has finished all this already."""
-
-    def plain_report(self) -> Mapping[str, Any]:
-        """The report of the finished run without --incremental whose result stands; empty if there is none."""
-
-    def records_with_stamps(self) -> Iterator[tuple[Mapping[str, Any], bytes]]:
-        """Of the result that stands: each record, and what its image's file was when it was read."""
-
-    def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
-        """The references, with what the run whose failures are tried again has found in the others."""
-
-    def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches that are still to be scored."""
-
-    def write(self, records: Sequence[Record]) -> None: ...
-
-    def finish(self, report: Mapping[str, object]) -> None: ...
-
-    def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def open_output(
-    out: str,
-    format: Format,
-    *,
-    settings: Mapping[str, object],
-    columns: Columns,
-    mode: Mode,
-    name: str,
-    remedies: str = "--fresh",
-) -> Output:
-    """`name` is what messages call it; `remedies` are the options of the command that replace a finished result whose
-    input has changed.
-
-    Raises UsageError if what stands at `out` is not this run's and was not told to be replaced, OutputError if
-    nothing can be written there."""
-    if out == "-":
-        return _Stream(sys.stdout.buffer, format)
-    if mode == "retry-failed" and format.write:
-        raise UsageError(
-            f"--retry-failed can't read {format.name} files back, only jsonl; --incremental works with all"
-        )
-    files = Files(behind_links(out), has_rows=format.has_rows)
-    make_missing_folder(files.result)
-    for path in files.results:
-        if path.is_dir():
-            raise UsageError(f"--out {name}: {path} is a folder; give the name of a file")
-    with beginning(files.result):
-        lock = Lock(files.beside("lock"), name)
-        try:
-            return _File(files, lock, format, {**settings, "format": format.name}, columns, mode, name, remedies)
-        except DeitBatchError:
-            lock.release()
-            raise
-
-
-def written_for(out: str) -> list[str]:
-    """All that a run may write: the result, which may be a folder, and what goes with it."""
-    place = out if object_store.is_stored(out) else str(behind_links(out))
-    return [out, *(f"{place}{ending}" for ending in ENDINGS)]
-
-
-class _Stream:
-    """Records to stdout as they come; nothing to continue from."""
-
-    complete = False
-
-    def __init__(self, stream: BinaryIO, format: Format) -> None:
-        self.tally = Tally()
-        self._stream = stream
-        self._format = format
-
-    def plain_report(self) -> Mapping[str, Any]:
-        return {}
-
-    def records_with_stamps(self) -> Iterator[tuple[Mapping[str, Any], bytes]]:
-        return iter(())
-
-    def recall(self, references: Iterable[Reference]) -> Iterable[Reference]:
-        return references
-
-    def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return batches
-
-    def write(self, records: Sequence[Record]) -> None:
-        lines = []
-        for record in records:
-            values = record.as_dict()
-            self.tally.count(values)
-            lines.append(formats.line(values, self._format))
-        try:
-            self._stream.write(b"".join(lines))
-            self._stream.flush()
-        except OSError as error:
-            # What is left in Python's buffer would fail once more, at the very end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if isinstance(error, BrokenPipeError):
-                raise  # whoever reads, such as head, has enough: no fault, and no line
-            raise OutputError(f"stdout: can't be written: {error.strerror}") from error
-
-    def finish(self, report: Mapping[str, object]) -> None:
-        pass
-
-    def interrupt(self, report: Mapping[str, object], *, gave_up: bool) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The files of a run, by their names. `has_rows`: whether one of records stands beside an array."""
-
-    result: Path
-    has_rows: bool
-
-    def beside(self, ending: str) -> Path:
-        return self.result.with_name(f"{self.result.name}.{ending}")
-
-    @property
-    def report(self) -> Path:
-        return self.beside("run.json")
-
-    @property
-    def partial(self) -> Path:
-        return self.beside("partial")
-
-    @property
-    def partial_stamps(self) -> Path:
-        return self.beside("partial.stamps")
-
-    @property
-    def stamps(self) -> Path:
-        return self.beside("stamps")
-
-    @property
-    def rows(self) -> Path:
-        return self.beside("rows.jsonl")
-
-    @property
-    def results(self) -> list[Path]:
-        return [self.result, self.rows] if self.has_rows else [self.result]
-
-    def existing(self) -> ExistingOutput:
-        has_records = self.partial.exists() and self.partial.stat().st_size > 0
-        return ExistingOutput(read_report(self.report), has_records, version_of(self.result))
-
-
-class _Growing:
-    """The records of a run, and what its images' files were, as far as they have come."""
-
-    def __init__(self, files: Files, *, keeps_stamps: bool, goes_on: bool) -> None:
-        self.read_files = False
-        """Whether any of its images was a file."""
-        self._keeps_stamps = keeps_stamps
-        self._lines = open(files.partial, "r+b" if goes_on else "x+b")  # noqa: SIM115 - to the end of the run
-        self._stamps = open(files.partial_stamps, "a+b")  # noqa: SIM115
-        self._stamps.seek(0)
-
-    def read(self, count: int) -> tuple[list[bytes], list[bytes]]:
-        """The next lines, and the stamps of so many; fewer where they end."""
-        lines = list(takewhile(bool, (self._lines.readline() for _ in range(count))))
-        noted = (
-            stamps.split_stamps(self._stamps.read(count * stamps.WIDTH))
-            if self._keeps_stamps
-            else [stamps.NONE] * count
-        )
-        self.read_files |= any(stamp != stamps.NONE for stamp in noted)
-        return lines, noted
-
-    def tell(self) -> int:
-        return self._lines.tell()
-
-    def cut_off(self, place: int, records: int) -> None:
-        """Whatever stands behind this byte, which is the end of so many records."""
-        self._lines.seek(place)
-        self._lines.truncate()
-        self._stamps.truncate(records * stamps.WIDTH)
-
-    def append(self, lines: bytes, noted: bytes) -> None:
-        if self._keeps_stamps:
-            self._stamps.write(noted)
-            self._stamps.flush()  # first: a record without a stamp would be scored again
-            self.read_files |= noted.strip(b"\0") != b""
-        self._lines.write(lines)
-        self._lines.flush()
-
-    def sync(self) -> None:
-        for file in (self._stamps, self._lines):
-            os.fsync(file.fileno())
-
-    def close(self) -> None:
-        for file in (self._stamps, self._lines):
-            file.close()
-
-
-class _File:
+class File:
     """Does what `choose_action` decides."""
 
     def __init__(
@@ -369,7 +154,7 @@ class _File:
             return repeat(stamps.NONE)
         return stamps.read_stamps(path) if path.exists() and digest_of(path) == digest else repeat(stamps.UNKNOWN)
 
-    def remaining(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def remaining(self, batches: Iterator[list[Reference]]) -> Iterator[list[Reference]]:
         if self.complete:
             self._check_complete(batches)
             return iter(())
@@ -377,15 +162,15 @@ class _File:
         keeps_stamps = not self._settings.get("incremental")  # incremental.py knows more than that of each image
         with beginning(self._files.result):
             if goes_on:
-                self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=True)
+                self._growing = Growing(self._files, keeps_stamps=keeps_stamps, goes_on=True)
                 batches = self._after_finished_records(batches)
             # Before there is a partial file: one whose settings are not known could not be continued.
             self._write_report("running", {})
             if not goes_on:
-                self._growing = _Growing(self._files, keeps_stamps=keeps_stamps, goes_on=False)
+                self._growing = Growing(self._files, keeps_stamps=keeps_stamps, goes_on=False)
         return self._add_each_to_digest(batches)
 
-    def _check_complete(self, batches: Iterator[Batch]) -> None:
+    def _check_complete(self, batches: Iterator[list[Reference]]) -> None:
         changed = Changed(self._name, self._stamps_of_result())
         for batch in self._add_each_to_digest(batches):
             for reference in batch:
@@ -399,7 +184,7 @@ class _File:
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))
 
-    def _after_finished_records(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _after_finished_records(self, batches: Iterator[list[Reference]]) -> Iterator[list[Reference]]:
         """Passes over the batches whose records are all there, and cuts off what comes after them: the first batch with
         a file that is not what it was when it was read; or, if the run gave up because too much failed, the first in
         which anything did."""
@@ -424,12 +209,12 @@ class _File:
         self._growing.cut_off(start, self.tally.inputs)
         return batches
 
-    def _add_each_to_digest(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _add_each_to_digest(self, batches: Iterator[list[Reference]]) -> Iterator[list[Reference]]:
         for batch in batches:
             self._add_to_digest(batch)
             yield batch
 
-    def _add_to_digest(self, batch: Batch) -> None:
+    def _add_to_digest(self, batch: list[Reference]) -> None:
         self._digest.update(b"".join(map(reference_line, batch)))
 
     # --- what is found out --------------------------------------------------------------------------------------------
@@ -490,7 +275,7 @@ class _File:
         write_atomically(self._files.report, pretty(values))
 
 
-def _are_unchanged(batch: Batch, noted: Sequence[bytes]) -> bool:
+def _are_unchanged(batch: list[Reference], noted: Sequence[bytes]) -> bool:
     if len(noted) < len(batch):
         logger.warning("of %s it is not known what it was when it was scored: going on from there", batch[0].image)
         return False

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 
 from deit_batch.errors import MALFORMED, InputError, UsageError, in_words
 from deit_batch.io import EarlierResult, Failure, Record, Reference, Tally
-from deit_batch.output.file import open_output, written_for
+from deit_batch.output.file_names import written_for
 from deit_batch.output.formats import Columns, choose_format
 from deit_batch.output.manifest import MANIFEST, REPORT, read_manifest, read_parts
+from deit_batch.output.output import open_output
 from deit_batch.output.place import place_at
 from deit_batch.output.resume import Mode
 from deit_batch.output.run_report import run_report

@@ -17,7 +17,7 @@ from deit_batch.evaluation.judged import file_name
 from deit_batch.input.locate import locate
 from deit_batch.io import LocalFile
 from deit_batch.loading.worker import how_it_ended
-from deit_batch.output.file import ENDINGS
+from deit_batch.output.file_names import ENDINGS
 from deit_batch.output.manifest import MANIFEST
 from deit_batch.report.folder_names import folder_name
 from deit_batch.report.sorting import STATE
