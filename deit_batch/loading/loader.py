@@ -376,8 +376,7 @@ class Loader:
             self.close()
             raise _could_not_begin() from None
         logger.warning("a decode worker died; what was under way is decoded again")
-        dead = [not worker.is_alive() for worker in self._workers]
-        suspects = set(itertools.compress(self._decoder.decoding, dead))
+        suspects = self._decoder.decoded_by({worker.pid for worker in self._workers if not worker.is_alive()})
         self._end_workers()
         self._decoder.decoding[:] = [NOT_BEGUN] * self._worker_count
         self._deaths += 1

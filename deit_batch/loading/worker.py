@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import reduction
@@ -99,6 +99,7 @@ class Decoder(Dataset[Sent]):
         self._buffers = buffers
         self.decoding = multiprocessing.RawArray("q", [NOT_BEGUN] * workers)
         """The index of the image that each worker is decoding: if it dies, that one may be why."""
+        self._pids = multiprocessing.RawArray("q", workers)  # of each worker that has begun
         self._digests, self._encoded = digests, encoded
         self._recipe = recipe
         self._limits = limits
@@ -108,7 +109,12 @@ class Decoder(Dataset[Sent]):
     def begin(self, worker: int) -> None:
         """In a worker, before its first task."""
         start_worker(worker)
+        self._pids[worker] = os.getpid()
         self.decoding[worker] = NOTHING
+
+    def decoded_by(self, pids: Collection[int | None]) -> set[int]:
+        """The indices of the images that the workers with these process ids were decoding last."""
+        return {number for number, pid in zip(self.decoding, self._pids, strict=True) if pid in pids}
 
     def __getitems__(self, task: Task) -> Sent:
         batch = task.images
@@ -161,8 +167,10 @@ class Decoder(Dataset[Sent]):
             yield
             return
         self.decoding[worker.id] = number
-        yield
-        self.decoding[worker.id] = NOTHING
+        try:
+            yield
+        finally:
+            self.decoding[worker.id] = NOTHING
 
     def _decode(self, data: bytes, met: Counter[str]) -> NDArray[Any]:
         if not self._alone and get_worker_info() is None:

@@ -10,8 +10,10 @@ import multiprocessing.process
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,8 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if data == b"hang":
             ctypes.PyDLL(None).sleep(600)
+        if data.endswith(b"slow"):
+            time.sleep(0.8)  # longer than it takes to notice a death
         return decoding.decode(data, recipe, limits, **more)
 
     monkeypatch.setattr(worker, "decode", decode)
@@ -107,6 +111,17 @@ def test_an_image_that_kills_its_decoder_fails_alone(photos: Path, workers: int)
     assert failed[13].type == "DecodeError"
     assert "crashed (SIGSEGV)" in failed[13].message
     assert "not an image" in failed[14].message
+
+
+@pytest.mark.usefixtures("traps")
+def test_no_image_is_blamed_for_what_another_worker_died_of(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """multiprocessing lists its children in the order of a set, here always the last one first."""
+    children = multiprocessing.active_children
+    last_first = partial(sorted, key=lambda child: child.pid, reverse=True)
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: last_first(children()))
+    (photos / "00.jpg").write_bytes(jpeg(0) + b"slow")
+    (photos / "01.jpg").write_bytes(b"crash")
+    assert set(failures(load(references(photos, 2), 2, Limits(), workers=2))) == {1}
 
 
 @pytest.mark.usefixtures("traps")
