@@ -16,7 +16,7 @@ from deit_batch.io import FeatureName, Reference, pretty
 from deit_batch.loading import turbo
 from deit_batch.model.architecture import vit_of_size
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
-from deit_batch.model.labels import are_placeholders, digest_of
+from deit_batch.model.labels import are_placeholders, digest_of, warn_of_shared_names
 from deit_batch.model.recipe import Recipe
 from deit_batch.options import Options
 from deit_batch.system.extras import is_installed
@@ -83,6 +83,17 @@ def outline_of(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
     return Outline(tuple(checkpoint.geometry.features), checkpoint.geometry.hidden_size)
 
 
+def _warn_of_names(checkpoint: Checkpoint) -> None:
+    """That predictions will not say, or not alone, which class they are of."""
+    if are_placeholders(checkpoint.labels):
+        logger.warning(
+            "%s has no names for its classes: predictions say %s, …; --id2label FILE gives names",
+            checkpoint.name,
+            checkpoint.labels[0],
+        )
+    warn_of_shared_names(checkpoint.labels, checkpoint.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything decided about a run before its first image is read. Making one imports torch, but loads no weights."""
@@ -104,12 +115,8 @@ class Plan:
     @classmethod
     def of(cls, options: Options) -> Self:
         checkpoint = checkpoint_of(options)
-        if not options.features and are_placeholders(checkpoint.labels):
-            logger.warning(
-                "%s has no names for its classes: predictions say %s, …; --id2label FILE gives names",
-                checkpoint.name,
-                checkpoint.labels[0],
-            )
+        if not options.features:
+            _warn_of_names(checkpoint)
         recipe = recipe_of(checkpoint, options)
         if why_not := turbo.why_not():  # found out here, once: workers that are forked know it
             logger.debug("JPEGs are decoded by Pillow alone: %s", why_not)

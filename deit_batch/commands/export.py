@@ -12,6 +12,7 @@ from deit_batch.commands._options import ALLOW_PICKLE, ID2LABEL, REVISION, VERBO
 from deit_batch.commands._types import PLACE
 from deit_batch.limits import Limits
 from deit_batch.model.checkpoint import find_checkpoint
+from deit_batch.model.labels import warn_of_shared_names
 from deit_batch.options import Options
 from deit_batch.system.atomic import make_missing_folder
 
@@ -50,6 +51,7 @@ def export(model: str, out: Path, dtype: str, revision: str | None, allow_pickle
     Needs the extra onnx.
     """
     checkpoint = find_checkpoint(model, revision=revision, allow_pickle=allow_pickle, id2label=id2label)
+    warn_of_shared_names(checkpoint.labels, checkpoint.name)
     from deit_batch.model.onnx import export as write
 
     make_missing_folder(out)

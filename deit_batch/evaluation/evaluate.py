@@ -34,7 +34,7 @@ from deit_batch.evaluation.plots import draw
 from deit_batch.evaluation.report import as_markdown, verdict_of
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import Source, counted
-from deit_batch.model.labels import read_id2label
+from deit_batch.model.labels import read_id2label, warn_of_shared_names
 from deit_batch.model.matching import Matching, class_numbers, read_label_map
 from deit_batch.names import alike
 from deit_batch.options import Options
@@ -289,7 +289,9 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
     told = summarise_predictions(read_records(path), multi_label=source.multi_label)
     labels = Labels(given_in(source), read_records(path))
     if request.options.id2label:  # predictions do not tell which class has which number
-        label_map = _checked_label_map(sorted(labels.names), read_id2label(request.options.id2label), label_map)
+        names = read_id2label(request.options.id2label)
+        warn_of_shared_names(names, request.options.id2label)
+        label_map = _checked_label_map(sorted(labels.names), names, label_map)
     else:
         require_known(told, labels.names, label_map)
     classes = known_classes(told, labels.names, label_map)

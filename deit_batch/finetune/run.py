@@ -45,7 +45,7 @@ from deit_batch.finetune.training import (
 from deit_batch.input.labels import find_split
 from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.classifier import choose_device
-from deit_batch.model.labels import digest_of
+from deit_batch.model.labels import digest_of, warn_of_shared_names
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import default_workers
 from deit_batch.system import machine
@@ -97,6 +97,7 @@ def finetune(settings: Settings, out: Path, *, fresh: bool = False) -> TrainingR
             allow_pickle=settings.allow_pickle,
             id2label=settings.id2label,
         )
+        warn_of_shared_names(checkpoint.labels, checkpoint.name)
         recipe = _recipe(checkpoint, settings)
         listing = list_inputs(settings)
         facts = _facts(settings, checkpoint, recipe, listing, processes.count)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_batch.errors import CheckpointError, UsageError, in_words
-from deit_batch.io import clean, unique_fields
+from deit_batch.io import clean, counted, unique_fields
 from deit_batch.system.regular_file import read_settings
 
 logger = logging.getLogger("deit_batch")
@@ -103,6 +104,20 @@ def placeholders(classes: int) -> list[str]:
 
 def are_placeholders(labels: Sequence[str]) -> bool:
     return all(map(_PLACEHOLDER.fullmatch, labels))
+
+
+def warn_of_shared_names(labels: Sequence[str], name: str) -> None:
+    """Of names that stand for several classes each. That ImageNet has two cranes is known, and no warning."""
+    shared = [f"{label} ({counted(n, 'class', 'classes')})" for label, n in Counter(labels).items() if n > 1]
+    if shared:
+        is_imagenet = list(labels) == list(imagenet_names().values())
+        logger.log(
+            logging.INFO if is_imagenet else logging.WARNING,
+            "%s: names that stand for several classes each: %s; every class has a score of its own, by which "
+            "predictions are ranked; evaluate adds up those of one name",
+            name,
+            f"{', '.join(shared):.200}",
+        )
 
 
 def id2label_of(labels: Sequence[str]) -> dict[str, Any]:

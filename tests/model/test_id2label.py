@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.model.checkpoint import find_checkpoint
-from deit_batch.model.labels import imagenet_names, read_id2label
+from deit_batch.model.labels import imagenet_names, read_id2label, warn_of_shared_names
 
 NAMES = ["tin", "carton", "milk", "water", "jar, with a lid"]
 
@@ -64,6 +64,37 @@ def test_classes_without_names_are_scored_with_one_warning(
         numbers = [LABELS.index(prediction["label"]) for prediction in named["predictions"]]
         assert [prediction["label"] for prediction in record["predictions"]] == [f"LABEL_{n}" for n in numbers]
         assert [p["score"] for p in record["predictions"]] == [p["score"] for p in named["predictions"]]
+
+
+@pytest.mark.parametrize("place", ["config", "names"])
+def test_a_name_of_several_classes_is_said_once(
+    place: str, unnamed: Path, vit: Path, photos: Path, names: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    twins = ["tin", "tin", "milk", "milk", "jar"]
+    names.write_text("\n".join(twins))
+    folder = unnamed
+    if place == "config":
+        folder = shutil.copytree(vit, tmp_path / "twins")
+        config = json.loads((folder / "config.json").read_bytes())
+        config = {**config, "id2label": dict(enumerate(twins)), "label2id": {"tin": 1, "milk": 3, "jar": 4}}
+        (folder / "config.json").write_text(json.dumps(config))
+    given = {"id2label": str(names)} if place == "names" else {}
+    out = scored(photos, folder, tmp_path, limit=1, top_k=None, **given)
+    (message,) = [message for message in messages if "several classes each" in message]
+    assert ": tin (2 classes), milk (2 classes); every class has a score of its own" in message
+    (record,) = read_jsonl(out)
+    assert sorted(prediction["label"] for prediction in record["predictions"]) == sorted(twins)
+
+
+def test_that_imagenet_has_two_cranes_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    labels = list(imagenet_names().values())
+    with caplog.at_level("INFO", "deit_batch"):
+        warn_of_shared_names(labels, "m")
+        warn_of_shared_names([*labels[:-1], "crane"], "m")
+    assert [(one.levelname, "crane (" in one.getMessage()) for one in caplog.records] == [
+        ("INFO", True),
+        ("WARNING", True),
+    ]
 
 
 def test_given_names_are_those_of_the_predictions(unnamed: Path, photos: Path, names: Path, tmp_path: Path) -> None:
