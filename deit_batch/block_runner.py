@@ -136,6 +136,7 @@ def run(
     format: str | None = None,
     part_size: int = PART_SIZE,
     fresh: bool = False,
+    current: bool = False,
     error_threshold: ErrorThreshold | None = None,
     quiet: bool = False,
     stdin: BinaryIO | None = None,
@@ -144,7 +145,8 @@ def run(
     time_limit: float | None = None,
 ) -> RunResult:
     """Scores `options.input` into parts of `part_size` images in the folder `out`, or embeds it, by the engine
-    that opens for these options and this size. The other arguments are runner.run's.
+    that opens for these options and this size. `current`: a finished result whose files have changed since is refused.
+    The other arguments are runner.run's.
 
     Raises DeitBatchError if the run can't go on, or has failed on more inputs than `error_threshold`; then the same
     call continues it."""
@@ -162,7 +164,7 @@ def run(
         folder = stack.enter_context(closing(Folder(out, settings, fresh=fresh)))
         blocks = split_into_blocks(source.references, part_size, digest_settings(settings))
         if folder.complete:
-            for part in folder.finished(blocks, format):
+            for part in folder.finished(blocks, format, current=current):
                 found.count(part)
             logger.info("%s is finished already: nothing to do", out)
             begun(found.tally)

@@ -41,12 +41,14 @@ from deit_batch.options import Options
 from deit_batch.output.manifest import REPORT as REPORT_OF_PARTS
 from deit_batch.output.part import PART_SIZE
 from deit_batch.output.read import read_records
+from deit_batch.output.resume import Mode, StaleResult
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import checkpoint_of
 from deit_batch.runner import run
 from deit_batch.system.atomic import make_missing_folder, write_atomically
 from deit_batch.system.junit import Case
 from deit_batch.system.lock import Lock
+from deit_batch.system.logs import warn_even_if_quiet
 
 logger = logging.getLogger("deit_batch")
 
@@ -209,8 +211,7 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
     if options.input != "-":  # which can be read but once
         given = (label for example in request.open_input(again=True).examples for label in example.labels)
         label_map = _checked_label_map(given, checkpoint.labels, label_map)
-    source = request.open_input()
-    path, report = _run(request, source.as_source())
+    source, path, report = _predict(request)
     multi_label = checkpoint.multi_label or source.multi_label
     if source.multi_label and not checkpoint.multi_label:
         logger.warning(
@@ -242,7 +243,21 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
     return _Material(judged, labels.inputs, about, source.class_names)
 
 
-def _run(request: EvaluationRequest, source: Source) -> tuple[Path, Path]:
+def _predict(request: EvaluationRequest) -> tuple[LabelledSource, Path, Path]:
+    """The input, its predictions, and the report of the run that has made them. None is of a file that has changed
+    since: such are scored again, or, where that can't be, StaleResult is raised."""
+    source = request.open_input()
+    try:
+        return source, *_run(request, source.as_source(), "fresh" if request.fresh else "require-current")
+    except StaleResult as stale:
+        if request.open_engine or request.options.input == "-":  # parts are made whole; stdin can be read but once
+            raise
+        warn_even_if_quiet("%s; these are scored again", stale.what)
+    source = request.open_input(again=True)
+    return source, *_run(request, source.as_source(), "retry-changed")
+
+
+def _run(request: EvaluationRequest, source: Source, mode: Mode) -> tuple[Path, Path]:
     """The predictions, in a file or a folder of parts, and the report of the run that has made them."""
     common: dict[str, Any] = {
         "error_threshold": request.error_threshold,
@@ -251,11 +266,11 @@ def _run(request: EvaluationRequest, source: Source) -> tuple[Path, Path]:
     }
     if request.open_engine:
         parts = request.out / PARTS
-        how: dict[str, Any] = {"part_size": request.part_size, "fresh": request.fresh}
+        how: dict[str, Any] = {"part_size": request.part_size, "fresh": request.fresh, "current": True}
         block_runner.run(request.options, request.open_engine, out=str(parts), **how, **common)
         return parts, parts / REPORT_OF_PARTS
     path = request.out / PREDICTIONS
-    run(request.options, out=str(path), mode="fresh" if request.fresh else "continue", **common)
+    run(request.options, out=str(path), mode=mode, **common)
     return path, path.with_name(f"{path.name}.run.json")
 
 

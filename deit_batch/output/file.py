@@ -89,6 +89,7 @@ class File:
         self._of_result = existing.report.get("replaced", {}) if is_old else existing.report
         """What the report says of the result that stands: of the one before, if a run died that was to replace it."""
         self._digest = hashlib.sha256()
+        self._requires_current = mode in ("require-current", "retry-changed")
         self._action = choose_action(existing, settings, mode, name)
         if self._action.checks_result:
             self._require_own_result()
@@ -140,12 +141,14 @@ class File:
                 if record is None:  # the file is what its run has left there: this is its end
                     raise UsageError(f"{self._name}: its input has become longer since; start over with --fresh")
                 require_same_input(self._name, reference, record)
-                stands = not has_failed(record)
+                stands, before = not has_failed(record), changed.all
                 stamp = changed.look_at(reference, stands=stands)
+                stands = stands and not (self._requires_current and changed.all > before)
                 yield replace(reference, earlier=EarlierResult(record["predictions"], stamp=stamp) if stands else None)
             if results.readline():
                 raise UsageError(f"{self._name}: its input has become shorter since; start over with --fresh")
-        changed.warn(f"{self._remedies} makes new ones")
+        if not self._requires_current:
+            changed.warn(f"{self._remedies} makes new ones")
 
     def _stamps_of_result(self) -> Iterator[bytes]:
         """Of each record of the result that stands."""
@@ -180,6 +183,8 @@ class File:
                 f"{self._name} is finished, but its input has changed since; give another --out, or replace it with "
                 f"{self._remedies}"
             )
+        if self._requires_current:
+            changed.require_none()
         changed.warn(f"{self._remedies} makes new ones")
         counts = self._earlier["counts"]
         self.tally = Tally(counts["scored"], Counter(counts["failures"]))

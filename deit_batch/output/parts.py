@@ -114,9 +114,10 @@ class Folder:
         """Whether an earlier run has finished all this already."""
         return self._earlier.get("status") == "finished" and not self.partial.exists()
 
-    def finished(self, blocks: Iterable[Block], format: str) -> list[Part]:
+    def finished(self, blocks: Iterable[Block], format: str, *, current: bool = False) -> list[Part]:
         """The parts of a complete folder, whose run may have been killed as it tidied up. Raises UsageError unless they
-        are what its run has left there, and of these blocks."""
+        are what its run has left there, and of these blocks; StaleResult if they are to be `current`, and are of files
+        that have changed since."""
         parts = read_manifest(self._out)
         changed = Changed(str(self._out), self._stamps())
         end = NOTHING_YET
@@ -129,6 +130,8 @@ class Folder:
                 f"{self._out} is finished, but its input has changed since; give another --out, or replace it with "
                 "--fresh"
             )
+        if current:
+            changed.require_none()
         changed.warn("--fresh makes new ones")
         self._tidy(parts, format)
         return parts

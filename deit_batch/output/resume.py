@@ -4,7 +4,6 @@ of its records is of the input as it is now."""
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,21 @@ from deit_batch.errors import UsageError
 from deit_batch.input.identity import comparable, identity_of
 from deit_batch.input.stamps import NONE, UNKNOWN, has_changed, stamp_of
 from deit_batch.io import NAME_FIELDS, Reference, clean, counted, json_line, json_value, line_start, name_fields, pretty
+from deit_batch.system.logs import warn_even_if_quiet
 
-logger = logging.getLogger("deit_batch")
-
-
-Mode: TypeAlias = Literal["continue", "fresh", "retry-failed"]
+Mode: TypeAlias = Literal["continue", "fresh", "retry-failed", "require-current", "retry-changed"]
 """What to do about what an earlier run has left: continue it, or leave it be if it is finished; throw it away; or score
-again only what failed in it."""
+again only what failed in it. The last two are for who will have no record of a file that has changed since: the one
+raises StaleResult where "continue" warns, the other scores those again, and what failed."""
+
+
+class StaleResult(UsageError):  # noqa: N818 - says it all
+    """A finished result has records of files that have changed since. `what`: which, as a sentence says it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; --fresh makes new ones")
+        self.what = what
+
 
 FileVersion: TypeAlias = "list[int] | None"
 
@@ -81,7 +88,7 @@ def choose_action(existing: ExistingOutput, settings: Mapping[str, Any], mode: M
     _require_same_run(name, report, settings)
     if report.get("status") != "finished":  # the result was touched since a run died that was to replace it
         return Action("begin", existing.result, checks_result=True)
-    if mode == "retry-failed" and report["counts"]["failed"]:
+    if mode == "retry-changed" or (mode == "retry-failed" and report["counts"]["failed"]):
         return Action("begin", existing.result, retries=True, checks_result=True)
     return Action("nothing", existing.result, checks_result=True)
 
@@ -189,22 +196,34 @@ class Changed:
             self.images, self.first = self.images + 1, self.first or reference.image
         return stamp
 
+    @property
+    def all(self) -> int:
+        """All that may have changed."""
+        return self.images + self.unknown
+
     def warn(self, remedy: str) -> None:
+        for what in self._told():
+            warn_even_if_quiet("%s; %s", what, remedy)
+
+    def require_none(self) -> None:
+        """Raises StaleResult if there are any."""
+        if told := self._told():
+            raise StaleResult("; ".join(told))
+
+    def _told(self) -> list[str]:
+        told = []
         if self.images:
-            logger.warning(
-                "%s changed since %s was made, %s first: the records of such are old; %s",
-                counted(self.images, "image has", "images have"),
-                self.result,
-                self.first,
-                remedy,
+            images = counted(self.images, "image has", "images have")
+            told.append(
+                f"{images} changed since {self.result} was made, {self.first} first: the records of such are old"
             )
         if self.unknown:
-            logger.warning(
-                "whether %s changed since %s was made can't be told: there is no note of what was read; %s",
-                counted(self.unknown, "image has", "images have"),
-                self.result,
-                remedy,
+            images = counted(self.unknown, "image has", "images have")
+            told.append(
+                f"whether {images} changed since {self.result} was made can't be told: there is no note of what was "
+                "read"
             )
+        return told
 
 
 def require_same_settings(target: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

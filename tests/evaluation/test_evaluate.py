@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -638,9 +639,19 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     assert "Not judged: 2, which count in accuracy_of_all_inputs alone, as wrong." in page.text
     assert "1 have a label that the model does not know: spoon (1)" in page.text
     (tmp_path / "map.csv").write_text("label,class\nspoon,jar\n")
-    again = evaluated(*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1")
-    assert again.exit_code == 0, again.output  # nothing is scored again for it
+    lines = (tmp_path / "e" / "predictions.jsonl").read_text().splitlines()
+    mapped = [*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1", "--quiet"]
+    again = evaluated(*mapped)
+    assert (again.exit_code, again.stderr.count("again")) == (0, 0), again.output  # nothing is scored again for it
     assert document(tmp_path / "e")["judged"] == 5
+    time.sleep(0.01)
+    (imgs / "can" / "1.jpg").write_bytes(jpeg(7))
+    again = evaluated(*mapped)
+    assert "1 image has changed since" in again.stderr
+    assert again.stderr.endswith("these are scored again\n")
+    anew = (tmp_path / "e" / "predictions.jsonl").read_text().splitlines()
+    assert [was == now for was, now in zip(lines, anew, strict=True)] == ["can/1.jpg" not in line for line in lines]
+    assert "has changed" not in evaluated(*mapped).stderr
     (imgs / "jar" / "broken.jpg").unlink()
     again = evaluated(*command)
     assert (again.exit_code, "its input has changed since" in again.stderr) == (2, True)

@@ -23,6 +23,7 @@ from deit_batch.limits import Limits
 from deit_batch.output import file
 from deit_batch.output.resume import Mode
 from deit_batch.system import atomic
+from deit_batch.system.logs import set_up_logging
 
 SIGNED = "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}"
 """A link that is signed anew each night."""
@@ -397,14 +398,17 @@ def test_a_picture_replaced_since_it_was_scored_is_scored_again(
     assert result == scored(photos, vit, tmp_path, mode="fresh").read_bytes()
 
 
-def test_a_picture_replaced_since_a_run_was_finished_is_told(
-    photos: Path, vit: Path, tmp_path: Path, messages: list[str]
+def test_a_picture_replaced_since_a_run_was_finished_is_told_also_with_quiet(
+    photos: Path, vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = scored(photos, vit, tmp_path).read_bytes()
     time.sleep(0.05)
     (photos / "07.jpg").write_bytes(jpeg(77))
+    set_up_logging(quiet=True, verbose=False)
     assert scored(photos, vit, tmp_path).read_bytes() == before
-    assert any("1 image has changed" in message and "07.jpg first" in message for message in messages)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "1 image has changed" in told
+    assert "07.jpg first" in told
 
 
 @contextmanager

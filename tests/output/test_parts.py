@@ -29,6 +29,7 @@ from deit_batch.output.part_list import PartList
 from deit_batch.output.parts import Folder
 from deit_batch.output.place import LocalPlace, Place
 from deit_batch.output.read import read_records
+from deit_batch.output.resume import StaleResult
 from deit_batch.system import atomic
 from deit_batch.system.atomic import is_inside
 
@@ -376,7 +377,9 @@ def test_a_finished_folder_says_which_images_have_changed(tmp_path: Path, messag
     (tmp_path / "a.jpg").write_bytes(b"new")
     with closing(Folder(tmp_path / "out", SETTINGS, fresh=False)) as folder:
         folder.finished(split_into_blocks([reference], 2), "jsonl")
-    assert any("1 image has changed since" in message and "a.jpg first" in message for message in messages)
+        assert any("1 image has changed since" in message and "a.jpg first" in message for message in messages)
+        with pytest.raises(StaleResult, match=r"a\.jpg first: the records of such are old; --fresh makes new ones"):
+            folder.finished(split_into_blocks([reference], 2), "jsonl", current=True)
 
 
 def _cut_off(path: Path) -> None:
