@@ -113,7 +113,9 @@ class Evaluation:
         shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
         missing = f", {self.unjudged:,} not judged{self._why()}" if self.unjudged else ""
         metrics = ", ".join(shown) or "no headline metric (report.md says why)"
-        return f"{metrics} on {self.document['judged']:,} of {counted(self.inputs, 'image')}{missing}"
+        compared = self.document["baseline"]
+        lost = f"; against the baseline, {_missing(compared)}" if compared and compared["missing"] else ""
+        return f"{metrics} on {self.document['judged']:,} of {counted(self.inputs, 'image')}{missing}{lost}"
 
     def _why(self) -> str:
         """Of the images that are not judged: types of failures, and labels that the model does not know."""
@@ -171,6 +173,8 @@ def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
     if baseline:
         compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
         logger.log(logging.WARNING if _is_worse(compared) else logging.INFO, "%s", _changed(compared))
+        if compared["missing"]:
+            warn_even_if_quiet("against %s: %s", request.baseline, _missing(compared))
     gates, cases = _check_gates(request.gates, found)
     drops, drop_cases = _check_drops(request.max_drops, compared)
     mistakes = most_confident_mistakes(judged)
@@ -362,6 +366,11 @@ def _changed(compared: Mapping[str, Any]) -> str:
     return f"against {compared['file']}, on the {counted(compared['images'], 'image')} of both: {told}"
 
 
+def _missing(compared: Mapping[str, Any]) -> str:
+    images = counted(compared["missing"], "image of it is", "images of it are")
+    return f"{images} not judged here with the same label; if that is meant, make a new baseline"
+
+
 def _is_worse(compared: Mapping[str, Any]) -> bool:
     return any(verdict_of(name, of) == "worse" for name, of in compared["metrics"].items())
 
@@ -388,21 +397,24 @@ def _check_gates(gates: Mapping[str, float], found: Metrics) -> tuple[dict[str, 
 def _check_drops(
     max_drops: Mapping[str, float], compared: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], list[Case]]:
-    """As _check_gates, of how much worse than in the baseline each metric is, on the images of both."""
+    """As _check_gates, of how much worse than in the baseline each metric is, on the images of both. Where images of
+    the baseline are missing, none is passed: it is not known how they would be judged."""
     results: dict[str, Any] = {}
     cases: list[Case] = []
     for metric, most in max_drops.items():
         name = CARD_NAMES.get(metric, metric)
         of = (compared or {"metrics": {}})["metrics"].get(name)
         drop = None if of is None else of["change"] if name in LOWER_IS_BETTER else of["before"] - of["now"]
-        passed = drop is not None and drop <= most + _ROUNDING
+        is_small = drop is not None and drop <= most + _ROUNDING
+        lost = _missing(compared) if compared and compared["missing"] else ""
+        passed = is_small and not lost
         results[metric] = {"most": most, "drop": drop, "passed": passed}
         if of is None or drop is None:
             message = f"the drop of {metric} can't be had: it is not compared with the baseline of labels like these"
         else:
             told = f"{metric} was {of['before']:.4f} in the baseline and is {of['now']:.4f}"
-            fallen = f"worse by {drop:.4g}, {'no more' if passed else 'more'} than {most:g}"
-            message = f"{told}: {fallen if drop > _ROUNDING else 'no worse'}"
+            fallen = f"worse by {drop:.4g}, {'no more' if is_small else 'more'} than {most:g}"
+            message = f"{told}: {fallen if drop > _ROUNDING else 'no worse'}{lost and f', but {lost}'}"
         cases.append(Case(f"drop of {metric}", "passed" if passed else "failure", message))
     return results, cases
 

@@ -8,6 +8,7 @@ same images are compared by differences within the same resamples.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -40,12 +41,13 @@ def intervals(outcomes: Outcomes) -> dict[str, tuple[float, float]]:
 
 def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
     """The change of each headline metric on the images that both have seen, with the same labels. `within_noise`: the
-    interval of the difference holds 0, or, where there is a `p_value`, that is not below what LEVEL leaves.
+    interval of the difference holds 0, or, where there is a `p_value`, that is not below what LEVEL leaves. `missing`:
+    how many images of `before` are not in `now` with that label.
     Raises UsageError if there is nothing to compare."""
     if type(before) is not type(now):
         several = "these" if isinstance(now, MultiLabel) else "its images"
         raise UsageError(f"--baseline: only {several} may have several labels an image, which can't be compared")
-    before, now = _paired(before, now)
+    before, now, missing = _paired(before, now)
     shares = [_shares(outcomes) for outcomes in (before, now)]
     tests = {name: _mcnemar(shares[0][name], shares[1][name]) for name in shares[0].keys() & shares[1].keys()}
     changes: dict[str, Any] = {}
@@ -62,7 +64,7 @@ def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
             **({} if p_value is None else {"p_value": p_value}),
             "within_noise": low <= 0 <= high if p_value is None else is_within_noise(p_value),
         }
-    return {"images": len(now.keys), "metrics": changes}
+    return {"images": len(now.keys), "missing": missing, "metrics": changes}
 
 
 def resampled(outcomes: Outcomes) -> dict[str, Floats]:
@@ -140,16 +142,21 @@ def _mcnemar(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> float:
     return chance_of_difference(int((before & ~now).sum()), int((now & ~before).sum()))
 
 
-def _paired(before: Outcomes, now: Outcomes) -> tuple[Outcomes, Outcomes]:
-    """The images that both have, in one order, with one numbering of the classes."""
+def _paired(before: Outcomes, now: Outcomes) -> tuple[Outcomes, Outcomes, int]:
+    """The images that both have, in one order, with one numbering of the classes; how many only the first has."""
     classes = list(dict.fromkeys(map(alike, [*now.classes, *before.classes])))
-    rows = _shared(before.keys, now.keys) or _shared(_once(before.files), _once(now.files))
+    names = before.keys, now.keys
+    rows = _shared(*names)
+    if not rows:
+        names = before.files, now.files
+        rows = _shared(*map(_once, names))
     if not rows:
         raise UsageError("--baseline: no image of it is here with the same label, neither by its name nor its file's")
-    return _chosen(before, [was for was, _ in rows], classes), _chosen(now, [is_ for _, is_ in rows], classes)
+    missing = (Counter(names[0]) - Counter(names[1])).total()
+    return _chosen(before, [was for was, _ in rows], classes), _chosen(now, [is_ for _, is_ in rows], classes), missing
 
 
-def _shared(before: list[str] | list[str | None], now: list[str] | list[str | None]) -> list[tuple[int, int]]:
+def _shared(before: Sequence[str | None], now: Sequence[str | None]) -> list[tuple[int, int]]:
     """The rows of what both have."""
     there = {key: row for row, key in enumerate(before) if key is not None}
     return [(there[key], row) for row, key in enumerate(now) if key is not None and key in there]

@@ -139,6 +139,9 @@ def _baseline(document: Mapping[str, Any]) -> Iterator[str]:
         return
     yield f"## Against {_code(baseline['file'])}"
     yield f"On the {counted(baseline['images'], 'image')} that both evaluations have judged, with the same labels."
+    if baseline["missing"]:
+        images = counted(baseline["missing"], "image of the baseline is", "images of the baseline are")
+        yield f"**{images} not judged here with the same label.**"
     if baseline["metrics"]:
         yield _table(
             ["metric", "before", "now", "change", "95 % interval", "p", ""],

@@ -318,7 +318,7 @@ def test_a_baseline_of_another_folder_is_found_by_the_files_names() -> None:
         return judge(pairs, CLASSES, Matching(CLASSES, {}), multi_label=False, full=6, threshold=0.5).outcomes
 
     before, now = unpack(pack(of("/old/val", range(200)))), of("/new/val", range(100, 300))
-    assert compare(before, now)["images"] == 100
+    assert [compare(before, now)[name] for name in ("images", "missing")] == [100, 100]
     with pytest.raises(UsageError, match="no image of it is here with the same label"):
         compare(of("/old/val", range(50)), now)
     with pytest.raises(UsageError, match="only these may have several labels"):
@@ -568,9 +568,28 @@ def test_a_fall_against_the_baseline_is_a_gate_of_its_own(demo: Path, tmp_path: 
     verdicts = {case.attrib["name"]: case[0].tag for case in ElementTree.parse(tmp_path / "j.xml").iter("testcase")}
     assert verdicts == {"accuracy": "system-out", "drop of accuracy": "failure", "images": "system-out"}
     assert "| drop of accuracy against the baseline |" in (tmp_path / "e" / "report.md").read_text()
+    assert found["baseline"]["missing"] == 0
     gates = ["--max-drop", f"accuracy={before - now:.3f}", "--max-drop", "accuracy=1", "--max-drop", "f1_score_macro=1"]
     assert evaluated(*command, tmp_path / "worse.jsonl", *baseline, *gates).exit_code == 0
     assert document(tmp_path / "e")["drops"]["accuracy"]["most"] < 1  # of two, the lower
+
+
+def test_images_of_the_baseline_that_are_gone_are_no_way_past_its_gate(demo: Path, tmp_path: Path) -> None:
+    lines = (demo / "predictions.jsonl").read_text().splitlines(keepends=True)
+    table = "".join(f"{record['image']},{record['label']}\n" for record in map(json.loads, lines[:30]))
+    (tmp_path / "t.csv").write_text("image,label\n" + table)
+    command = ["--input", tmp_path / "t.csv", "--predictions", demo / "predictions.jsonl", "--out", tmp_path / "e"]
+    command += ["--baseline", demo / "metrics.json", "--quiet", "--junit", tmp_path / "j.xml"]
+    told = "10 images of it are not judged here with the same label; if that is meant, make a new baseline"
+    done = evaluated(*command)
+    assert (done.exit_code, f"against {demo / 'metrics.json'}: {told}" in done.stderr) == (0, True)
+    assert told in (tmp_path / "j.xml").read_text()
+    assert document(tmp_path / "e")["baseline"]["missing"] == 10
+    assert "10 images of the baseline are not judged here" in (tmp_path / "e" / "report.md").read_text()
+    gated = evaluated(*command, "--max-drop", "accuracy=1")
+    assert (gated.exit_code, gated.stderr.count(told)) == (4, 2)
+    verdicts = {case.attrib["name"]: case[0].tag for case in ElementTree.parse(tmp_path / "j.xml").iter("testcase")}
+    assert verdicts == {"drop of accuracy": "failure", "images": "system-out"}
 
 
 @pytest.mark.parametrize(
