@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -41,7 +40,7 @@ logger = logging.getLogger("deit_batch")
 
 BATCH = 64
 FIRST_SHOWN = 3
-IMAGES, ENDS, LABELS, DIGESTS = "images", "ends.npy", "labels.jsonl", "digests.npy"
+IMAGES, ENDS, NAMES, LABELS, DIGESTS = "images", "ends.npy", "names.jsonl", "labels.jsonl", "digests.npy"
 PREPARED = "prepared.json"
 """Written last: where it is, the rest is whole."""
 _DIGEST_BYTES = np.uint64().itemsize
@@ -68,13 +67,14 @@ class Keeping:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The images that can be trained on. `rows`: int64 [n], which of the `pictures` is which image's; `labels`: of each
-    image, in the data set's names; `class_names`: all of them, in the order of the model's outputs; `fingerprint`:
-    SHA-256 over the bytes and labels of all that were decoded; `digests`: uint64 [n], the beginning of the SHA-256 of
-    each image's bytes, None if an earlier version has left none."""
+    """The images that can be trained on. `rows`: int64 [n], which of the `pictures` is which image's; `names`: of each
+    image, None where it has none; `labels`: of each image, in the data set's names; `class_names`: all of them, in the
+    order of the model's outputs; `fingerprint`: SHA-256 over the bytes and labels of all that were decoded; `digests`:
+    uint64 [n], the beginning of the SHA-256 of each image's bytes, None if an earlier version has left none."""
 
     pictures: Pictures
     rows: NDArray[np.int64]
+    names: list[str | None]
     labels: list[list[str]]
     class_names: list[str]
     multi_label: bool
@@ -232,7 +232,7 @@ def _decode_all(
     digests = bytearray()
     deep_gray = seen = 0
     images: list[str | None] = []
-    given: list[tuple[str | None, list[str]]] = []
+    given: list[tuple[list[str | bytes | None], list[str]]] = []
     batches = batched(source.as_source().references, BATCH)
     loader = Loader(recipe, limits, workers=workers, pin_memory=False, digests=True, encoded=keeping.encoded)
     with ExitStack() as stack:
@@ -252,22 +252,27 @@ def _decode_all(
                 keeper.take(reference, decoded.encoded.get(place))
                 labels = _labels(reference)
                 images.append(reference.image)
-                given.append((identity_of(name_fields(reference)), labels))
+                beginning = bytes.fromhex(decoded.digests[place])[:_DIGEST_BYTES]
+                given.append(([identity_of(name_fields(reference)), beginning], labels))
                 line = json_line(labels)
                 digest.update(decoded.digests[place].encode() + line)
-                digests += bytes.fromhex(decoded.digests[place])[:_DIGEST_BYTES]
+                digests += beginning
                 lines.write(line)
             seen += len(batch)
         pictures = keeper.pictures(recipe, limits)
     np.save(folder / DIGESTS, np.frombuffer(digests, np.uint64))
+    (folder / NAMES).write_bytes(b"".join(map(json_line, images)))
+    labels_of = [labels for _, labels in given]
     unclear = find_unclear(given)
-    skipped += [Skipped(images[row], RowError.__name__, LABELLED_TWICE) for row in unclear]
+    for row, other in sorted(unclear.items()):
+        why = _labelled_twice(labels_of[row], labels_of[other], images[other])
+        skipped.append(Skipped(images[row], RowError.__name__, why))
     about = {
         "class_names": source.class_names,
         "multi_label": source.multi_label,
         "layout": source.layout,
         "fingerprint": digest.hexdigest(),
-        "unclear": unclear,
+        "unclear": sorted(unclear),
         "skipped": [asdict(one) for one in skipped],
         "left_out": left_out,
         "passed_over": source.passed_over,
@@ -276,6 +281,11 @@ def _decode_all(
     }
     write_atomically(folder / PREPARED, json_line(about))
     return pictures
+
+
+def _labelled_twice(labels: Sequence[str], others: Sequence[str], image: str | None) -> str:
+    here, there = (", ".join(each) or "none" for each in (labels, others))
+    return f"{LABELLED_TWICE}: {here:.80}, and {there:.80} as {image or 'an image of the same bytes'}"
 
 
 def _labels(reference: Reference) -> list[str]:
@@ -311,12 +321,20 @@ def _prepared(folder: Path, pictures: Pictures, limit: int | None) -> Prepared:
     for of_the_cache in ("left_out", "keeping"):
         about.pop(of_the_cache, None)  # an earlier version has none
     digests = np.load(folder / DIGESTS)[rows] if (folder / DIGESTS).exists() else None
-    return Prepared(pictures, rows, [labels[row] for row in rows], skipped=skipped, digests=digests, **about)
+    listed_names = (folder / NAMES).read_bytes().splitlines() if (folder / NAMES).exists() else None  # nor has it these
+    image_names = [json.loads(listed_names[row]) if listed_names else None for row in rows]
+    labels = [labels[row] for row in rows]
+    return Prepared(pictures, rows, image_names, labels, skipped=skipped, digests=digests, **about)
 
 
 def _report(skipped: Sequence[Skipped]) -> None:
-    for one in skipped[:FIRST_SHOWN]:
+    """The first of each kind, and how many there are."""
+    kinds: dict[str, list[Skipped]] = {}
+    for one in skipped:
+        kinds.setdefault(LABELLED_TWICE if one.message.startswith(LABELLED_TWICE) else one.type, []).append(one)
+    shown = [one for images in kinds.values() for one in images[:FIRST_SHOWN]]
+    for one in shown:
         logger.warning("skipped: %s: %s", one.image or "an image in the table", one.message)
-    if len(skipped) > FIRST_SHOWN:
-        kinds = Counter(one.type for one in skipped)
-        logger.warning("skipped: %s in all (%s)", len(skipped), ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    if len(skipped) > len(shown):
+        counts = ", ".join(f"{len(images):,} {kind}" for kind, images in kinds.items())
+        logger.warning("skipped: %s in all (%s)", f"{len(skipped):,}", counts)

@@ -28,6 +28,7 @@ from deit_batch.finetune.cache import (
     needs_its_input,
     prepare,
 )
+from deit_batch.finetune.copies import Copies, find_copies, find_images_in_both, firsts_of
 from deit_batch.finetune.inputs import Listing, open_input
 from deit_batch.finetune.mixing import draw_mixing
 from deit_batch.finetune.pictures import KeptPixels
@@ -111,7 +112,7 @@ def split(
     images allow; a class of one image is only trained on. Images of the same one of the `digests`, [n], go together,
     and count once."""
     dice = random.Random(seed)  # noqa: S311 - a split, no secret
-    firsts = _firsts(digests) if digests is not None else list(range(len(labels)))
+    firsts = firsts_of(digests) if digests is not None else list(range(len(labels)))
     places = sorted(set(firsts))
     dice.shuffle(places)
     several = any(len(row) != 1 for row in labels)
@@ -120,12 +121,6 @@ def split(
     for place, first in enumerate(firsts):
         sides[first in validation].append(place)
     return sides
-
-
-def _firsts(digests: NDArray[np.uint64]) -> list[int]:
-    """Of each image the place of the first one of the same bytes."""
-    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
-    return [int(place) for place in first[group]]
 
 
 def _share_of_each(labels: Sequence[Sequence[str]], places: Sequence[int], share: float) -> Iterator[int]:
@@ -169,7 +164,7 @@ def _spread(labels: Sequence[Sequence[str]], places: Sequence[int], share: float
 @dataclass(frozen=True, slots=True)
 class Sets:
     """Everything to learn from. `fingerprint` is that of the training inputs, and of the validation inputs if they were
-    given apart."""
+    given apart; `copies` are those of images to learn from, `in_both` is what is trained on and validated with."""
 
     training: Examples
     validation: Examples
@@ -178,6 +173,8 @@ class Sets:
     layouts: list[str]
     fingerprints: list[str]
     skipped: list[Skipped]
+    copies: Copies
+    in_both: Copies
 
 
 def load_sets(
@@ -208,7 +205,7 @@ def load_sets(
     _say_what_is_not_renamed(first.class_names, settings.label_map)
     _say_what_is_put_together(first.class_names, settings.label_map)
     _check_there_is_something_to_learn(first)
-    _say_how_many_are_copies(first)
+    copies = find_copies(first)
     if first is last:
         training, validation = split(first.labels, settings.validation_share, settings.seed, first.digests)
     else:
@@ -218,7 +215,7 @@ def load_sets(
     if not any(last.labels[place] for place in validation):
         raise UsageError("no image to validate with has a label; name others with --validation")
     _say_how_they_are_divided(first, training, last, validation)
-    _warn_of_images_in_both(first, training, last, validation)
+    in_both = find_images_in_both(first, training, last, validation)
     return Sets(
         training=Examples(first, first.class_names, training, Augmentation(settings, recipe)),
         validation=Examples(last, first.class_names, validation),
@@ -227,6 +224,8 @@ def load_sets(
         layouts=[one.layout for one in inputs],
         fingerprints=[one.fingerprint for one in inputs],
         skipped=[skipped for one in inputs for skipped in one.skipped],
+        copies=copies,
+        in_both=in_both,
     )
 
 
@@ -264,18 +263,6 @@ def _check_there_is_something_to_learn(prepared: Prepared) -> None:
         raise nothing_left(f"all images show {', '.join(names):.200}: there is nothing to tell apart", skipped)
 
 
-def _say_how_many_are_copies(prepared: Prepared) -> None:
-    if prepared.digests is None:
-        return
-    if copies := len(prepared.digests) - len(np.unique(prepared.digests)):
-        logger.warning(
-            "%s of %s to learn from are copies of others, by their bytes: an image counts as often as it is there; a "
-            "share of the input to validate with has none of those that are trained on",
-            f"{copies:,}",
-            counted(len(prepared.digests), "image"),
-        )
-
-
 def _say_how_they_are_divided(
     first: Prepared, training: Sequence[int], last: Prepared, validation: Sequence[int]
 ) -> None:
@@ -285,22 +272,6 @@ def _say_how_they_are_divided(
     if unseen := [name for name in first.class_names if name not in seen]:
         logger.warning(
             "classes without an image to validate with, of which no metric tells: %s", f"{', '.join(unseen):.200}"
-        )
-
-
-def _warn_of_images_in_both(
-    first: Prepared, training: Sequence[int], last: Prepared, validation: Sequence[int]
-) -> None:
-    """Of images that are trained on and validated with, by their bytes, whatever they are called."""
-    if first.digests is None or last.digests is None:
-        return
-    known = np.isin(last.digests[validation], first.digests[training])
-    if images := int(known.sum()):
-        logger.warning(
-            "%s of %s to validate with are trained on, too, by their bytes: the metrics are better than the model; "
-            "leave them out of one of the two",
-            f"{images:,}",
-            counted(len(validation), "image"),
         )
 
 

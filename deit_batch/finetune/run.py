@@ -333,6 +333,8 @@ def _described(sets: Sets) -> dict[str, Any]:
         "layouts": sets.layouts,
         "fingerprints": sets.fingerprints,
         "skipped": [asdict(one) for one in sets.skipped],
+        "copies": asdict(sets.copies),
+        "trained_on_and_validated_with": asdict(sets.in_both),
     }
 
 

@@ -21,7 +21,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,16 +145,23 @@ def open_labelled(
     return labelled
 
 
-def find_unclear(images: Iterable[tuple[str | None, Collection[str]]]) -> list[int]:
-    """The places, from 0, of images that are there more than once (by their identities, input/identity.py), and not
-    every time with the same labels."""
-    places: dict[str, list[int]] = {}
-    labels: dict[str, set[frozenset[str]]] = {}
-    for place, (identity, given) in enumerate(images):
-        if identity is not None:
-            places.setdefault(identity, []).append(place)
-            labels.setdefault(identity, set()).add(frozenset(given))
-    return sorted(place for identity, found in labels.items() if len(found) > 1 for place in places[identity])
+def find_unclear(images: Sequence[tuple[Collection[str | bytes | None], Collection[str]]]) -> dict[int, int]:
+    """The places, from 0, of images that are there more than once, and not every time with the same labels; of each a
+    place where the labels are others. An image is known by any of its identities: by name (input/identity.py), by its
+    bytes; None is none."""
+    firsts: dict[str | bytes, int] = {}
+    others: dict[str | bytes, int] = {}
+    for place, (identities, labels) in enumerate(images):
+        for identity in identities:
+            if identity is not None and set(labels) != set(images[firsts.setdefault(identity, place)][1]):
+                others.setdefault(identity, place)
+    unclear: dict[int, int] = {}
+    for place, (identities, labels) in enumerate(images) if others else ():
+        for identity in identities:
+            if identity in others:
+                first = firsts[identity]
+                unclear[place] = others[identity] if set(labels) == set(images[first][1]) else first
+    return unclear
 
 
 # --- by folder ------------------------------------------------------------------------------------------------------

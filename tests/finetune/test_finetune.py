@@ -582,12 +582,51 @@ def test_an_image_that_is_labelled_twice_differently_is_left_out(
     outcome = finetune(settings(tmp_path / "t.jsonl", start, max_steps=1), tmp_path / "out")
     data = json.loads((tmp_path / "out" / "training.json").read_bytes())["data"]
     assert outcome.skipped == len(data["skipped"]) == 2
-    assert {(one["image"], one["message"]) for one in data["skipped"]} == {
-        (rows[0]["image"], "labelled twice, differently")
-    }
+    one, other = rows[0]["label"], "red"
+    assert [(each["image"], each["message"]) for each in data["skipped"]] == [
+        (rows[0]["image"], f"labelled twice, differently: {here}, and {there} as {rows[0]['image']}")
+        for here, there in ((one, other), (other, one))
+    ]
     assert sum(data["images"].values()) == 30
+    copy = {"image": rows[1]["image"], "copy_of": rows[1]["image"], "same_labels": True}
+    assert data["copies"] == {"count": 1, "first": [copy]}
+    assert data["trained_on_and_validated_with"] == {"count": 0, "first": []}
     assert any(line.startswith("1 of 30 images to learn from are copies of others, by their") for line in messages)
     assert not any("are trained on, too" in line for line in messages)
+
+
+def test_copies_are_told_from_contradictions_by_their_bytes(colours: Path, tmp_path: Path, messages: list[str]) -> None:
+    data, other = shutil.copytree(colours, tmp_path / "data"), tmp_path / "val"
+    red, blue = data / "red", data / "blue"
+    shutil.copy(red / "0.png", blue / "wrong.png")
+    shutil.copy(red / "1.png", red / "again.png")
+    for name in ("red", "blue"):
+        (other / name).mkdir(parents=True)
+    shutil.copy(red / "2.png", other / "red" / "known.png")
+    shutil.copy(red / "3.png", other / "blue" / "known.png")
+    wanted = Settings(input=str(data), validation=str(other))
+    with stop_on_signals(60) as stop:
+        sets = load_sets(wanted, recipe_from_config({"size": 32}, "vit"), tmp_path / "work", stop, workers=0)
+    twice = "labelled twice, differently"
+    assert [(one.image, one.message) for one in sets.skipped] == [
+        (str(blue / "wrong.png"), f"{twice}: blue, and red as {red / '0.png'}"),
+        (str(red / "0.png"), f"{twice}: red, and blue as {blue / 'wrong.png'}"),
+    ]
+    assert f"skipped: {blue / 'wrong.png'}: {twice}: blue, and red as {red / '0.png'}" in messages
+    assert len(sets.training) == 30
+    assert (sets.copies.count, sets.in_both.count) == (1, 2)
+    assert sets.copies.first == [
+        {"image": str(red / "again.png"), "copy_of": str(red / "1.png"), "same_labels": True}
+    ] or sets.copies.first == [{"image": str(red / "1.png"), "copy_of": str(red / "again.png"), "same_labels": True}]
+    assert sets.in_both.first == [
+        {"image": str(other / "blue" / "known.png"), "copy_of": str(red / "3.png"), "same_labels": False},
+        {"image": str(other / "red" / "known.png"), "copy_of": str(red / "2.png"), "same_labels": True},
+    ]
+    (both,) = [message for message in messages if "are trained on, too" in message]
+    known = f"{other / 'blue' / 'known.png'} is {red / '3.png'}, {other / 'red' / 'known.png'} is {red / '2.png'}"
+    assert both.startswith(
+        f"2 of 2 images to validate with are trained on, too, by their bytes ({known}), 1 of them wi"
+    )
 
 
 def test_images_are_learned_with_their_own_labels(colours: Path, tmp_path: Path) -> None:
