@@ -24,7 +24,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(report["metrics"].items()))
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     base_model = f"base_model: {base['name']}\n" if base["commit"] else ""
-    skipped = f", {len(data['skipped'])} skipped because they could not be read" if data["skipped"] else ""
+    skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     teacher = f", with {settings['teacher']} as its teacher" if settings["teacher"] else ""
     return f"""---
 library_name: transformers
