@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
@@ -38,22 +38,30 @@ def open_parquet(stream: BinaryIO, name: str, wanted: Callable[[Sequence[str]], 
         raise UsageError(f"{name}: not a Parquet file: {error}") from error
     columns = file.schema_arrow.names
 
-    def rows() -> Iterator[Row]:
-        line = 0
+    def batches() -> Iterator[pyarrow.RecordBatch]:
         taken = wanted(columns)
-        try:
-            for group in range(file.num_row_groups):
-                count = _rows_at_a_time(file.metadata.row_group(group), stored)
-                for batch in file.iter_batches(count, row_groups=[group], columns=taken):
-                    for value in _values(batch, line):
-                        line += 1
-                        yield Row(line, value)
-        except UnicodeError as error:  # Arrow quotes damaged bytes in what it says of them
-            raise cut_off(f"{name}: can't be read past row {line}: damaged", error) from error
-        except (RowError, pyarrow.ArrowException, OSError) as error:
-            raise cut_off(f"{name}: can't be read past row {line}: {error}", error) from error
+        for group in range(file.num_row_groups):
+            count = _rows_at_a_time(file.metadata.row_group(group), stored)
+            yield from file.iter_batches(count, row_groups=[group], columns=taken)
 
-    return Table(rows(), columns, lambda read: int(file.metadata.num_rows), _class_names_of_schema(file.schema_arrow))
+    total = int(file.metadata.num_rows)
+    return Table(_rows(batches(), name), columns, lambda read: total, _class_names_of_schema(file.schema_arrow))
+
+
+def _rows(batches: Iterable[pyarrow.RecordBatch], name: str) -> Iterator[Row]:
+    """Of small batches. Raises InputError where they can't be read on."""
+    import pyarrow
+
+    line = 0
+    try:
+        for batch in batches:
+            for value in _values(batch, line):
+                line += 1
+                yield Row(line, value)
+    except UnicodeError as error:  # Arrow quotes damaged bytes in what it says of them
+        raise cut_off(f"{name}: can't be read past row {line}: damaged", error) from error
+    except (RowError, pyarrow.ArrowException, OSError) as error:
+        raise cut_off(f"{name}: can't be read past row {line}: {error}", error) from error
 
 
 def _rows_at_a_time(group: pyarrow.RowGroupMetaData, stored: int) -> int:
@@ -175,8 +183,21 @@ def open_dataset(address: str) -> Table:
         is_answer = type(error) is ValueError or isinstance(error, datasets.exceptions.DatasetsError)  # there is none
         kind = UsageError if is_answer else InputError
         raise kind(f"{address}: the data set can't be loaded: {error}") from error
+    if stream.features:
+        stream = stream.decode(False)  # the bytes as they are: decoding is ours, with our limits
+
+    def rows() -> Iterator[Row]:
+        line = 0
+        try:
+            for value in stream:
+                line += 1
+                yield Row(line, value)
+        except Exception as error:  # as above
+            raise InputError(f"{address}: can't be read past row {line}: {error}") from error
+
     info = (stream.info.splits or {}).get(split)
-    return _of_data_set(address, stream, features, lambda read: info.num_examples if info else None)
+    total = info.num_examples if info else None
+    return Table(rows(), _images_first(features), lambda read: total, _class_names(features))
 
 
 def open_saved(path: str) -> Table:
@@ -190,43 +211,26 @@ def open_saved(path: str) -> Table:
     if isinstance(saved, datasets.DatasetDict):
         splits = ", ".join(f"{path.rstrip('/')}/{split}" for split in saved)
         raise UsageError(f"{path} holds several data sets; name one of {splits}")
-    return _of_data_set(path, saved, saved.features, lambda read: len(saved))
+    rows, features = _rows(_checked(saved.data), path), saved.features
+    return Table(rows, _images_first(features), lambda read: len(saved), _class_names(features))
 
 
-def _of_data_set(name: str, stream: Any, features: Mapping[str, Any], total: Callable[[int], int | None]) -> Table:
-    """Of a data set of `datasets`, streamed or saved. Its images come first among the columns."""
+def _checked(table: pyarrow.Table) -> Iterator[pyarrow.RecordBatch]:
+    """In small batches. Arrow takes the offsets in a file that it maps into memory as they are, and damaged ones end
+    the process: so each part of the table is checked before a row of it is read, as `datasets` does where it streams.
+    """
+    for part in table.to_batches():
+        part.validate(full=True)
+        for first in range(0, part.num_rows, _MOST_ROWS):
+            yield part.slice(first, _MOST_ROWS)
+
+
+def _images_first(features: Mapping[str, Any]) -> list[str]:
+    """The columns of a data set."""
     import datasets
-    import pyarrow
 
-    for column, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            # The bytes as they are: decoding is ours, with our limits.
-            stream = stream.cast_column(column, datasets.Image(decode=False))
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = images + [column for column in features if column not in images]
-
-    def rows() -> Iterator[Row]:
-        line = 0
-        try:
-            for value in _checked(stream) if isinstance(stream, datasets.Dataset) else stream:
-                line += 1
-                yield Row(line, value)
-        except pyarrow.ArrowException as error:
-            raise cut_off(f"{name}: can't be read past row {line}: {error}", error) from error
-        except Exception as error:  # as above
-            raise InputError(f"{name}: can't be read past row {line}: {error}") from error
-
-    return Table(rows(), columns, total, _class_names(features))
-
-
-def _checked(saved: Any) -> Iterator[Any]:
-    """Its rows. Arrow takes the offsets in a file that it maps into memory as they are, and damaged ones end the
-    process: so each part of the data set is checked before a row of it is read, as `datasets` does where it streams."""
-    first = 0
-    for batch in saved.data.to_batches():
-        batch.validate(full=True)
-        yield from saved.select(range(first, first + batch.num_rows))
-        first += batch.num_rows
+    return images + [column for column in features if column not in images]
 
 
 def _choose_split(splits: list[str], wanted: str | None, address: str) -> str:

@@ -287,3 +287,16 @@ def test_damage_in_what_datasets_has_saved_ends_no_process(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"saved: can't be read past row 0: .* offset") as caught:
         list(open_source(str(tmp_path / "saved")).references)
     assert caught.value.exit_status == 2
+
+
+def test_no_image_of_a_data_set_is_decoded_as_it_is_read(tmp_path: Path) -> None:
+    """Not in a list either, nor if rows were asked for in another form before the data set was saved."""
+    features = datasets.Features({"image": datasets.Image(), "views": datasets.List(datasets.Image())})
+    image = {"bytes": b"broken", "path": None}
+    saved = datasets.Dataset.from_dict({"image": [image], "views": [[image]]}, features)
+    saved.to_parquet(tmp_path / "streamed" / "0.parquet")
+    saved.save_to_disk(str(tmp_path / "plain"))
+    saved.with_format("numpy").save_to_disk(str(tmp_path / "numpy"))
+    for spec in (f"hf://{tmp_path}/streamed", f"{tmp_path}/plain", f"{tmp_path}/numpy"):
+        (reference,) = open_source(spec).references
+        assert reference.location == b"broken"
