@@ -94,7 +94,10 @@ class TooManyFailures(DeitBatchError):  # noqa: N818 - says it all
     pass
 
 
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+MALFORMED = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError),
+    NotImplementedError,  # of pyarrow, beside ValueError: a type that it does not know
+)
 """What comes of reading a document, JSON or else, that is not of the form that its reader expects."""
 
 

@@ -23,6 +23,7 @@ from deit_batch.cli import main
 from deit_batch.errors import Interrupted, OutputError, TooManyFailures, UsageError
 from deit_batch.io import NAME_FIELDS
 from deit_batch.options import Options
+from deit_batch.output.failures import describe_failures
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.runner import run
 from deit_batch.system.atomic import rename_durably
@@ -313,6 +314,11 @@ def test_predictions_have_no_features(photos: Path, vit: Path) -> None:
     (record,) = score(photos, model=str(vit), workers=0, limit=1)
     assert record.features is None
     assert "features" not in record.as_dict()
+
+
+def test_a_result_that_somebody_has_changed_names_nothing(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"index": 0, "image": "a.png", "predictions": [], "error": {"why": "?"}}\n')
+    assert describe_failures(str(tmp_path / "p.jsonl")) == ""
 
 
 def test_the_last_line_names_what_failed_in_parquet_too(tmp_path: Path) -> None:

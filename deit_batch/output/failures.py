@@ -26,12 +26,10 @@ def describe_failures(out: str) -> str:
         return ""
     try:
         first = list(islice(_failed(path), SHOWN))
+        shown = ", ".join(f"{_name(record)} ({_reason(record['error'])})" for record in first)
     except (*MALFORMED, OSError):  # the result is there, whoever has changed it since: no reason to fail now
         return ""
-    if not first:
-        return ""
-    shown = ", ".join(f"{_name(record)} ({_reason(record['error'])})" for record in first)
-    return f"; first {shown}; all of them: {_how_to_list(path, first[0])}"
+    return f"; first {shown}; all of them: {_how_to_list(path, first[0])}" if first else ""
 
 
 def _failed(path: Path) -> Iterator[dict[str, Any]]:

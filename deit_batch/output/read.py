@@ -45,7 +45,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 )
             first = record["index"] if first is None else first
             yield without_best(record)
-    except (*MALFORMED, csv.Error) as error:  # of pyarrow's, those about content are ValueErrors
+    except (*MALFORMED, csv.Error) as error:
         why = in_words(error)
         raise UsageError(f"{path}, record {number + 1}: can't be read as predictions of score: {why}") from error
     except OSError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import EXAMPLES, deit_batch, read_json, read_jsonl, valid
@@ -275,6 +278,16 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     assert why in done.stderr
     assert done.stderr.count("\n") == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_types_that_arrow_does_not_know_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"index": [0]}), path)
+    stored = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    of_128_bits = base64.b64decode(stored).replace(struct.pack("<i", 64), struct.pack("<i", 128))
+    path.write_bytes(path.read_bytes().replace(stored, base64.b64encode(of_128_bits)))
+    with pytest.raises(UsageError, match=r"p\.parquet, record 1: can't be read as predictions of score: .* 64 bits"):
+        list(read_records(path))
 
 
 def test_odd_json_of_others_becomes_valid(tmp_path: Path) -> None:
