@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from helpers import unmeasured
-
 Kind = Literal["SlowDown", "InternalError", "AccessDenied", "rateLimitExceeded", "cut", "refused", "slow", "silence"]
 STATUS = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}
 SECRET = "not-to-be-shown"
@@ -185,7 +183,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serve_s3() -> Iterator[int]:
     """The port of moto's server."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=unmeasured())
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr
         lines = iter(process.stderr.readline, "")

@@ -152,6 +152,12 @@ def coverage_settings() -> str:
     return str(running.config.config_file) if running else ""
 
 
+def measured() -> dict[str, str]:
+    """The environment of a process that is started anew and counted, with its imports: for what is run nowhere else."""
+    settings = coverage_settings()
+    return {**os.environ, **({"COVERAGE_PROCESS_START": settings} if settings else {})}
+
+
 @cache
 def warm() -> Warm:
     """The command without the wait for its imports, for the tests of this process; `conftest.py` ends it."""
@@ -163,11 +169,6 @@ def deit_batch(*args: str | Path, cwd: Path, **options: Any) -> subprocess.Compl
     return subprocess.run(
         [warm().path, *map(str, args)], cwd=cwd, text=True, capture_output=True, timeout=300, check=False, **options
     )
-
-
-def unmeasured() -> dict[str, str]:
-    """The environment of a process that runs none of the package's code: coverage would only make it slower."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 @cache

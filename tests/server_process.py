@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import trapped
+from helpers import measured
 
 KEY = "the-key"
 
@@ -25,7 +26,9 @@ class Process:
 
     def __init__(self, folder: Path, model: Path, *options: str) -> None:
         command = [sys.executable, trapped.__file__, "serve", "--model", str(model), "--port", "0", *options]
-        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=measured(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         self.lines: list[str] = []
         assert self.process.stderr
         first = self.process.stderr.readline()

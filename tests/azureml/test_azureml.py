@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import EXAMPLES, NOT_ASKED
+from helpers import EXAMPLES, NOT_ASKED, measured
 from PIL import Image
 
 from deit_batch import score
@@ -204,7 +204,7 @@ def endpoint(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with (
         open(log, "wb") as output,
         subprocess.Popen(
-            [*command, str(port)], env={**os.environ, **variables}, stdout=output, stderr=output, start_new_session=True
+            [*command, str(port)], env=measured() | variables, stdout=output, stderr=output, start_new_session=True
         ) as process,
     ):
         try:

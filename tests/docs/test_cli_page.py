@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cli_reference
 import click
 import pytest
-from helpers import EXAMPLES, unmeasured
+from helpers import EXAMPLES
 
 from deit_batch.cli import main
 
@@ -40,7 +40,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
         page.write("# Stray\n\n" + "\n\n".join(f"[to nowhere]({link})" for link in NOWHERE))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = [copy / "scripts" / "docs"]
-    ended = subprocess.run(command, env=unmeasured() | {"PATH": path}, text=True, capture_output=True, check=False)
+    ended = subprocess.run(command, env={**os.environ, "PATH": path}, text=True, capture_output=True, check=False)
     return copy / "build" / "site", ended
 
 

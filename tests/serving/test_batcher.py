@@ -20,6 +20,7 @@ class Work:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.go = asyncio.Event()
+        self.batcher: asyncio.Future[None] | None = None
 
     async def __call__(self, items: list[int]) -> list[int]:
         self.batches.append(items)
@@ -37,14 +38,18 @@ async def settled() -> None:
 
 def run(test: Callable[[Work], Awaitable[None]]) -> None:
     async def main() -> None:
-        await test(Work())
+        work = Work()
+        await test(work)
+        if work.batcher:
+            work.batcher.cancel()
+            await asyncio.wait([work.batcher])
 
     asyncio.run(main())
 
 
 def batcher(work: Work, *, size: int, window: float = LONG, at_once: int = 1) -> Batcher[int, int]:
     made: Batcher[int, int] = Batcher(work, size=size, window=window, at_once=at_once)
-    made.running = asyncio.ensure_future(made.run())  # type: ignore[attr-defined] # or it might be collected
+    work.batcher = asyncio.ensure_future(made.run())
     return made
 
 

@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path, vit: Path) -> Iterator[Process]:
     with running(folder, vit, "--api-key-file", "keys", "--workers", "1") as server:
         yield server
+        server.end()
 
 
 @contextmanager

@@ -56,6 +56,7 @@ def server(folder: Path, vit: Path) -> Iterator[Process]:
     options += ["--allow-private-hosts", "--decode-seconds", "4", "--log-format", "json", "--batch-window", "20"]
     with running(folder, vit, *options) as server:
         yield server
+        server.end()
 
 
 @pytest.fixture(scope="module")

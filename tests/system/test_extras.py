@@ -25,7 +25,8 @@ def test_an_extra_that_is_too_old_is_to_be_upgraded() -> None:
 def test_nobody_is_sent_to_an_index_that_does_not_have_the_package() -> None:
     root = Path(__file__).parents[2]
     places = {"docs": "*.md", "deit_batch": "*.py", "deploy": "*", ".github": "*.yml", "scripts": "*"}
-    found = [path for place, pattern in places.items() for path in (root / place).rglob(pattern) if path.is_file()]
-    told = {path: path.read_text() for path in (*found, root / "README.md", root / "Dockerfile", root / "action.yml")}
+    found = [path for place, pattern in places.items() for path in (root / place).rglob(pattern)]
+    files = [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
+    told = {path: path.read_text() for path in (*files, *map(root.joinpath, ("README.md", "Dockerfile", "action.yml")))}
     by_its_name = re.compile(r"pip install .*deit-batch\[|^ *- deit-batch(\[\w+\])?$", re.MULTILINE)
     assert [path for path, text in told.items() if by_its_name.search(text)] == []
