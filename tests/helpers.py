@@ -152,10 +152,11 @@ def coverage_settings() -> str:
     return str(running.config.config_file) if running else ""
 
 
-def measured() -> dict[str, str]:
-    """The environment of a process that is started anew and counted, with its imports: for what is run nowhere else."""
+def counted() -> dict[str, str]:
+    """Variables by which a process that is started anew is counted, too, with its imports: for what runs nowhere
+    else."""
     settings = coverage_settings()
-    return {**os.environ, **({"COVERAGE_PROCESS_START": settings} if settings else {})}
+    return {"COVERAGE_PROCESS_START": settings} if settings else {}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import httpx2
 import trapped
-from helpers import measured
+from helpers import counted
 
 KEY = "the-key"
 
@@ -27,7 +28,7 @@ class Process:
     def __init__(self, folder: Path, model: Path, *options: str) -> None:
         command = [sys.executable, trapped.__file__, "serve", "--model", str(model), "--port", "0", *options]
         self.process = subprocess.Popen(
-            command, cwd=folder, env=measured(), stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, cwd=folder, env=os.environ | counted(), stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self.lines: list[str] = []
         assert self.process.stderr

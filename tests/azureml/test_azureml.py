@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import EXAMPLES, NOT_ASKED, measured
+from helpers import EXAMPLES, NOT_ASKED, counted
 from PIL import Image
 
 from deit_batch import score
@@ -201,10 +201,11 @@ def endpoint(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     variables["GUNICORN_CMD_ARGS"] = "--graceful-timeout=1"  # or it ends half a minute after SIGTERM
     command = [sys.executable, "-m", "azureml_inference_server_http", "--entry_script", str(script), "--port"]
     port = free_port()
+    environment = os.environ | counted() | variables
     with (
         open(log, "wb") as output,
         subprocess.Popen(
-            [*command, str(port)], env=measured() | variables, stdout=output, stderr=output, start_new_session=True
+            [*command, str(port)], env=environment, stdout=output, stderr=output, start_new_session=True
         ) as process,
     ):
         try:
