@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_store import Bucket
 from helpers import EXAMPLES, jpeg
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deit_batch import score
-from deit_batch.errors import InputError, UsageError
+from deit_batch.errors import DeitBatchError, InputError, UsageError
 from deit_batch.input.elsewhere import find_here, parse_map
 from deit_batch.input.labels import find_split, open_labelled
 from deit_batch.input.mltable import MlTable, read_mltable
@@ -287,6 +287,20 @@ def test_damage_in_what_datasets_has_saved_ends_no_process(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"saved: can't be read past row 0: .* offset") as caught:
         list(open_source(str(tmp_path / "saved")).references)
     assert caught.value.exit_status == 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=6))
+def test_whatever_is_damaged_in_it_is_a_sentence(changes: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, suppress(DeitBatchError):
+        rows = {"image": [f"{number}.png" for number in range(10)], "views": [["a", "b"]] * 10}
+        datasets.Dataset.from_dict(rows).save_to_disk(folder)
+        (path,) = Path(folder).glob("*.arrow")
+        whole = bytearray(path.read_bytes())
+        for place, value in changes:
+            whole[place % len(whole)] = value
+        path.write_bytes(whole)
+        list(open_source(folder, keep=["views"]).references)
 
 
 def test_no_image_of_a_data_set_is_decoded_as_it_is_read(tmp_path: Path) -> None:
