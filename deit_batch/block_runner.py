@@ -38,6 +38,7 @@ from deit_batch.output.place import Place
 from deit_batch.output.run_report import run_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Plan
+from deit_batch.redaction import redact_all
 from deit_batch.runner import RunResult, long_lived_objects_left_alone, warn_of_images
 from deit_batch.system import machine
 from deit_batch.system.atomic import require_not_read
@@ -246,7 +247,7 @@ def _report(
         "seconds": {**{stage: round(value, 3) for stage, value in found.seconds.items()}, **found.stopwatch.report()},
         **engine.plan.about,
         **engine.about(),
-        "options": asdict(options),
+        "options": redact_all(asdict(options)),
     }
     return run_report(found.tally, passed_over, about, deep_gray=found.met[DEEP_GRAY])
 

@@ -19,6 +19,7 @@ from deit_batch.model.checkpoint import Checkpoint, find_checkpoint, find_recipe
 from deit_batch.model.labels import are_placeholders, digest_of, warn_of_shared_names
 from deit_batch.model.recipe import Recipe
 from deit_batch.options import Options
+from deit_batch.redaction import redact_all
 from deit_batch.system.extras import is_installed
 from deit_batch.system.machine import cores
 from deit_batch.system.progress import is_watched
@@ -196,8 +197,9 @@ class Plan:
         return Cards(self.devices, [load(device=device) for device in self.devices])
 
     def settings(self, options: Options) -> dict[str, object]:
-        """What the results depend on: a run is continued only by one with the same settings."""
-        return {
+        """What the results depend on: a run is continued only by one with the same settings. They are written beside
+        the result, so without what gives access."""
+        settings = {
             "input": options.input if isinstance(options.input, str) else list(options.input),
             "column": options.column,
             "keep": list(options.keep),
@@ -223,6 +225,7 @@ class Plan:
             "pass_size": self.pass_size,
             "allow_truncated": options.limits.allow_truncated,
         }
+        return {name: redact_all(value) for name, value in settings.items()}
 
     def prediction_settings(self, options: Options) -> dict[str, object]:
         """What the predictions of one image depend on, beside the image: they are kept as long as it stays the same."""

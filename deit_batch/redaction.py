@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote_plus
 
 HIDDEN = "***"
@@ -21,8 +23,9 @@ _SECRET_ENDINGS = tuple(
 
 _MOST_ENCODED = 3
 
-_URL_STARTS = re.compile(r"(://|(?:(?<=http)|(?<=https)):[/\\]*)", re.IGNORECASE)
-"""Also where a slash is missing or turned around: what follows is a host, whoever wrote it."""
+_URL_STARTS = re.compile(r"""((?:(?<=http)|(?<=https)):[/\\]*|:/{1,2}|(?<![^"'(\[<{=,])//)""", re.IGNORECASE)
+"""Also where a slash is missing, as a path loses it, or turned around: what follows is a host, whoever wrote it; or the
+scheme, as pages write their links."""
 
 _NAME_PUNCTUATION = str.maketrans("", "", "-_")
 
@@ -30,14 +33,27 @@ _NAME_PUNCTUATION = str.maketrans("", "", "-_")
 def redact(name: str) -> str:
     """A URL without what gives access: user info, and the values of parameters that are called like secrets. Other
     names as they are."""
-    if ":" not in name:
+    if ":" not in name and not name.startswith("//"):
         return name
     scheme, *rest = _URL_STARTS.split(name)
     if not rest:
         return name
     starts, places = rest[::2], rest[1::2]
-    shown = map(_without_user_info, [scheme, *places], starts, places)
+    shown = map(_without_user_info, [scheme, *places], places)
     return _without_secrets(scheme + "".join(f"{start}{place}" for start, place in zip(starts, shown, strict=True)))
+
+
+def redact_all(value: Any) -> Any:
+    """The same of every text in what JSON can hold."""
+    match value:
+        case str():
+            return redact(value)
+        case Mapping():
+            return {name: redact_all(each) for name, each in value.items()}
+        case list() | tuple():
+            return [redact_all(each) for each in value]
+        case _:
+            return value
 
 
 def redact_message(text: str) -> str:
@@ -87,12 +103,12 @@ def _holds_secret(value: str) -> bool:
     return False
 
 
-def _without_user_info(before: str, start: str, place: str) -> str:
-    """`place` is what follows `start`. In a store's address a container may stand where a user does: there only a
-    password is hidden."""
+def _without_user_info(before: str, place: str) -> str:
+    """`place` is what follows a start. In a store's address a container may stand where a user does, and without http
+    it may be a path, in which an @ is a letter like others: there only a password is hidden."""
     length = user_info_length(place)
     user_info, rest = place[:length], place[length:]
-    if not user_info or start != "://" or before.lower().endswith(("http", "https")):
+    if not user_info or before.lower().endswith(("http", "https")):
         return (f"{HIDDEN}@" if user_info else "") + rest
     user, colon, _ = user_info.partition(":")
     return (f"{user}:{HIDDEN}@" if colon else user_info) + rest

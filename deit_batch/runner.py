@@ -38,6 +38,7 @@ from deit_batch.output.run_report import run_report
 from deit_batch.output.staging import staged
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import Plan
+from deit_batch.redaction import redact_all
 from deit_batch.scorer import Scorer
 from deit_batch.system import machine
 from deit_batch.system.atomic import is_same_file, require_not_read, standing
@@ -264,7 +265,7 @@ def _report(
         "workers": plan.workers,
         "jpeg_decoder": turbo.decoder(),
         "batch_size": plan.batch_size,
-        "options": asdict(options),
+        "options": redact_all(asdict(options)),
         "versions": plan.versions(),
     }
     return run_report(

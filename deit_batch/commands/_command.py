@@ -15,6 +15,7 @@ import click
 
 from deit_batch.commands._exit import exit_on_error
 from deit_batch.errors import UsageError
+from deit_batch.system import object_store
 from deit_batch.system.atomic import require_not_read
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -22,6 +23,8 @@ Decorator: TypeAlias = Callable[[Command], Command]
 
 
 _LINK = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|_ENV_\w+)$")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""No drive of Windows, which is one letter."""
 _ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -84,12 +87,20 @@ def _require_other_files(params: Mapping[str, Any], written_for: Written) -> Non
     for name in OUTPUTS:
         for out in _paths_in(params.get(name)):
             option = f"--{name.replace('_', '-')}"
+            _require_no_url(option, out)
             written = written_for(out, params) if name == "out" else [out]
             for real in {os.path.realpath(path) for path in written}:
                 if real in taken and not _is_device(real):
                     raise UsageError(f"{option} {out} is what {taken[real]} writes, too")
                 taken[real] = option
             require_not_read(option, out, written, inputs)
+
+
+def _require_no_url(option: str, out: str) -> None:
+    """Raises UsageError for a URL that is no store's, which would be taken for a path. One of two slashes is lost on
+    the way, if the option is a path."""
+    if _URL.match(out) and not object_store.is_stored(out) and not os.path.isdir(out.partition("/")[0]):
+        raise UsageError(f"{option} {out}: what can be written to is a path, or the URL of a store (s3://…)")
 
 
 def _paths_in(value: Any) -> list[str]:

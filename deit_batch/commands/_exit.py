@@ -17,6 +17,7 @@ import click
 from deit_batch.errors import DeitBatchError, Interrupted
 from deit_batch.escaping import escape_controls
 from deit_batch.output.failures import describe_failures
+from deit_batch.redaction import redact_message
 
 if TYPE_CHECKING:
     from deit_batch.output.threshold import ErrorThreshold
@@ -95,6 +96,7 @@ def show_wrong_usage(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        error.message = redact_message(error.message)  # type: ignore[misc]
         if len(error.message) > _LONGEST:
             error.message = textwrap.shorten(error.message, _LONGEST)  # type: ignore[misc]
         log_format = _log_format(arguments, getattr(error, "ctx", None))

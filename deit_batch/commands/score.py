@@ -53,7 +53,7 @@ from deit_batch.output.form import PLAIN, Form
 from deit_batch.output.formats import choose_format, names, suffixes
 from deit_batch.output.part import PART_SIZE
 from deit_batch.output.threshold import ErrorThreshold
-from deit_batch.redaction import redact
+from deit_batch.redaction import redact_all
 from deit_batch.system.object_store import is_stored
 from deit_batch.system.prometheus import write_metrics_file
 
@@ -284,7 +284,7 @@ def _dry_run(chosen: dict[str, Any], out: str | None, format: str | None) -> int
     context = click.get_current_context()
     given = {name: value for name, value in context.params.items() if name != "inputs"} | {"input": options.input}
     for name, value in sorted(given.items()):
-        shown = "all" if name == "top_k" and value is None else redact(value) if isinstance(value, str) else value
+        shown = "all" if name == "top_k" and value is None else redact_all(value)
         click.echo(f"  {name.replace('_', '-')} = {json.dumps(shown, default=str)}")
     for line in _describe_model(options):
         click.echo(escape_controls(line))

@@ -44,6 +44,7 @@ from deit_batch.output.read import read_records
 from deit_batch.output.resume import Mode, StaleResult
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import checkpoint_of
+from deit_batch.redaction import redact_all
 from deit_batch.runner import run
 from deit_batch.system.atomic import make_missing_folder, write_atomically
 from deit_batch.system.junit import Case
@@ -237,7 +238,7 @@ def _scored(request: EvaluationRequest, label_map: Mapping[str, str]) -> _Materi
     )
     ran = json.loads(report.read_bytes())
     about = {
-        "input": options.input,
+        "input": redact_all(options.input),
         "labels": f"{source.layout}, numbers of the model's classes" if len(label_map) > mapped else source.layout,
         "multi_label": multi_label,
         "predictions": path.name,
@@ -324,7 +325,7 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
         unpaired=labels.failures,
     )
     about = {
-        "input": request.options.input,
+        "input": redact_all(request.options.input),
         "labels": source.layout,
         "multi_label": told.multi_label,
         "predictions": str(path),

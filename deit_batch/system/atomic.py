@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from deit_batch.errors import OutputError, UsageError
+from deit_batch.redaction import redact
 from deit_batch.system import object_store
 
 logger = logging.getLogger("deit_batch")
@@ -53,7 +54,8 @@ def make_missing_folder(path: Path) -> None:
     if folder.is_dir():
         return
     if not folder.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no folder {folder.parent}, nor {folder.name} in it; make the first")
+        name = os.path.basename(redact(str(folder)))
+        raise UsageError(f"--out {path}: there is no folder {folder.parent}, nor {name} in it; make the first")
     try:
         folder.mkdir()
     except OSError as error:

@@ -28,6 +28,7 @@ from deit_batch.output.read import read_records
 from deit_batch.redaction import redact, redact_message
 from deit_batch.report.comparison import compare
 from deit_batch.report.originals import find_originals
+from deit_batch.system.atomic import make_missing_folder
 
 AZURE = "sv=2024-11-04&sr=b&sp=r&se=2026-11-26T00%3A00%3A00Z&sig={}"
 AMAZON = (
@@ -158,6 +159,12 @@ def test_an_id_is_a_text_or_a_number() -> None:
         ("https:/user:p@h/a.jpg", "https:/***@h/a.jpg"),
         ("HTTP:user:p@h/a.jpg", "HTTP:***@h/a.jpg"),
         ("https:\\\\user:p@h/a.jpg", "https:\\\\***@h/a.jpg"),
+        ("//user:p@h/a.jpg?sig=1", "//user:***@h/a.jpg?sig=***"),
+        ("ftp:/user:p@h/a.jpg", "ftp:/user:***@h/a.jpg"),
+        ("/data/https:/user:p@h/a.jpg", "/data/https:/***@h/a.jpg"),
+        ("//server/share/a@2x.jpg", "//server/share/a@2x.jpg"),
+        ("C:/me@work/12:30@2x.jpg", "C:/me@work/12:30@2x.jpg"),
+        ("file:///data/12:30@2x.jpg", "file:///data/12:30@2x.jpg"),
         ("imgs/a?token=b.jpg", "imgs/a?token=b.jpg"),
     ],
 )
@@ -259,6 +266,7 @@ SECRET = "TOPSECRET"
         {"url": f"https://user:{SECRET}/w0rd@127.0.0.1/a.jpg"},
         {"url": f"https://user:{SECRET}?w0rd@127.0.0.1/a.jpg"},
         {"url": f"ftp://user:{SECRET}@h/a.jpg?token={SECRET}"},
+        {"url": f"//user:{SECRET}@h/a.jpg"},
         {"url": "a.jpg", "id": {"u": f"https://u:{SECRET}@h/a?sig={SECRET}"}},
     ],
     ids=str,
@@ -276,6 +284,8 @@ def test_no_record_and_no_message_shows_a_secret(row: dict[str, Any], vit: Path,
         "url",
         "--id",
         "id",
+        "--map",
+        f"https://user:{SECRET}@i:9/=/tmp/",
     ]
     for log_format in ("text", "json", "github"):
         more = ["--out", str(tmp_path / "p.jsonl"), "--fresh", "--verbose", "--log-format", log_format]
@@ -295,6 +305,26 @@ def test_no_wrong_usage_shows_a_secret(vit: Path, tmp_path: Path) -> None:
                 main, ["score", *words, "--model", str(vit), "--out", str(tmp_path / "p.jsonl"), *how]
             )
             assert (done.exit_code, SECRET in done.output) == (2, False), done.output
+    (tmp_path / "s.toml").write_text(f'out = "https://user:{SECRET}@h/p.jsonl"\n')
+    for words in (
+        ["--out", f"ftp://user:{SECRET}@h/p.jsonl"],
+        ["--config", str(tmp_path / "s.toml")],
+        ["--metrics-file", f"https://user:{SECRET}@h/m.prom", "--out", str(tmp_path / "p.jsonl")],
+    ):
+        done = CliRunner().invoke(main, ["score", "--model", str(vit), "--input", str(tmp_path), *words])
+        assert (done.exit_code, SECRET in done.output) == (2, False), done.output
+        assert "what can be written to is a path" in done.output
+    done = CliRunner().invoke(main, ["score", "--config", f"https://user:{SECRET}@h/c.toml"])
+    assert (done.exit_code, SECRET in done.output) == (2, False), done.output
+    with pytest.raises(UsageError) as error:
+        make_missing_folder(tmp_path / f"ftp:/user:{SECRET}@h/p.jsonl")
+    assert SECRET not in str(error.value)
+
+
+def test_a_run_is_continued_whatever_the_password_of_a_map(photos: Path, vit: Path, tmp_path: Path) -> None:
+    """Settings are compared as they are written, without it."""
+    before = scored(photos, vit, tmp_path, map=((f"https://user:{SECRET}@h/", "/tmp/"),)).read_bytes()
+    assert scored(photos, vit, tmp_path, map=(("https://user:other@h/", "/tmp/"),)).read_bytes() == before
 
 
 def test_a_column_whose_name_is_not_utf8_is_kept(photos: Path, vit: Path, tmp_path: Path) -> None:
