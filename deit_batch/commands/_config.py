@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,20 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     own = config.pop(command, {})
     if not isinstance(own, dict):
         raise click.BadParameter(f"{value}: {command} must be a table, [{command}]")
-    others = ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
+    others = _commands(ctx)
     config = {name: setting for name, setting in config.items() if name not in others} | own
-    ctx.default_map = {**(ctx.default_map or {}), **_values(value, config, _options(ctx))}
+    ctx.default_map = {**(ctx.default_map or {}), **_values(value, config, _options(ctx), list(others))}
+
+
+def log_format_of(path: str, command: str) -> object:
+    """What the file of options says of it for this command, whatever else is wrong there; None if it says nothing."""
+    try:
+        config = _read(Path(path))
+    except click.BadParameter:
+        return None
+    own = config.get(command)
+    names = {**config, **(own if isinstance(own, dict) else {})}
+    return names.get("log-format", names.get("log_format"))
 
 
 def read_recipe(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -46,8 +58,16 @@ def read_recipe(ctx: click.Context, param: click.Parameter, value: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise click.BadParameter(f"there is no file {path}") from error
+    except OSError as error:
+        raise click.BadParameter(f"{path}: can't be read: {error.strerror}") from error
+    except ValueError as error:
         raise click.BadParameter(f"{path}: {error}") from error
+
+
+def _commands(ctx: click.Context) -> Mapping[str, click.Command]:
+    return ctx.parent.command.commands if ctx.parent and isinstance(ctx.parent.command, click.Group) else {}
 
 
 def _options(ctx: click.Context) -> dict[str, click.Option]:
@@ -58,14 +78,21 @@ def _options(ctx: click.Context) -> dict[str, click.Option]:
     }
 
 
-def _values(path: Path, config: dict[str, Any], options: Mapping[str, click.Option]) -> dict[str, Any]:
-    """Of the file, as Click takes them for defaults. Raises click.BadParameter for what is none of `options`, or can't
-    be the value of one."""
+def _values(
+    path: Path, config: dict[str, Any], options: Mapping[str, click.Option], commands: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Of the file, as Click takes them for defaults. Raises click.BadParameter for what is none of `options`, nor a
+    table of one of `commands`, or can't be the value of one."""
     values = {name.replace("-", "_"): setting for name, setting in config.items()}
     twice = sorted(name for name in config if "_" in name and name.replace("_", "-") in config)
     if twice:
         raise click.BadParameter(f"{path}: {', '.join(twice)} is there twice, with - and with _")
-    unknown = sorted(set(values) - set(options))
+    known = [name.replace("_", "-") for name in options]
+    unknown = [
+        _unknown(name, commands if isinstance(setting, dict) else known)
+        for name, setting in sorted(config.items())
+        if name.replace("-", "_") not in options
+    ]
     if unknown:
         raise click.BadParameter(f"{path}: there is no option {', '.join(unknown)}")
     for name, setting in values.items():
@@ -76,6 +103,12 @@ def _values(path: Path, config: dict[str, Any], options: Mapping[str, click.Opti
         elif isinstance(setting, float) or isinstance(options[name].type, click.Path):
             values[name] = str(setting)  # so that Click refuses 2.5 where a whole number is due, and does not cut it
     return values
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """As it is written, and what may have been meant."""
+    close = get_close_matches(name.replace("_", "-"), known, 1)
+    return f"{name} (do you mean {close[0]}?)" if close else name
 
 
 def _fits(option: click.Parameter, setting: object) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from deit_batch.commands._config import log_format_of
 from deit_batch.errors import DeitBatchError, Interrupted
 from deit_batch.escaping import escape_controls
 from deit_batch.output.failures import describe_failures
@@ -114,8 +115,11 @@ def show_wrong_usage(arguments: Sequence[str]) -> Iterator[None]:
 def _log_format(arguments: Sequence[str], context: click.Context | None) -> object:
     """The value of --log-format that was given anywhere, valid or not; None if there is none."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    given = [value for name, value in pairwise(words) if name == "--log-format"]
-    if given or context is None:
-        return given[-1] if given else None
-    variable = os.environ.get(f"{context.auto_envvar_prefix}_LOG_FORMAT")
-    return variable or context.lookup_default("log_format")
+    given = {name: value for name, value in pairwise(words) if name in ("--log-format", "--config")}
+    if "--log-format" in given or context is None:
+        return given.get("--log-format")
+    if variable := os.environ.get(f"{context.auto_envvar_prefix}_LOG_FORMAT"):
+        return variable
+    # Wrong usage may have been found before the file of options was read, or in it.
+    file = given.get("--config") or os.environ.get(f"{context.auto_envvar_prefix}_CONFIG")
+    return log_format_of(file, str(context.command.name)) if file else None

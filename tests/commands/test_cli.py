@@ -347,6 +347,11 @@ def test_options_come_from_a_file_a_variable_and_the_command_line_in_that_order(
     (tmp_path / "d.toml").write_text('input = "t.csv"\ncolour = "red"\n')
     wrong = deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path)
     assert (wrong.returncode, "no option colour" in wrong.stderr) == (2, True)
+    (tmp_path / "d.toml").write_text("eror-threshold = 1\n[scores]\n")
+    misspelt = CliRunner().invoke(main, ["score", "--config", str(tmp_path / "d.toml")])
+    told = "no option eror-threshold (do you mean error-threshold?), scores (do you mean score?)"
+    assert (misspelt.exit_code, told in misspelt.stderr) == (2, True)
+    assert "'--config': there is no file n.toml" in CliRunner().invoke(main, ["score", "--config", "n.toml"]).stderr
     (tmp_path / "d.toml").write_text("input = ")
     assert deit_batch("score", "--config", "d.toml", "--dry-run", cwd=tmp_path).returncode == 2
     for cut in (

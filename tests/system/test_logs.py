@@ -59,6 +59,10 @@ def test_a_variable_or_file_of_options_may_ask_for_it_and_the_command_line_outra
     (tmp_path / "options.toml").write_text('log-format = "json"\n')
     file = ("score", "--config", str(tmp_path / "options.toml"))
     assert invoke(*file)[0] == 2
+    assert invoke(*file, "--outt", "x")[0] == 2  # found before the file is read
+    assert invoke("score", "--outt", "x", env={"DEIT_BATCH_SCORE_CONFIG": file[-1]})[0] == 2
+    (tmp_path / "wrong.toml").write_text('quite = true\n[score]\nlog_format = "json"\n')
+    assert "no option quite (do you mean quiet?)" in invoke(*file[:2], str(tmp_path / "wrong.toml"))[1][0]["message"]
     plain = CliRunner().invoke(main, [*file, "--log-format", "text"], env=variable)
     assert plain.exit_code == 2
     assert "Usage: " in plain.stderr
