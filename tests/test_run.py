@@ -264,7 +264,10 @@ def test_an_input_that_changed_is_explained_and_nothing_overwritten(photos: Path
     good = whole.read_bytes()
     whole.rename(tmp_path / "p.jsonl.partial")
     (photos / "00.jpg").rename(photos / "99.jpg")
-    with pytest.raises(UsageError, match=r"Record 0 has image .*00.jpg.* start over with --fresh"):
+    with pytest.raises(
+        UsageError,
+        match=r"Record 0 has image .*00.jpg.* bring the input back as it was, to go on, or start over with --fresh",
+    ):
         scored(photos, vit, tmp_path)
     assert (tmp_path / "p.jsonl.partial").read_bytes() == good
     assert len(read_jsonl(scored(photos, vit, tmp_path, mode="fresh"))) == 40

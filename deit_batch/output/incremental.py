@@ -98,8 +98,8 @@ class PredictionCache:
             yield
         except (sqlite3.Error, OSError) as error:
             raise OutputError(
-                f"{self._path}: can't be used: {error}; make room, mend the folder, or remove this file (then all is "
-                "scored again), and run the same command again"
+                f"{self._path}: can't be used: {error}; make room, mend the folder, or allow larger files (ulimit -f), "
+                "and run the same command again; if that does not help, remove this file: then all is scored again"
             ) from error
 
     def adopt(self, records: Iterable[tuple[Mapping[str, Any], bytes]]) -> int:

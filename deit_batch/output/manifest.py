@@ -107,6 +107,11 @@ def read_parts(folder: Place, parts: Sequence[Part]) -> Generator[bytes, None, N
 
 
 def _not_ours(folder: Place, name: str) -> UsageError:
+    if not folder.has(name):
+        return UsageError(
+            f"{folder}/{name} is missing, of a result that was finished; bring that one file back, or score all of it "
+            "again, with --fresh"
+        )
     return UsageError(f"{folder}/{name} is not what its run has left there; score it again, with --fresh")
 
 

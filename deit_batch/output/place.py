@@ -87,7 +87,7 @@ class Place(Protocol):
         """The folder with all that is in it."""
 
     def first_unlike(self, outputs: Mapping[str, object]) -> str | None:
-        """Of files and what their digests should be, the first that differs."""
+        """Of files and what their digests should be, the first that differs, or is missing."""
 
     def hold(self) -> Held:
         """Keeps other runs away. Raises OutputError, saying who is there, if another run does; UsageError if nothing
@@ -193,7 +193,14 @@ class LocalPlace:
             remove_folder(self.path, self.path)
 
     def first_unlike(self, outputs: Mapping[str, object]) -> str | None:
-        return next((name for name, output in outputs.items() if digest_of(self.path / name) != output), None)
+        return next((name for name, output in outputs.items() if self._digest(name) != output), None)
+
+    def _digest(self, name: str) -> dict[str, object] | None:
+        """None if it is not there."""
+        try:
+            return digest_of(self.path / name)
+        except FileNotFoundError:
+            return None
 
     def hold(self) -> Lock:
         make_missing_folder(self.path)

@@ -251,7 +251,8 @@ def require_same_input(target: str | Path, reference: Reference, record: Mapping
     else:
         what = f"has {name} {_short(record.get(name))}, but the input now has {_short(now.get(name))} there"
     raise UsageError(
-        f"{target} can't be continued: the input has changed. Record {reference.index} {what}; start over with --fresh"
+        f"{target} can't be continued: the input has changed. Record {reference.index} {what}; bring the input back as "
+        "it was, to go on, or start over with --fresh"
     )
 
 

@@ -113,6 +113,9 @@ def test_a_finished_folder_is_not_made_again(died: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UsageError, match=r"part-000002\.jsonl is not what its run has left there"):
         read_manifest(LocalPlace(died))
+    path.unlink()
+    with pytest.raises(UsageError, match=r"/part-000002\.jsonl is missing, of a result .*; bring that one file back"):
+        read_manifest(LocalPlace(died))
 
 
 def without_the_last(manifest: dict[str, Any]) -> None:
