@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 from faulty_store import SECRET
 from helpers import COMMAND, EXAMPLES, coverage_settings
@@ -173,6 +175,23 @@ def test_a_page_does_what_it_says(page: Path, trials: dict[Path, Future[Trial]])
 def test_code_that_is_not_run_is_refused(block: str) -> None:
     with pytest.raises(ValueError, match="is neither run nor what one prints"):
         steps(f"As follows:\n\n{block}\n")
+
+
+def test_pictures_that_are_alike_are_found_beside_one_that_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"imgs/trouser/{number:05}.png" for number in range(6)]
+    rows = [{"image": name, **({"error": {"type": "DecodeError"}} if name == names[4] else {})} for name in names]
+    (tmp_path / "features.npy.rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    angles = np.array([0.0, 0.5, 0.9, 1.0, np.nan, 2.0])
+    np.save(tmp_path / "features.npy", np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / "how-to" / "extract-features.md").read_text(), re.DOTALL)[
+        :2
+    ]:
+        exec(code, {})
+    alike, nearest = f"{names[2]} {names[3]}", [f"1.00 {names[3]}", f"0.92 {names[1]}", f"0.62 {names[0]}"]
+    assert capsys.readouterr().out.splitlines() == ["(5, 2)", alike, *nearest]
 
 
 def test_only_a_reason_keeps_a_command_from_being_run() -> None:
