@@ -34,6 +34,7 @@ from deit_batch.commands._options import (
 from deit_batch.commands._types import AT_LEAST_ONE, PREDICTIONS_FILE, SHARE, Threshold, TopK
 from deit_batch.errors import UsageError
 from deit_batch.evaluation.names import (
+    BELOW_ZERO,
     CARD_NAMES,
     COMPARED,
     LOWER_IS_BETTER,
@@ -72,7 +73,7 @@ class _Bound(click.ParamType[tuple[str, float]]):
             number = float(text)
         except ValueError:
             number = math.nan
-        if refusal := self.refuse_number(number, text):
+        if refusal := self.refuse_number(CARD_NAMES.get(metric, metric), number, text):
             self.fail(refusal, param, ctx)
         return metric, number
 
@@ -80,7 +81,7 @@ class _Bound(click.ParamType[tuple[str, float]]):
         """Why it can't be held against a number; empty if it can. `given`: as the user wrote its name."""
         raise NotImplementedError
 
-    def refuse_number(self, number: float, given: str) -> str:
+    def refuse_number(self, metric: str, number: float, given: str) -> str:
         """The same of the number, which is NaN if there is none."""
         raise NotImplementedError
 
@@ -91,8 +92,9 @@ class Gate(_Bound):
             return f"{given!r} is no metric; there are {', '.join(sorted(NAMES))}"
         return f"{given} is the better the lower: nothing is under it" if metric in LOWER_IS_BETTER else ""
 
-    def refuse_number(self, number: float, given: str) -> str:
-        return "" if -1 <= number <= 1 else f"{given!r} is no number in -1..1, as in accuracy=0.8"
+    def refuse_number(self, metric: str, number: float, given: str) -> str:
+        least = -1 if metric in BELOW_ZERO else 0
+        return "" if least <= number <= 1 else f"{given!r} is no number in {least}..1, which {metric} may be, as in 0.8"
 
 
 class Drop(_Bound):
@@ -101,7 +103,7 @@ class Drop(_Bound):
             return ""
         return f"{given!r} is not compared with a baseline; what is: {', '.join(sorted(COMPARED))}"
 
-    def refuse_number(self, number: float, given: str) -> str:
+    def refuse_number(self, metric: str, number: float, given: str) -> str:
         return "" if 0 <= number < math.inf else f"{given!r} is no number from 0 up, as in accuracy=0.01"
 
 

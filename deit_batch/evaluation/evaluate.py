@@ -42,6 +42,7 @@ from deit_batch.output.manifest import REPORT as REPORT_OF_PARTS
 from deit_batch.output.part import PART_SIZE
 from deit_batch.output.read import read_records
 from deit_batch.output.resume import Mode, StaleResult
+from deit_batch.output.run_report import read_report
 from deit_batch.output.threshold import ErrorThreshold
 from deit_batch.plan import checkpoint_of
 from deit_batch.redaction import redact_all
@@ -114,9 +115,11 @@ class Evaluation:
         shown = [f"{name} {values[name]:.4f}" for name in ("accuracy", "top_5_accuracy", "f1_macro") if name in values]
         missing = f", {self.unjudged:,} not judged{self._why()}" if self.unjudged else ""
         metrics = ", ".join(shown) or "no headline metric (report.md says why)"
+        unlabelled = self.document.get("predictions_without_label", 0)
+        extra = f", {counted(unlabelled, 'prediction')} without a label" if unlabelled else ""
         compared = self.document["baseline"]
         lost = f"; against the baseline, {_missing(compared)}" if compared and compared["missing"] else ""
-        return f"{metrics} on {self.document['judged']:,} of {counted(self.inputs, 'image')}{missing}{lost}"
+        return f"{metrics} on {self.document['judged']:,} of {counted(self.inputs, 'image')}{missing}{extra}{lost}"
 
     def _why(self) -> str:
         """Of the images that are not judged: types of failures, and labels that the model does not know."""
@@ -201,6 +204,7 @@ def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
         references = (example.reference for example in request.open_input(again=True).examples)
         seen = thumbnails_of(mistakes, references, request.options.limits)
     drawn = dict(draw(judged, found, list(zip(mistakes, seen, strict=False))))
+    _say_what_is_replaced(request.out, document)
     _write(request.out, document, drawn, as_page(Shown(document, judged, seen, drawn, request.options.limits.root)))
     return Evaluation(document, cases, drop_cases, material.inputs, material.inputs - len(judged.images))
 
@@ -324,6 +328,7 @@ def _joined(request: EvaluationRequest, path: Path, label_map: Mapping[str, str]
         threshold=request.threshold,
         unpaired=labels.failures,
     )
+    labels.warn_of_files_names()
     about = {
         "input": redact_all(request.options.input),
         "labels": source.layout,
@@ -418,6 +423,31 @@ def _check_drops(
             message = f"{told}: {fallen if drop > _ROUNDING else 'no worse'}{lost and f', but {lost}'}"
         cases.append(Case(f"drop of {metric}", "passed" if passed else "failure", message))
     return results, cases
+
+
+def _say_what_is_replaced(out: Path, document: Mapping[str, Any]) -> None:
+    """Of an earlier evaluation; a warning, if it was of something else or had other gates."""
+    before = read_report(out / METRICS)
+    if not {"ended_at", "metrics", "gates", "drops"} <= before.keys():
+        return
+    unlike = [name for name in ("input", "predictions") if before.get(name) != document[name]]
+    unlike += ["gates"] if _bounds(before) != _bounds(document) else []
+    below = [name for gates in (before["gates"], before["drops"]) for name, gate in gates.items() if not gate["passed"]]
+    accuracy = before["metrics"].get("accuracy")
+    told = [
+        *([] if accuracy is None else [f"accuracy {accuracy:.4f}"]),
+        f"gates not passed: {', '.join(below)}" if below else "no gate failed",
+        *([f"of other {', '.join(unlike)}"] if unlike else []),
+    ]
+    level = logging.WARNING if unlike else logging.INFO
+    logger.log(level, "%s: the evaluation of %s is replaced (%s)", out, before["ended_at"], "; ".join(told))
+
+
+def _bounds(document: Mapping[str, Any]) -> list[dict[str, float]]:
+    return [
+        {name: gate[bound] for name, gate in document[kind].items()}
+        for kind, bound in (("gates", "least"), ("drops", "most"))
+    ]
 
 
 def _write(out: Path, document: Mapping[str, Any], pictures: Mapping[str, bytes], page: bytes) -> None:

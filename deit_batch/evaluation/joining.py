@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from deit_batch.errors import RowError
 from deit_batch.evaluation.judged import Pair, file_name
 from deit_batch.input.identity import identity_of
 from deit_batch.input.labels import LABELLED_TWICE, LabelledSource
-from deit_batch.io import Failure, name_fields
+from deit_batch.io import Failure, counted, name_fields
+
+logger = logging.getLogger("deit_batch")
 
 PREDICTED_TWICE = "predicted twice, differently"
 
@@ -68,10 +71,11 @@ class Labels:
     name alone, if one image of the input and one of the records have it, and no other. An image that is there twice
     counts once; if its labels differ, it has none, and if its predictions do, they are not judged. `records`: those
     that are to be joined, for a first look at them. `inputs` counts images, `failures` those without labels or, once
-    all are joined, predictions; `without_label` counts records without labels."""
+    all are joined, predictions; `without_label` counts records without labels, `by_file` those whose file's name alone
+    is that of a label."""
 
     def __init__(self, given: Iterable[Given], records: Iterable[Mapping[str, Any]]) -> None:
-        self.inputs = self.without_label = 0
+        self.inputs = self.without_label = self.by_file = 0
         self.names: set[str] = set()
         self.failures: Counter[str] = Counter()
         self._by_key: dict[str | None, _Row | None] = {}
@@ -105,7 +109,7 @@ class Labels:
 
     def _drop(self, record: Mapping[str, Any]) -> None:
         """The image of this record is not judged: another record of it says something else."""
-        row = self._row(record)
+        row, _ = self._row(record)
         if row:
             self.failures[PREDICTED_TWICE] += 1
             self._joined.add(row[0])
@@ -129,16 +133,24 @@ class Labels:
             self.failures["no prediction"] += missing
 
     def _take(self, record: Mapping[str, Any]) -> _Row | None:
-        row = self._row(record)
+        row, is_by_file = self._row(record)
         self.without_label += row is None
         if row is None or row[0] in self._joined:
             return None
         self._joined.add(row[0])
+        self.by_file += is_by_file
         return row
 
-    def _row(self, record: Mapping[str, Any]) -> _Row | None:
+    def _row(self, record: Mapping[str, Any]) -> tuple[_Row | None, bool]:
+        """The labels of a record's image, and whether they were found by its file's name alone."""
         key = identity_of(record)
         if key in self._by_key:
-            return self._by_key[key]
+            return self._by_key[key], False
         file = file_name(record)
-        return self._by_file.get(file) if key and self._only.get(file) == key else None
+        return (self._by_file.get(file) if key and self._only.get(file) == key else None), True
+
+    def warn_of_files_names(self) -> None:
+        """Once all records are joined: another folder's images may be called alike."""
+        if self.by_file:
+            images = counted(self.by_file, "image is", "images are")
+            logger.warning("%s joined with their labels by the files' names: their whole names differ", images)

@@ -23,6 +23,8 @@ LOWER_IS_BETTER = frozenset(("log_loss", "expected_calibration_error"))
 HIGHER_IS_BETTER = frozenset(
     ("accuracy", "accuracy_of_all_inputs", "top_5_accuracy", "balanced_accuracy", "weighted_accuracy")
 ) | frozenset(CARD_NAMES.values())
+BELOW_ZERO = frozenset(("matthews_corrcoef", "balanced_accuracy_adjusted"))
+"""Those of them that may be so, down to -1; all others reach from 0 to 1."""
 NAMES = LOWER_IS_BETTER | HIGHER_IS_BETTER
 """Every metric that there can be."""
 COMPARED = LOWER_IS_BETTER | {

@@ -48,12 +48,17 @@ def read_baseline(path: Path) -> SingleLabel | MultiLabel:
     try:
         if is_pointer_file(str(path)):
             raise ValueError(NOT_HERE)
-        packed = json.loads(path.read_bytes())["outcomes"]
+        packed = json.loads(path.read_bytes(), parse_constant=_refuse)["outcomes"]
         return unpack(packed)
     except OSError as error:
         raise UsageError(f"--baseline {path}: {error.strerror}") from error
     except MALFORMED as error:
         raise UsageError(f"--baseline {path}: not the metrics.json of an evaluation: {in_words(error)}") from error
+
+
+def _refuse(name: str) -> float:
+    """A gate against what is no number would be passed, or not, by chance."""
+    raise ValueError(f"it has {name} in place of a number")
 
 
 def unpack(packed: dict[str, Any]) -> SingleLabel | MultiLabel:

@@ -212,11 +212,13 @@ def compare_in_any_folder(
     old: Path, new: Path, find_truths: Callable[[], Truths | None], *, most_rows: int, most_shown: int
 ) -> Comparison:
     """By the images' names, or, if no image is in both, by those of their files. Raises as `compare`."""
+    truths = find_truths()
     try:
-        return compare(old, new, find_truths(), most_rows=most_rows, most_shown=most_shown)
+        return compare(old, new, truths, most_rows=most_rows, most_shown=most_shown)
     except NoImageInBothError:
         names = _names_of_files(old, new)
-        compared = compare(old, new, find_truths(), most_rows=most_rows, most_shown=most_shown, key=names)
+        # Anew, for each label is given but once; where there are none, that has been said.
+        compared = compare(old, new, truths and find_truths(), most_rows=most_rows, most_shown=most_shown, key=names)
         logger.warning(
             "no image is both in %s and in %s by its whole name: %s joined by their files' names",
             *(old, new, counted(compared.compared, "image is", "images are")),

@@ -65,9 +65,15 @@ class Labelling:
         self._labels.count_missing()
         return self._labels.failures
 
+    def warn_of_files_names(self) -> None:
+        if self._labels:
+            self._labels.warn_of_files_names()
+
 
 def warn_of_missing(labelling: Labelling) -> None:
-    """Once all records have been asked for: of labelled images that none of them is of."""
+    """Once all records have been asked for: of labelled images that none of them is of, and of those that are joined by
+    less than their whole names."""
+    labelling.warn_of_files_names()
     if missing := labelling.without_record:
         told = ", ".join(f"{images:,} {reason}" for reason, images in missing.items())
         logger.warning("labelled images that are not judged: %s (%s)", f"{missing.total():,}", told)

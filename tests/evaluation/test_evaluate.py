@@ -339,7 +339,15 @@ def test_outcomes_survive_the_way_through_json(rows: list[tuple[int, int]], seve
     assert pack(unpack(again)) == pack(outcomes)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"outcomes": {"classes": ["a"], "keys": ["x"], "labels": []}}'])
+NOT_A_NUMBER = (
+    '{"metrics": {"accuracy": NaN}, "outcomes": {"classes": ["a"], "keys": ["x"], "labels": [0], "predicted": [0], '
+    '"rank": [1], "confidence": [0.5], "loss": [null], "depth": 1}}'
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"outcomes": {"classes": ["a"], "keys": ["x"], "labels": []}}', NOT_A_NUMBER]
+)
 def test_what_is_no_evaluation_is_no_baseline(text: str, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(UsageError, match=r"not the metrics\.json of an evaluation"):
@@ -599,6 +607,8 @@ def test_images_of_the_baseline_that_are_gone_are_no_way_past_its_gate(demo: Pat
         (["--max-drop", "acuracy=0.1"], "'acuracy' is not compared with a baseline"),
         (["--max-drop", "accuracy=-0.1"], "is no number from 0 up"),
         (["--max-drop", "accuracy=1%"], "is no number from 0 up"),
+        (["--fail-under", "accuracy=-0.1"], "'-0.1' is no number in 0..1"),
+        (["--fail-under", "matthews_correlation=-1.1"], "'-1.1' is no number in -1..1"),
     ],
 )
 def test_a_fall_that_nothing_can_tell_is_wrong_usage(words: list[str], told: str, tmp_path: Path) -> None:
@@ -617,7 +627,12 @@ def test_predictions_made_before_need_no_model_and_no_images(demo: Path, tmp_pat
     assert found["failures"] == {"no prediction": 1}
     assert found["classes_without_images"] == ["ankle boot"]
     assert "log_loss" in found["metrics"]
-    assert evaluated(*command, "--error-threshold", "1").exit_code == 0
+    again = evaluated(*command, "--error-threshold", "1", "--fail-under", "accuracy=0.1")
+    assert again.exit_code == 0
+    assert "on 36 of 37 images, 1 not judged (1 no prediction), 4 predictions without a label\n" in again.stderr
+    assert "36 images are joined with their labels by the files' names" in again.stderr
+    assert f"{tmp_path / 'e'}: the evaluation of {found['ended_at']} is replaced (accuracy 0.9" in again.stderr
+    assert "; no gate failed; of other gates)" in again.stderr
 
 
 def test_a_file_s_name_joins_only_what_no_other_image_has(tmp_path: Path) -> None:

@@ -212,6 +212,8 @@ def test_an_agreement_that_can_not_be_had_passes_no_gate(tmp_path: Path) -> None
     other = write(tmp_path / "b.jsonl", [record(0, "b.jpg", ("can", 0.5))])
     apart = invoke("compare", broken, other)
     assert (apart.exit_code, "no image is both in" in apart.stderr) == (2, True)
+    labelled = write(tmp_path / "l.jsonl", [{**record(0, "c.jpg", ("can", 0.5)), "label": "can"}])
+    assert invoke("compare", labelled, other).stderr.count("carries labels") == 1
     for wrong in (["--out", "c.txt"], ["--fail-under", "99"], ["--format", "html"]):
         assert invoke("compare", broken, broken, *wrong).exit_code == 2, wrong
     assert invoke("compare", broken, tmp_path / "none.jsonl").exit_code == 2
