@@ -29,6 +29,7 @@ from deit_batch.options import (
 )
 from deit_batch.output.frame import frame_of
 from deit_batch.plan import Plan, require_features
+from deit_batch.python_words import as_python, in_python_words
 from deit_batch.runner import warn_of_images
 from deit_batch.scorer import Scorer
 from deit_batch.system.progress import Progress, Stopwatch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 
+@in_python_words()
 def score(input: Images, *, progress: bool = False, **options: Unpack[ScoreOptions]) -> Records:
     """Scores images: an iterator of one Record per input, in input order, as they are ready. Nothing is written.
 
@@ -97,6 +99,7 @@ def score(input: Images, *, progress: bool = False, **options: Unpack[ScoreOptio
     return _scored_once(_asked("score", input, options, ScoreOptions.__optional_keys__, progress))
 
 
+@in_python_words()
 def embed(
     input: Images,
     *,
@@ -126,6 +129,7 @@ def embed(
     return _scored_once(_asked("embed", input, options, known, progress, features=_names(features)))
 
 
+@in_python_words()
 def load(model: Input = DEFAULT_MODEL, **options: Unpack[ModelOptions]) -> Model:
     """A model and its decode workers, kept from one call to the next: `score` and `embed` of what it returns take
     inputs, and begin at once.
@@ -151,6 +155,7 @@ class Model:
     """What `load` gives. It may be used in several threads, and one call within the loop of another: they take turns,
     batch by batch. `close` it, or use it in a `with` statement; a program that ends closes it, too."""
 
+    @in_python_words()
     def __init__(self, options: Options) -> None:
         self._options, self._plan = options, Plan.of(options)
         self._scorer = Scorer(self._plan, options)
@@ -160,12 +165,14 @@ class Model:
             self.close()
             raise
 
+    @in_python_words()
     def score(self, input: Images, *, progress: bool = False, **options: Unpack[PredictionOptions]) -> Records:
         """As `deit_batch.score`, with the options that say what is read and what of the scores comes out: `column`,
         `keep`, `id`, `recursive`, `limit`, `map`, `base`, `suffix`, `delimiter`, `shard`, `top_k` and `threshold`."""
         known = PredictionOptions.__optional_keys__
         return self._scored(_asked("score", input, options, known, progress, **self._kept))
 
+    @in_python_words()
     def embed(
         self,
         input: Images,
@@ -208,6 +215,7 @@ class Records(Iterator[Record]):
         self._records, self._asked = records, asked
         self._begun = False
 
+    @in_python_words()
     def __next__(self) -> Record:
         record = next(self._records)
         self._begun = True
@@ -217,14 +225,15 @@ class Records(Iterator[Record]):
         """Ends what is under way for those that were not asked for."""
         self._records.close()
 
+    @in_python_words()
     def to_frame(self) -> pandas.DataFrame:
         """A row for each record that is left: `index`, `image`, the best `label` and its `score` (NaN if there is
         none), all `predictions` as dicts, `error_type` and `error_message`, what else says which input it is, and the
-        columns that are kept. With features, a column of each by its name: arrays of float32 [width]. Rows of a
-        DataFrame or Series of pandas have the labels of its index.
+        columns that are kept: one that is called as one of these as `kept_label`, …. With features, a column of each by
+        its name: arrays of float32 [width]. Rows of a DataFrame or Series of pandas have the labels of its index. What
+        there is none of is None, but in `score`.
 
-        Raises UsageError if pandas is not installed, a kept column has one of these names, or all records have been
-        read before."""
+        Raises UsageError if pandas is not installed, or all records have been read before."""
         options = self._asked.options
         begun = self._begun
         frame = frame_of(self, options.features, options.keep, self._asked.labels)
@@ -283,10 +292,15 @@ def _scored(scorer: Scorer, source: Source, plan: Plan, asked: _Asked) -> Genera
             for record in records:
                 tally.count_error(record.error.type if record.error else None)
             bar.update(reading.count)
-            yield from records
+            yield from map(_in_python_words, records)
     if reading.error:
         raise reading.error
     warn_of_images(source, met, scaled=plan.recipe.scale_deep_gray)
+
+
+def _in_python_words(record: Record) -> Record:
+    error = record.error
+    return replace(record, error=replace(error, message=as_python(error.message))) if error else record
 
 
 class _Reading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import multiprocessing
 import subprocess
@@ -24,6 +25,7 @@ from PIL import Image
 from deit_batch import Limits, Model, embed, load, score
 from deit_batch.errors import CheckpointError, UsageError
 from deit_batch.io import Failure
+from deit_batch.python_words import as_python
 
 NOTEBOOK = """
 import asyncio, multiprocessing
@@ -219,14 +221,60 @@ def test_a_frame_of_features_and_one_of_nothing(photos: Path, model: Model) -> N
     assert inline["image_sha256"].to_list() == [hashlib.sha256(jpeg()).hexdigest()]
 
 
-def test_a_frame_that_can_not_be_made_is_refused_before_the_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = model.score([{"image": jpeg(), "label": "cat"}], keep=["label"])
-    with pytest.raises(UsageError, match="--keep label: the DataFrame has a column of that name already"):
-        records.to_frame()
-    assert [record.keep for record in records] == [{"label": "cat"}]
+def test_a_kept_column_of_a_frames_own_name_has_another(model: Model, photos: Path) -> None:
+    table = pd.DataFrame({"image": [jpeg(), b"broken"], "label": ["cat", "dog"], "kept_label": [1, 2]}, index=[7, 7])
+    keep = ["kept_label", "label"]
+    assert [record.keep["label"] for record in model.score(table, keep=keep)] == ["cat", "dog"]
+    made = model.score(table, keep=keep).to_frame()
+    assert (made["kept_kept_label"].to_list(), made["kept_label"].to_list()) == (["cat", "dog"], [1, 2])
+    for frame in (made, made[:1], model.score([jpeg()]).to_frame()):  # None, whether others have failed or not
+        assert [value is None for value in frame["error_type"]] == [True, False][: len(frame)]
+        assert [value is None for value in frame["label"]] == [False, True][: len(frame)]
+
+
+def test_a_frame_without_pandas_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UsageError, match=r"this needs pandas: pip install '\.\[pandas\]' in a clone of deit-batch"):
         model.score([jpeg()]).to_frame()
+
+
+@pytest.mark.parametrize(
+    ("said", "here"),
+    [
+        ("name it with --column. Columns seen: a", "name it with column=. Columns seen: a"),
+        ("--keep image: the record has", "keep=image: the record has"),
+        ("leave out --runtime onnx", "leave out runtime=onnx"),
+        ("name one with --image-processor (a file)", "name one with image_processor= (a file)"),
+        ("add --allow-pickle", "add allow_pickle=True"),
+        ("--compile is for GPUs", "compile=True is for GPUs"),
+        ("--revision is for the Hub", "revision= is for the Hub"),
+        ("--allow-private-hosts permits it", "Limits(allow_private_hosts=True) permits it"),
+        ("outside of --root", "outside of Limits(root=…)"),
+        ("--fresh replaces it; a--b", "--fresh replaces it; a--b"),
+    ],
+)
+def test_messages_name_arguments(said: str, here: str) -> None:
+    assert as_python(said) == here
+
+
+def test_errors_and_records_speak_of_arguments_and_of_places_in_what_is_given(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"name it with column=\. Columns seen: pic, y"):
+        model.score(pd.DataFrame({"pic": ["a.jpg"], "y": [1]}))
+    with pytest.raises(UsageError, match="keep=image: the record has a field of that name already"):
+        score(["a.jpg"], model="demo", keep=["image"])
+    with pytest.raises(UsageError, match=r"^id2label=nowhere\.txt: "):
+        load("demo", id2label="nowhere.txt")
+    path = np.str_(tmp_path / "gone.jpg")
+    given: list[Any] = [path, {"image": path}, {"pic": "a.jpg"}, io.BytesIO(jpeg()), {"image": io.BytesIO(jpeg())}]
+    records = list(model.score([*given, "http://127.0.0.1/a.jpg"]))
+    assert [type(record.image) for record in records[:2]] == [str, str]
+    messages = [str(record.error and record.error.message) for record in records[2:]]
+    assert messages[0].startswith("item 2: no column looks like the image; name it with column=.")
+    assert messages[1] == "item 3 is no image, but of type BytesIO; give its .getvalue()"
+    assert messages[2].endswith("; give its .getvalue()")
+    assert "Limits(allow_private_hosts=True) permits it" in messages[3]
+    with pytest.raises(UsageError, match=r"; give its \.getvalue\(\)$"):
+        model.score(io.BytesIO(jpeg()))
 
 
 def test_progress_is_shown_if_asked_for(photos: Path, model: Model, capsys: pytest.CaptureFixture[str]) -> None:

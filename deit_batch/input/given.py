@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.held_image import held_image, is_array
+from deit_batch.input.held_image import held_image, is_array, what_to_give
 from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.locate import locate
 from deit_batch.input.open import ChooseColumns, OpenTable
@@ -44,18 +45,18 @@ def names_or_rows(input: Images) -> str | tuple[str, ...] | OpenTable:
     if _is_frame(input):
         return partial(_open_frame, input)
     with suppress(TypeError):  # of what can't be iterated over
-        if not isinstance(input, Mapping):
+        if not isinstance(input, Mapping | io.IOBase):  # whose lines are no images
             iter(input)
             return partial(_open_items, input)
     raise UsageError(
         f"input is {input!r:.80}; it must be a path, an image, a DataFrame, or a list or iterator of images, of where "
-        "they are, or of dicts"
+        f"they are, or of dicts{what_to_give(input)}"
     )
 
 
 def _text(name: str | os.PathLike[Any]) -> str:
     path = os.fspath(name)
-    return os.fsdecode(path) if isinstance(path, bytes) else path
+    return os.fsdecode(path) if isinstance(path, bytes) else str(path)  # NumPy's text, too, is Python's then
 
 
 def _is_one_image(name: str) -> bool:
@@ -91,20 +92,22 @@ def _open_items(items: Iterable[object], wanted: ChooseColumns) -> Table:
 
 
 def _rows(items: Iterable[object]) -> Iterator[Row]:
-    for number, item in enumerate(items, 1):
-        yield Row(number, _value(item, number))
+    for number, item in enumerate(items):
+        yield Row(number, _value(item, number), unit="item")
 
 
 def _value(item: object, number: int) -> Value:
     if isinstance(item, Mapping):
-        return item
+        return {name: _plain(cell) for name, cell in item.items()}
     try:
         image = held_image(item)
     except RowError as error:
         return row_failure(f"item {number}: {error}")
     if _plain(item) is None or (isinstance(image, str) and not image.strip()):
         return row_failure(f"item {number} is empty")
-    return row_failure(f"item {number} is no image, but of type {type(item).__name__}") if image is None else image
+    if image is not None:
+        return image
+    return row_failure(f"item {number} is no image, but of type {type(item).__name__}{what_to_give(item)}")
 
 
 # --- DataFrames ------------------------------------------------------------------------------------------------------
@@ -114,7 +117,8 @@ def _open_frame(frame: Any, wanted: ChooseColumns) -> Table:
     columns = [name for name in frame.columns if isinstance(name, str)]
     taken = wanted(columns)
     cells = zip(*(frame[name] for name in taken), strict=True)
-    rows = (Row(number, dict(zip(taken, map(_plain, row), strict=True))) for number, row in enumerate(cells, 1))
+    values = (dict(zip(taken, map(_plain, row), strict=True)) for row in cells)
+    rows = (Row(number, value, unit="row") for number, value in enumerate(values))
     return Table(rows, columns, lambda read: len(frame))
 
 

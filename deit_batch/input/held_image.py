@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
@@ -27,7 +28,9 @@ def held_image(value: object) -> str | bytes | Picture | None:
     Raises RowError for an image without pixels, and an array that might be more than one thing: of other numbers, or
     with other axes."""
     match value:
-        case str() | bytes():
+        case str():
+            return str(value)  # and not NumPy's, which shows itself as np.str_('…')
+        case bytes():
             return value
         case bytearray() | memoryview():
             return bytes(value)
@@ -43,12 +46,20 @@ def held_image(value: object) -> str | bytes | Picture | None:
             return None
 
 
+def what_to_give(value: object) -> str:
+    """The end of a message about what is no image: of an open file, or what is like one."""
+    if isinstance(value, io.BytesIO):
+        return "; give its .getvalue()"
+    return "; give what its .read() returns" if hasattr(value, "read") else ""
+
+
 def _of_array(array: Any) -> Image.Image:
     is_plain = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.size > 0
     if not is_plain or array.shape[2:] not in _CHANNELS:
         shape = ", ".join(map(str, array.shape))
+        several = "; of several images, a list" if len(array.shape) == 4 else ""
         raise RowError(
             f"{type(array).__name__} of {array.dtype} [{shape}]; give a NumPy array of uint8 [height, width], "
-            "[height, width, 3] (RGB) or [height, width, 4] (RGBA)"
+            f"[height, width, 3] (RGB) or [height, width, 4] (RGBA){several}"
         )
     return Image.fromarray(array)

@@ -43,7 +43,7 @@ def digest_of_inline(location: Location) -> str | None:
 
 
 def locate_value(
-    value: Any, column: str, folder: str, line: int, known: Map = (), suffix: str | None = None
+    value: Any, column: str, folder: str, place: str, known: Map = (), suffix: str | None = None
 ) -> tuple[str | None, Location]:
     """The reference as given, secrets and all (None for inline data), and where its bytes are; `known`: the places of
     prefixes that it may have; `suffix`: how the name of its file ends, if it does not end so itself: with that, a
@@ -60,20 +60,22 @@ def locate_value(
             held = held_image(value)
             value = value if held is None else held
         except RowError as error:
-            return None, tables.row_failure(f"line {line}: {error}")
+            return None, tables.row_failure(f"{place}: {error}")
     if isinstance(value, bytes | Picture):
         return None, value
     if suffix:
         value = text_of(value)
     if not isinstance(value, str) or not value.strip():
+        from deit_batch.input.held_image import what_to_give
+
         is_empty = value is None or isinstance(value, str)
-        what = "is empty" if is_empty else f"is {json.dumps(value, default=str):.40}, no text"
-        return None, tables.row_failure(f"line {line}: the image {what}")
+        what = "is empty" if is_empty else f"is {json.dumps(value, default=str):.40}, no text{what_to_give(value)}"
+        return None, tables.row_failure(f"{place}: the image {what}")
     try:
         location = locate(find_here(value, known), folder, always_base64=column.lower() in BASE64_COLUMNS)
     except RowError as error:
         name = value if len(value) <= _LONGEST_URL else None
-        return name, tables.row_failure(f"line {line}: {error}")
+        return name, tables.row_failure(f"{place}: {error}")
     name = None if isinstance(location, Base64 | bytes) else value
     return name, with_suffix(location, suffix) if suffix else location
 

@@ -164,7 +164,7 @@ def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
     if isinstance(value, Failure):
         return Reference(index, None, value, nothing_kept)
     if not isinstance(value, Mapping):
-        located = _located(index, value, fields.column or "", fields, folder, row.line)
+        located = _located(index, value, fields.column or "", fields, folder, row.place)
         return replace(located, keep=nothing_kept)
     kept = {name: value.get(name) for name in fields.keep}
     try:
@@ -174,8 +174,8 @@ def _named_in(index: int, row: Row, fields: Fields, folder: str) -> Reference:
             kept[label] = value[label]
         id = given_identity(value.get(fields.id)) if fields.id else None
     except (UsageError, RowError) as error:
-        return Reference(index, None, tables.row_failure(f"line {row.line}: {error}"), kept)
-    reference = _located(index, value[column], column, fields, folder, row.line)
+        return Reference(index, None, tables.row_failure(f"{row.place}: {error}"), kept)
+    reference = _located(index, value[column], column, fields, folder, row.place)
     return replace(reference, keep=kept, id=id or reference.id)
 
 
@@ -197,8 +197,8 @@ def _saying_what_is_twice(references: Iterator[Reference], spec: str) -> Iterato
         logger.warning("--id: %s the id of a row before in %s, that of %s first", rows, redact(spec), clean(first))
 
 
-def _located(index: int, value: object, column: str, fields: Fields, folder: str, line: int) -> Reference:
-    name, location = locate_value(value, column, folder, line, fields.map, fields.suffix)
+def _located(index: int, value: object, column: str, fields: Fields, folder: str, place: str) -> Reference:
+    name, location = locate_value(value, column, folder, place, fields.map, fields.suffix)
     if name and fields.image_optional and isinstance(location, Failure):
         location = LocalFile(name)  # nobody opens it
     return named_reference(index, name, location)

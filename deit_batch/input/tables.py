@@ -48,12 +48,18 @@ Value: TypeAlias = Mapping[str, Any] | str | bytes | Picture | Failure
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`line` counts from 1, header included; in Parquet and data sets it counts the rows. `wanted`: of its predictions,
-    where it is of a request that says so."""
+    """`line` counts from 1, header included; in Parquet and data sets it counts the rows; of what Python gives, rows or
+    items from 0, and `unit` says which. `wanted`: of its predictions, where it is of a request that says so."""
 
     line: int
     value: Value
     wanted: Wanted | None = None
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.unit} {self.line}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deit_batch.errors import UsageError
 from deit_batch.io import FeatureName, Record, clean, name_fields
 from deit_batch.system.extras import needing
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 _BEST = ("label", "score", "predictions")
 _ERROR = ("error_type", "error_message")
+_TEXTS = ("image", "label", *_ERROR)
 
 
 def frame_of(
@@ -27,31 +27,40 @@ def frame_of(
     (float32 [width], None where it failed), and what is kept stay Python's values. What says which input it is, beside
     its name, is a column if any has it. `labels`: those of all inputs, which become those of the rows.
 
-    Raises UsageError, before a record is asked for, if a column to `keep` has one of these names, or without pandas."""
+    A kept column that is called as one of the others is `kept_…`. Text that there is none of is None, whatever the
+    other rows have: pandas would choose another value by them.
+
+    Raises UsageError without pandas."""
     with needing("pandas"):
         import pandas
 
     columns = ["index", "image", *(features or _BEST), *_ERROR]
+    kept: dict[str, str] = {}
     for name in keep:
-        if name in columns:
-            raise UsageError(
-                f"--keep {name}: the DataFrame has a column of that name already; give the table's another name"
-            )
-    rows = [_row(record) for record in records]
+        kept[name] = _name_beside(clean(name), [*columns, *kept.values()])
+    rows = [_row(record, kept) for record in records]
     others = dict.fromkeys(name for row in rows for name in row if name not in columns)
     index = None if labels is None else labels.take([row["index"] for row in rows])
-    return pandas.DataFrame(rows, index, [*columns, *dict.fromkeys([*others, *map(clean, keep)])])
+    frame = pandas.DataFrame(rows, index, list(dict.fromkeys([*columns, *others, *kept.values()])))
+    for name in _TEXTS:
+        if name in columns:
+            frame[name] = pandas.Series([row[name] for row in rows], frame.index, object)
+    return frame
 
 
-def _row(record: Record) -> dict[str, Any]:
-    """Text as it can be written: pandas takes no other."""
+def _name_beside(name: str, others: Collection[str]) -> str:
+    return _name_beside(f"kept_{name}", others) if name in others else name
+
+
+def _row(record: Record, kept: Mapping[str, str]) -> dict[str, Any]:
+    """Text as it can be written: pandas takes no other. `kept`: what kept columns are called."""
     error = record.error
     return {
         **name_fields(record),
         **(_best(record) if record.features is None else dict(record.features)),
         "error_type": error.type if error else None,
         "error_message": clean(error.message) if error else None,
-        **{clean(name): clean(value) if isinstance(value, str) else value for name, value in record.keep.items()},
+        **{kept[name]: clean(value) if isinstance(value, str) else value for name, value in record.keep.items()},
     }
 
 

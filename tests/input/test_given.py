@@ -85,15 +85,15 @@ def test_what_is_no_image_costs_its_own_place_alone() -> None:
     assert isinstance(last.location, Picture)
     said = [each.location.message for each in failed if isinstance(each.location, Failure)]
     assert said == [
+        "item 0 is empty",
         "item 1 is empty",
-        "item 2 is empty",
-        "item 3 is no image, but of type int",
-        "item 4 is no image, but of type object",
-        "item 5 is no image, but of type float64",
-        "item 6 is no image, but of type list",
+        "item 2 is no image, but of type int",
+        "item 3 is no image, but of type object",
+        "item 4 is no image, but of type float64",
+        "item 5 is no image, but of type list",
+        "item 6 is empty",
         "item 7 is empty",
-        "item 8 is empty",
-        "item 9: an image of 0x7 pixels",
+        "item 8: an image of 0x7 pixels",
     ]
 
 
@@ -121,8 +121,9 @@ def test_an_array_that_may_be_more_than_one_thing_is_not_guessed_at(array: Any) 
     (found,) = references(array)
     assert isinstance(found.location, Failure)
     shape = ", ".join(map(str, array.shape))
-    said = f"item 1: {type(array).__name__} of {array.dtype} [{shape}]; give a NumPy array of uint8 [height, width]"
+    said = f"item 0: {type(array).__name__} of {array.dtype} [{shape}]; give a NumPy array of uint8 [height, width]"
     assert found.location.message.startswith(said)
+    assert found.location.message.endswith("; of several images, a list") == (array.ndim == 4)
 
 
 @given(arrays(scalar_dtypes() | strategies.just(np.dtype(np.uint8)), array_shapes(min_dims=2, max_dims=4, max_side=4)))
@@ -152,7 +153,7 @@ def test_a_data_frame_is_a_table(frame: Any) -> None:
     ]
     assert len({each.id for each in found}) == 4
     failures = [each.location.message for each in found if isinstance(each.location, Failure)]
-    assert failures == ["line 2: the image is empty", "line 3: the image is empty"]
+    assert failures == ["row 1: the image is empty", "row 2: the image is empty"]
     assert [each.image for each in references(frame({"a": ["b.jpg"], "c": ["d.jpg"]}), column="c")] == ["d.jpg"]
     with pytest.raises(UsageError, match=r"no column is called 'hue'. Columns seen: n, path, kind"):
         references(frame(rows()), keep=("hue",))

@@ -221,8 +221,8 @@ def test_what_meets_a_name_takes_steps_in_proportion_to_its_length(repeated: str
             redact_message(name)
             comparable(name)
             image_id_if_hidden(name, None)
-            locate_value("/9j/" + repeated * times, "image", "", 1)
-            locate_value(repeated * times, "image", "", 1)
+            locate_value("/9j/" + repeated * times, "image", "", "line 1")
+            locate_value(repeated * times, "image", "", "line 1")
         finally:
             sys.settrace(before)
         return count[0]
@@ -235,13 +235,13 @@ def test_a_pattern_does_not_go_back_and_forth() -> None:
     start = time.monotonic()
     for end in ("!", "=!", "=", ""):
         for _ in range(200):
-            locate_value(f"/9j/{' ' * 4000}A{' ' * 80}{end}", "image", "", 1)
-            locate_value(f"/9j/{'A ' * 2000}{end}", "image", "", 1)
+            locate_value(f"/9j/{' ' * 4000}A{' ' * 80}{end}", "image", "", "line 1")
+            locate_value(f"/9j/{'A ' * 2000}{end}", "image", "", "line 1")
     assert time.monotonic() - start < 10
 
 
 def test_a_url_of_any_length_costs_its_row_alone() -> None:
-    name, location = locate_value("http://h/" + "?sig" * 2**16, "image", "", 1)
+    name, location = locate_value("http://h/" + "?sig" * 2**16, "image", "", "line 1")
     assert name is None
     assert isinstance(location, Failure)
     assert location.message == "line 1: a URL of more than 65,536 characters"

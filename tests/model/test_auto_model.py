@@ -81,7 +81,7 @@ def test_features_are_those_of_its_body(kind: str, made: Callable[..., Path], pi
         for name, vector in record.features.items():
             np.testing.assert_allclose(vector, expected[name], rtol=1e-5, atol=1e-5)
     for missing in {"cls", "mean", "distillation"} - set(names):
-        with pytest.raises(UsageError, match=f"--features {missing}: .* which has only {' and '.join(names)}"):
+        with pytest.raises(UsageError, match=f"features={missing}: .* which has only {' and '.join(names)}"):
             next(embed(pictures, model=folder, features=(missing,)))  # type: ignore[arg-type]
 
 

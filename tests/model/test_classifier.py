@@ -512,7 +512,7 @@ def test_what_can_not_be_compiled_is_said_in_one_line() -> None:
 
 
 def test_compiling_is_for_gpus(vit: Path, photos: Path) -> None:
-    with pytest.raises(UsageError, match="--compile is for NVIDIA GPUs"):
+    with pytest.raises(UsageError, match="compile=True is for NVIDIA GPUs"):
         list(score(photos, model=str(vit), device="cpu", compile=True))
 
 
