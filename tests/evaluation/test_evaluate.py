@@ -36,7 +36,7 @@ from deit_batch.evaluation.joining import Labels, given_in
 from deit_batch.evaluation.judged import Judged, MultiLabel, Pair, SingleLabel, judge, summarise_predictions
 from deit_batch.evaluation.metrics import compute
 from deit_batch.evaluation.mistakes import Mistake
-from deit_batch.evaluation.names import CARD_NAMES, HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, PLOTS
+from deit_batch.evaluation.names import BELOW_ZERO, CARD_NAMES, HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, PLOTS
 from deit_batch.evaluation.noise import compare, intervals, statistics
 from deit_batch.evaluation.outcomes import pack, read_baseline, unpack
 from deit_batch.evaluation.plots import draw
@@ -443,6 +443,10 @@ def test_labels_of_another_world_are_an_error_that_names_both() -> None:
 
 @given(st.sampled_from(sorted(HIGHER_IS_BETTER) + sorted(CARD_NAMES)), st.floats(-1, 1))
 def test_gates(name: str, least: float) -> None:
+    if least < 0 and CARD_NAMES.get(name, name) not in BELOW_ZERO:
+        with pytest.raises(click.BadParameter, match=r"is no number in 0\.\.1"):
+            Gate().convert(f"{name}={least!r}", None, None)
+        return
     assert Gate().convert(f"{name}={least!r}", None, None) == (name, least)
 
 
