@@ -153,7 +153,8 @@ def load(model: Input = DEFAULT_MODEL, **options: Unpack[ModelOptions]) -> Model
 
 class Model:
     """What `load` gives. It may be used in several threads, and one call within the loop of another: they take turns,
-    batch by batch. `close` it, or use it in a `with` statement; a program that ends closes it, too."""
+    batch by batch, and none waits for the images of another. `close` it, or use it in a `with` statement; a program
+    that ends closes it, too."""
 
     @in_python_words()
     def __init__(self, options: Options) -> None:

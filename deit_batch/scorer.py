@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deit_batch.loading.loader import Decoded
+    from deit_batch.loading.read_ahead import ReadAhead
     from deit_batch.model.cards import Cards
 
     Pass: TypeAlias = tuple[list[Reference], Decoded, Callable[[], Tensor]]
@@ -32,7 +33,8 @@ BATCHES_A_CARD = 2
 
 class Scorer:
     """Takes streams of batches one after another, or several at a time and from several threads, which then take turns
-    batch by batch. The workers and the model start with the first, or by `start`."""
+    batch by batch; between them, each reads its own input. The workers and the model start with the first, or by
+    `start`."""
 
     def __init__(self, plan: Plan, options: Options, *, digests: bool = False, most_cores: int | None = None) -> None:
         """`digests`: of each image's bytes, for a cache. `most_cores`: for the model, of those that are granted."""
@@ -51,7 +53,7 @@ class Scorer:
         self._classifiers: dict[tuple[FeatureName, ...] | None, Cards] = {}
         self._left: deque[Pass] = deque()  # begun for streams that were not read to their end
         self._lock = threading.RLock()
-        self._is_working = self._is_closed = False
+        self._is_closed = False
 
     def start(self) -> None:
         """Returns when the model is loaded; meanwhile the workers start. Raises CheckpointError if its weights do not
@@ -75,15 +77,29 @@ class Scorer:
         next. In `met`, images of deep grey are counted. `options`, if they are others than the scorer's, say what comes
         out of the scores, nothing else.
 
-        Raises UsageError if the scorer is closed, or busy with whom it asks for the batches."""
-        steps = self._steps(batches, options or self._options, stopwatch or Stopwatch(), cache, met)
+        The batches are read between the turns: they may come out of what this scorer finds, in this thread or another,
+        and whoever waits for them keeps nobody from a turn.
+
+        Raises UsageError if the scorer is closed."""
+        from deit_batch.loading.read_ahead import ReadAhead
+
+        self._require_open()
+        stopwatch = stopwatch or Stopwatch()
+        ahead = ReadAhead(batches)
+        steps = self._steps(ahead, options or self._options, stopwatch, cache, met)
         try:
+            with stopwatch("wait for images"):
+                self._loader.read_first(ahead)
             while True:
+                if ahead.is_to_be_read:
+                    with stopwatch("wait for images"):
+                        ahead.read()
                 with self._turn():
                     records = next(steps, None)
                 if records is None:
                     return
-                yield records
+                if records:
+                    yield records
         finally:
             with self._lock:
                 steps.close()
@@ -101,16 +117,13 @@ class Scorer:
         from deit_batch.model.engines import one_thread_beside
 
         with self._lock:
-            if self._is_closed:
-                raise UsageError("the model is closed: load it again")
-            if self._is_working:
-                raise UsageError("the images to be scored come out of what the same model is scoring: list them first")
-            self._is_working = True
-            try:
-                with one_thread_beside(self._plan.device):
-                    yield
-            finally:
-                self._is_working = False
+            self._require_open()
+            with one_thread_beside(self._plan.device):
+                yield
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise UsageError("the model is closed: load it again")
 
     def _load(self, features: tuple[FeatureName, ...] | None) -> Cards:
         if features not in self._classifiers:
@@ -119,12 +132,15 @@ class Scorer:
 
     def _steps(
         self,
-        batches: Iterable[list[Reference]],
+        batches: ReadAhead,
         options: Options,
         stopwatch: Stopwatch,
         cache: PredictionCache | None,
         met: Counter[str] | None,
     ) -> Generator[list[Record], None, None]:
+        """No records where the next batch is to be read."""
+        from deit_batch.loading.loader import TO_BE_READ
+
         self._give_back_left()
         with closing(self._loader.stream(batches)) as stream:
             with stopwatch("load"):
@@ -151,6 +167,9 @@ class Scorer:
                         item = next(stream, None)
                     if item is None:
                         break
+                    if item is TO_BE_READ:
+                        yield []
+                        continue
                     references, decoded = item
                     if not references:
                         while under_way:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,12 +89,47 @@ def test_a_stream_that_is_left_early_is_over(photos: Path, kept: Kept, expected:
     assert next(numbers) == count + 1
 
 
-def test_a_stream_that_reads_its_own_scorer_is_told_so(photos: Path, kept: Kept, expected: list[Record]) -> None:
+def test_a_stream_of_what_the_same_scorer_finds(photos: Path, kept: Kept, expected: list[Record]) -> None:
     first = kept.scored(references(photos))
     second = (Reference(record.index, record.image, LocalFile(str(record.image))) for record in first)
-    with pytest.raises(UsageError, match="come out of what the same model is scoring: list them first"):
-        list(kept.scored(second))
-    assert list(kept.scored(references(photos))) == expected
+    assert list(kept.scored(second)) == expected
+
+
+def test_a_stream_of_what_another_thread_finds(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    """It asks before there is anything."""
+    found: queue.Queue[Record | None] = queue.Queue(2)
+    is_asked = threading.Event()
+
+    def handed_over() -> Iterator[Reference]:
+        is_asked.set()
+        while record := found.get(timeout=10):
+            yield Reference(record.index, record.image, LocalFile(str(record.image)))
+
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(lambda: list(kept.scored(handed_over())))
+        assert is_asked.wait(10)
+        for record in kept.scored(references(photos)):
+            found.put(record, timeout=10)
+        found.put(None)
+        assert second.result(10) == expected
+
+
+def test_who_waits_for_images_keeps_nobody_waiting(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    """The images come when others have been scored, and the scorer is closed."""
+    others_are_done = threading.Event()
+
+    def awaited() -> Iterator[Reference]:
+        yield from references(photos, 2)
+        assert others_are_done.wait(10)
+        yield from references(photos)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: list(kept.scored(awaited())))
+        assert list(kept.scored(references(photos))) == expected
+        kept.close()
+        others_are_done.set()
+        with pytest.raises(UsageError, match="the model is closed: load it again"):
+            waiting.result(10)
 
 
 def test_an_interrupted_stream_leaves_a_scorer_that_works(photos: Path, kept: Kept, expected: list[Record]) -> None:

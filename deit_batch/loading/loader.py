@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import multiprocessing
 import signal
 import threading
@@ -33,9 +34,10 @@ from torch.utils.data import DataLoader
 
 from deit_batch.errors import DecodeError, DeitBatchError, UsageError
 from deit_batch.input.stamps import stamp_of
-from deit_batch.io import Base64, Failure, Picture, Reference, StoredFile, Url
+from deit_batch.io import Base64, Failure, Location, Picture, Reference, StoredFile, Url
 from deit_batch.limits import Limits
 from deit_batch.loading.buffers import PixelBuffers
+from deit_batch.loading.read_ahead import ReadAhead
 from deit_batch.loading.worker import NOT_BEGUN, Deadly, Decoder, Sent, Settled, Task, Wanted
 from deit_batch.model.recipe import Recipe
 
@@ -75,21 +77,34 @@ class Decoded(NamedTuple):
     encoded: Mapping[int, bytes] = MappingProxyType({})
 
 
+TO_BE_READ: tuple[list[Reference], Decoded] = ([], Decoded(torch.empty(0), {}, {}))
+"""Stands in a stream where its next batch is to be read (ReadAhead)."""
+
+
 @dataclass(slots=True, eq=False)
 class _Stream:
     """One input: its batches, how many of them are under way, and those that are ready. `error`: why it can't be read
     on, raised when all that was read before is through."""
 
-    batches: Iterator[list[Reference]]
+    batches: Iterator[list[Reference]] | ReadAhead
     under_way: int = 0
     ready: deque[tuple[list[Reference], Decoded]] = field(default_factory=deque)
     is_read: bool = False
     is_left: bool = False
     error: Exception | None = None
 
+    @property
+    def is_to_be_read(self) -> bool:
+        """Whether somebody else reads it, and should now."""
+        return isinstance(self.batches, ReadAhead) and self.batches.is_to_be_read
+
     def next_batch(self) -> list[Reference] | None:
+        """None if there is no more, or nothing at hand."""
+        if self.is_read or self.is_to_be_read:
+            return None
         try:
-            references = None if self.is_read else next(self.batches, None)
+            batches = self.batches
+            references = batches.next_batch() if isinstance(batches, ReadAhead) else next(batches, None)
         except Exception as error:
             references, self.error = None, error
         self.is_read = references is None
@@ -198,10 +213,20 @@ class Loader:
         if self._sent is None:
             self._start([])
 
-    def stream(self, batches: Iterable[list[Reference]]) -> Generator[tuple[list[Reference], Decoded], None, None]:
+    def read_first(self, ahead: ReadAhead) -> None:
+        """As much as all workers have to do at first, if there is so much for the moment."""
+        tasks = 0
+        while tasks < self._worker_count * self._prefetch_factor and (batch := ahead.read()):
+            tasks += math.ceil(sum(self._share(each.location) for each in batch if not each.is_settled)) or 1
+
+    def stream(
+        self, batches: Iterable[list[Reference]] | ReadAhead
+    ) -> Generator[tuple[list[Reference], Decoded], None, None]:
         """(references, decoded) of each batch, in order. If this starts the workers, they begin with it at once. A
-        batch may be empty: there is no other for the moment, and there may be one when its turn has come."""
-        self._asking = _Stream(iter(batches))
+        batch may be empty: there is no other for the moment, and there may be one when its turn has come.
+
+        Of a ReadAhead, TO_BE_READ comes whenever its next batch is to be read, before this is asked for more."""
+        self._asking = _Stream(batches if isinstance(batches, ReadAhead) else iter(batches))
         self.start()
         return self._results(self._asking)
 
@@ -265,7 +290,6 @@ class Loader:
     def _cut_into_tasks(self, references: list[Reference], stream: _Stream | None = None) -> _Batch:
         wanted = [self._wanted(reference) for reference in references if not reference.is_settled]
         buffer = self._buffers.take(len(wanted))
-        most = self._task_images if self._worker_count else len(wanted)  # by itself, the main process does all anyway
         tasks = [Task([], buffer)]
         room = 1.0
         for place, image in enumerate(wanted):
@@ -273,8 +297,14 @@ class Loader:
                 tasks.append(Task([], buffer, place))
                 room = 1.0
             tasks[-1].images.append(image)
-            room -= 1 / TASK_FETCHES if isinstance(image.location, Url | StoredFile) else 1 / most
+            room -= self._share(image.location)
         return _Batch(stream, references, tasks, buffer)
+
+    def _share(self, location: Location) -> float:
+        """Of a task, that an image there takes up."""
+        if isinstance(location, Url | StoredFile):
+            return 1 / TASK_FETCHES
+        return 1 / self._task_images if self._worker_count else 0  # by itself, the main process does all anyway
 
     def _wanted(self, reference: Reference) -> Wanted:
         known = reference.earlier.sha256 if reference.earlier else None
@@ -287,6 +317,8 @@ class Loader:
             while stream.ready or stream.under_way or not stream.is_read:
                 if stream.ready:
                     yield stream.ready.popleft()
+                elif stream.is_to_be_read:
+                    yield TO_BE_READ
                 else:
                     self._asking = stream
                     self._advance()
