@@ -48,6 +48,7 @@ from deit_batch.model.classifier import choose_device
 from deit_batch.model.labels import digest_of, warn_of_shared_names
 from deit_batch.model.recipe import Recipe
 from deit_batch.plan import default_workers
+from deit_batch.redaction import redact_all
 from deit_batch.system import machine
 from deit_batch.system.atomic import behind_links
 from deit_batch.system.signals import Stop, stop_on_signals
@@ -190,7 +191,7 @@ def _recipe(checkpoint: Checkpoint, settings: Settings) -> Recipe:
 def _facts(
     settings: Settings, checkpoint: Checkpoint, recipe: Recipe, listing: Listing | None, processes: int
 ) -> dict[str, Any]:
-    """All that the result depends on."""
+    """All that the result depends on, as it is written beside it: without what gives access."""
     facts = asdict(settings) | {
         "checkpoint_sha256": checkpoint.digest,
         "preprocessing": recipe.as_dict(),
@@ -200,7 +201,7 @@ def _facts(
     facts["id2label"] = digest_of(checkpoint.labels) if settings.id2label else None
     for no_part_of_it in ("recipe", "workers", "pixel_cache", "report_to"):
         del facts[no_part_of_it]
-    return dict(json.loads(json.dumps(facts)))
+    return dict(json.loads(json.dumps(redact_all(facts))))
 
 
 @dataclass(frozen=True, slots=True)

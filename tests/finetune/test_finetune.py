@@ -46,7 +46,7 @@ from deit_batch.cli import main
 from deit_batch.errors import CheckpointError, InputError, OutputError, UsageError
 from deit_batch.finetune.data import load_sets, split
 from deit_batch.finetune.folders import finished_report, open_partial
-from deit_batch.finetune.run import TrainingResult, finetune
+from deit_batch.finetune.run import TrainingResult, _facts, finetune
 from deit_batch.finetune.settings import Settings
 from deit_batch.finetune.students import interpolated
 from deit_batch.finetune.teacher import Teacher
@@ -627,6 +627,13 @@ def test_copies_are_told_from_contradictions_by_their_bytes(colours: Path, tmp_p
     assert both.startswith(
         f"2 of 2 images to validate with are trained on, too, by their bytes ({known}), 1 of them wi"
     )
+
+
+def test_no_password_is_written_with_the_settings(colours: Path, start: Path) -> None:
+    checkpoint = find_checkpoint(str(start))
+    wanted = settings(colours, start, map=(("https://user:TOPSECRET@h/", "/tmp/"),))
+    facts = _facts(wanted, checkpoint, find_recipe(checkpoint, None), None, 1)
+    assert facts["map"] == [["https://***@h/", "/tmp/"]]
 
 
 def test_images_are_learned_with_their_own_labels(colours: Path, tmp_path: Path) -> None:
