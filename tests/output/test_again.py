@@ -21,7 +21,7 @@ from deit_batch import predictions, scorer
 from deit_batch.errors import Interrupted, OutputError, UsageError
 from deit_batch.limits import Limits
 from deit_batch.output import file
-from deit_batch.output.resume import Mode
+from deit_batch.output.resume import Mode, StaleResult
 from deit_batch.system import atomic
 from deit_batch.system.logs import set_up_logging
 
@@ -340,6 +340,23 @@ def test_a_retry_that_died_goes_on(photos: Path, vit: Path, tmp_path: Path, monk
     second = scored(photos, vit, tmp_path).read_bytes()  # the plain command knows what was under way
     assert second.splitlines()[20:] == first.splitlines()[20:]
     assert all(record["predictions"] for record in read_jsonl(tmp_path / "p.jsonl"))
+
+
+def test_what_changed_is_scored_again_where_a_result_must_be_current_also_after_a_run_that_died(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scored(photos, vit, tmp_path).read_bytes().splitlines()
+    time.sleep(0.05)
+    changed = [2, 3, 4, *range(30, 38)]
+    for number in changed:
+        (photos / f"{number:02}.jpg").write_bytes(jpeg(100 + number))
+    with pytest.raises(StaleResult, match=r"11 images have changed since .*02\.jpg first"):
+        scored(photos, vit, tmp_path, mode="require-current")
+    with pytest.raises(Interrupted), interrupted_after(1, monkeypatch):
+        scored(photos, vit, tmp_path, mode="retry-changed")
+    second = scored(photos, vit, tmp_path, mode="require-current").read_bytes().splitlines()
+    assert [place for place in range(40) if first[place] != second[place]] == changed
+    assert scored(photos, vit, tmp_path, mode="require-current").read_bytes().splitlines() == second
 
 
 def test_a_retry_where_nothing_failed_does_nothing(photos: Path, vit: Path, tmp_path: Path) -> None:
