@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -54,6 +55,7 @@ class Scorer:
         self._left: deque[Pass] = deque()  # begun for streams that were not read to their end
         self._lock = threading.RLock()
         self._is_closed = False
+        self._process = os.getpid()
 
     def start(self) -> None:
         """Returns when the model is loaded; meanwhile the workers start. Raises CheckpointError if its weights do not
@@ -80,7 +82,7 @@ class Scorer:
         The batches are read between the turns: they may come out of what this scorer finds, in this thread or another,
         and whoever waits for them keeps nobody from a turn.
 
-        Raises UsageError if the scorer is closed."""
+        Raises UsageError if the scorer is closed, or another process's."""
         from deit_batch.loading.read_ahead import ReadAhead
 
         self._require_open()
@@ -101,10 +103,13 @@ class Scorer:
                 if records:
                     yield records
         finally:
-            with self._lock:
-                steps.close()
+            if self._is_at_home:
+                with self._lock:
+                    steps.close()
 
     def close(self) -> None:
+        if not self._is_at_home:
+            return
         with self._lock:
             self._is_closed = True
             self._loader.close()
@@ -116,12 +121,21 @@ class Scorer:
     def _turn(self) -> Iterator[None]:
         from deit_batch.model.engines import one_thread_beside
 
+        self._require_open()
         with self._lock:
             self._require_open()
             with one_thread_beside(self._plan.device):
                 yield
 
+    @property
+    def _is_at_home(self) -> bool:
+        """Not so in a process that was forked from the scorer's: it would take results out of that one's queues, and
+        wait for a lock that a thread held which it doesn't have."""
+        return os.getpid() == self._process
+
     def _require_open(self) -> None:
+        if not self._is_at_home:
+            raise UsageError("the model was loaded in another process, and this was forked from it: load it here")
         if self._is_closed:
             raise UsageError("the model is closed: load it again")
 

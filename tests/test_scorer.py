@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -150,6 +151,31 @@ def test_a_closed_scorer_says_so(photos: Path, kept: Kept) -> None:
     for rest in (stream, kept.scored(references(photos))):
         with pytest.raises(UsageError, match="the model is closed: load it again"):
             list(rest)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_fork_is_told_to_load_its_own(photos: Path, kept: Kept, expected: list[Record]) -> None:
+    """What it does, and its end, is no trouble for the process that has the scorer."""
+    stream = kept.scored(references(photos))
+    begun = [next(stream)]
+    said, saying = os.pipe()
+    child = os.fork()
+    if not child:
+        for records in (stream, kept.scored(references(photos))):
+            try:
+                list(records)
+            except UsageError as error:
+                os.write(saying, f"{error}\n".encode())
+        kept.close()
+        kept.scorer._loader._end_workers()  # as when the program ends
+        os._exit(0)
+    os.close(saying)
+    with open(said) as lines:
+        message = "the model was loaded in another process, and this was forked from it: load it here\n"
+        assert list(lines) == [message] * 2
+    os.waitpid(child, 0)
+    assert all(worker.is_alive() for worker in kept.scorer._loader._workers)
+    assert [*begun, *stream] == list(kept.scored(references(photos))) == expected
 
 
 def test_the_first_records_do_not_wait_for_the_second_batch(photos: Path, vit: Path, tmp_path: Path) -> None:

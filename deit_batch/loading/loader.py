@@ -15,6 +15,7 @@ import itertools
 import logging
 import math
 import multiprocessing
+import os
 import signal
 import threading
 import warnings
@@ -270,7 +271,7 @@ class Loader:
                 raise _could_not_begin() from None
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # Called by the user, or else when this object or the program ends.
-        self._end_workers = weakref.finalize(self, _end, self._workers)
+        self._end_workers = weakref.finalize(self, _end, self._workers, os.getpid())
 
     def _sampler(self, tasks: list[Task]) -> Iterator[Any]:
         """Of Task: to DataLoader, an index is whatever the data set takes for one. These tasks come first."""
@@ -458,9 +459,11 @@ def _deaths_unheard() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _end(workers: list[BaseProcess]) -> None:
+def _end(workers: list[BaseProcess], process: int) -> None:
     """Ends the workers at once, whatever they are in the middle of; asked politely, DataLoader would wait for a slow
-    fetch."""
+    fetch. Those of another process, from which this was forked, are left alone."""
+    if os.getpid() != process:
+        return
     for worker in workers:
         worker.kill()
     for worker in workers:
