@@ -232,7 +232,7 @@ class Records(Iterator[Record]):
         none), all `predictions` as dicts, `error_type` and `error_message`, what else says which input it is, and the
         columns that are kept: one that is called as one of these as `kept_label`, …. With features, a column of each by
         its name: arrays of float32 [width]. Rows of a DataFrame or Series of pandas have the labels of its index. What
-        there is none of is None, but in `score`.
+        there is none of is None, but in `score`; whole numbers that are kept stay whole (Int64 where some are missing).
 
         Raises UsageError if pandas is not installed, or all records have been read before."""
         options = self._asked.options

@@ -232,6 +232,22 @@ def test_a_kept_column_of_a_frames_own_name_has_another(model: Model, photos: Pa
         assert [value is None for value in frame["label"]] == [False, True][: len(frame)]
 
 
+def test_a_frame_keeps_values_as_they_are(model: Model) -> None:
+    """Whatever stands in the other row; a missing one has no key in one input, and no value in the other."""
+    pairs = [2**53 + 1, None], [2**53 + 1, 0.5], [2**64, None], [2**63, -1], [True, None], [True, 1], ["x", None]
+    kept = {f"kept {number}": pair for number, pair in enumerate(pairs)}
+    rows: list[dict[str, Any]] = [
+        {"image": b"broken", **{name: pair[row] for name, pair in kept.items() if pair[row] is not None}}
+        for row in range(2)
+    ]
+    columns = {name: pd.Series(pair, dtype=object) for name, pair in kept.items()}
+    for given in (rows, pd.DataFrame({"image": [b"broken"] * 2, **columns})):
+        made = model.score(given, keep=list(kept)).to_frame()
+        for name, pair in kept.items():
+            found = [None if value is pd.NA else value for value in made[name].to_list()]
+            assert (found, [*map(type, found)]) == (pair, [*map(type, pair)])
+
+
 def test_a_frame_without_pandas_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UsageError, match=r"this needs pandas: pip install '\.\[pandas\]' in a clone of deit-batch"):

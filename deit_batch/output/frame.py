@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from deit_batch.io import FeatureName, Record, clean, name_fields
@@ -45,7 +47,22 @@ def frame_of(
     for name in _TEXTS:
         if name in columns:
             frame[name] = pandas.Series([row[name] for row in rows], frame.index, object)
+    for name in {*others, *kept.values()}:
+        frame[name] = _as_they_are([row.get(name) for row in rows], frame.index)
     return frame
+
+
+def _as_they_are(values: list[Any], index: pandas.Index) -> pandas.Series:
+    """A column in which whole numbers stay whole, truth values are no numbers, and None is what is missing (of numbers,
+    what pandas has for it): pandas itself would make floats of numbers, and round them."""
+    import pandas
+
+    kinds = {type(value) for value in values}
+    if kinds == {int, NoneType}:
+        with suppress(OverflowError):
+            return pandas.Series(values, index, "Int64")
+    is_plain = kinds <= {float, NoneType} or len(kinds) == 1
+    return pandas.Series(values, index, None if is_plain else object)
 
 
 def _name_beside(name: str, others: Collection[str]) -> str:
