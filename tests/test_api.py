@@ -234,7 +234,8 @@ def test_a_kept_column_of_a_frames_own_name_has_another(model: Model, photos: Pa
 
 def test_a_frame_keeps_values_as_they_are(model: Model) -> None:
     """Whatever stands in the other row; a missing one has no key in one input, and no value in the other."""
-    pairs = [2**53 + 1, None], [2**53 + 1, 0.5], [2**64, None], [2**63, -1], [True, None], [True, 1], ["x", None]
+    whole: list[list[Any]] = [[2**53 + 1, None], [2**53 + 1, 0.5], [2**64, None], [2**63, -1]]
+    pairs = [*whole, [True, None], [True, 1], ["x", None]]
     kept = {f"kept {number}": pair for number, pair in enumerate(pairs)}
     rows: list[dict[str, Any]] = [
         {"image": b"broken", **{name: pair[row] for name, pair in kept.items() if pair[row] is not None}}
