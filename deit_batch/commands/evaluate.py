@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ from deit_batch.system.junit import Case, write_junit
 logger = logging.getLogger("deit_batch")
 
 
+def _meant(given: str, names: Iterable[str]) -> str:
+    close = get_close_matches(given, names, 1)
+    return f" (do you mean {close[0]}?)" if close else ""
+
+
+class Baseline(click.Path):
+    """The metrics.json of an evaluation, or the folder that it is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fspath(value))
+        return super().convert(path / METRICS if path.is_dir() else value, param, ctx)
+
+
 class _Bound(click.ParamType[tuple[str, float]]):
     """A metric, and a number that it is held against."""
 
@@ -89,7 +103,8 @@ class _Bound(click.ParamType[tuple[str, float]]):
 class Gate(_Bound):
     def refuse_metric(self, metric: str, given: str) -> str:
         if metric not in NAMES:
-            return f"{given!r} is no metric; there are {', '.join(sorted(NAMES))}"
+            meant = _meant(given, [*NAMES, *CARD_NAMES])
+            return f"{given!r}{meant} is no metric; there are {', '.join(sorted(NAMES))}"
         return f"{given} is the better the lower: nothing is under it" if metric in LOWER_IS_BETTER else ""
 
     def refuse_number(self, metric: str, number: float, given: str) -> str:
@@ -101,7 +116,8 @@ class Drop(_Bound):
     def refuse_metric(self, metric: str, given: str) -> str:
         if metric in COMPARED:
             return ""
-        return f"{given!r} is not compared with a baseline; what is: {', '.join(sorted(COMPARED))}"
+        meant = _meant(given, COMPARED)
+        return f"{given!r}{meant} is not compared with a baseline; what is: {', '.join(sorted(COMPARED))}"
 
     def refuse_number(self, metric: str, number: float, given: str) -> str:
         return "" if 0 <= number < math.inf else f"{given!r} is no number from 0 up, as in accuracy=0.01"
@@ -164,10 +180,10 @@ def _written_for(out: str, params: Mapping[str, Any]) -> Sequence[str]:
     ),
     option(
         "--baseline",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="JSON",
-        help="Compare with an earlier evaluation, by its metrics.json, and test whether the differences are "
-        "significant.",
+        type=Baseline(path_type=Path, dir_okay=False),
+        metavar="JSON|DIR",
+        help="Compare with an earlier evaluation, by its metrics.json or its folder, and test whether the differences "
+        "are significant.",
     ),
     option(
         "--max-drop",

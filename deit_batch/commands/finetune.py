@@ -285,8 +285,8 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
     option(
         "--metric-for-best-model",
         type=BestMetric([*METRICS, *_CARD_NAMES]),
-        help="Validation metric by which the best epoch is chosen and kept. [default: accuracy; average_precision if "
-        "images can have several labels]",
+        help="Validation metric by which the best epoch is chosen and kept. [default: accuracy; "
+        "average_precision_macro if images can have several labels]",
     ),
     option(
         "--seed",

@@ -35,7 +35,7 @@ from deit_batch.evaluation.report import as_markdown, verdict_of
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import Source, counted
 from deit_batch.model.labels import read_id2label, warn_of_shared_names
-from deit_batch.model.matching import Matching, class_numbers, read_label_map
+from deit_batch.model.matching import Matching, class_numbers, read_label_map, with_what_is_meant
 from deit_batch.names import alike
 from deit_batch.options import Options
 from deit_batch.output.manifest import REPORT as REPORT_OF_PARTS
@@ -125,7 +125,9 @@ class Evaluation:
         """Of the images that are not judged: types of failures, and labels that the model does not know."""
         reasons = [f"{images:,} {kind}" for kind, images in self.document["failures"].items()]
         if unknown := self.document["unknown_labels"]:
-            names = ", ".join(map(repr, list(unknown)[:_SHOWN])) + (", …" if len(unknown) > _SHOWN else "")
+            known = [row["class"] for row in self.document["per_class"]]
+            named = [with_what_is_meant(name, known) for name in islice(unknown, _SHOWN)]
+            names = ", ".join(named) + (", …" if len(unknown) > _SHOWN else "")
             images = self.document["images_with_unknown_labels"]
             reasons.append(f"{images:,} of labels that the model does not know: {names:.200}")
         return f" ({'; '.join(reasons)})" if reasons else ""
@@ -175,7 +177,10 @@ def evaluate(request: EvaluationRequest, as_page: AsPage) -> Evaluation:
     packed = pack(judged.outcomes)
     compared = None
     if baseline:
-        compared = {"file": str(request.baseline), **compare(baseline, unpack(packed))}
+        compared = {
+            "file": str(request.baseline),
+            **compare(baseline, unpack(packed), f"--baseline {request.baseline}"),
+        }
         logger.log(logging.WARNING if _is_worse(compared) else logging.INFO, "%s", _changed(compared))
         if compared["missing"]:
             warn_even_if_quiet("against %s: %s", request.baseline, _missing(compared))

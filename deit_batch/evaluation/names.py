@@ -14,10 +14,11 @@ CARD_NAMES = {
         for name in ("average_precision", "f1", "precision", "recall")
         for average in (*AVERAGES, "binary")
     },
+    "average_precision": "average_precision_macro",
     "iou": "jaccard_samples",
     **{f"iou_{average}": f"jaccard_{average}" for average in AVERAGES},
 }
-"""What the card's evaluation sample calls a metric that has another name here."""
+"""What the card's evaluation sample, or scikit-learn's scorer, calls a metric that has another name here."""
 
 LOWER_IS_BETTER = frozenset(("log_loss", "expected_calibration_error"))
 HIGHER_IS_BETTER = frozenset(

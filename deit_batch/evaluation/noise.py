@@ -39,15 +39,15 @@ def intervals(outcomes: Outcomes) -> dict[str, tuple[float, float]]:
     return found | {name: share_interval(int(right.sum()), len(right)) for name, right in _shares(outcomes).items()}
 
 
-def compare(before: Outcomes, now: Outcomes) -> dict[str, Any]:
+def compare(before: Outcomes, now: Outcomes, called: str = "--baseline") -> dict[str, Any]:
     """The change of each headline metric on the images that both have seen, with the same labels. `within_noise`: the
     interval of the difference holds 0, or, where there is a `p_value`, that is not below what LEVEL leaves. `missing`:
-    how many images of `before` are not in `now` with that label.
+    how many images of `before` are not in `now` with that label. `called`: what `before` is, in messages.
     Raises UsageError if there is nothing to compare."""
     if type(before) is not type(now):
-        several = "these" if isinstance(now, MultiLabel) else "its images"
-        raise UsageError(f"--baseline: only {several} may have several labels an image, which can't be compared")
-    before, now, missing = _paired(before, now)
+        one, other = ("several labels", "one label")[:: 1 if isinstance(before, MultiLabel) else -1]
+        raise UsageError(f"{called} is of images with {one} each, and these have {other}: give one of the same kind")
+    before, now, missing = _paired(before, now, called)
     shares = [_shares(outcomes) for outcomes in (before, now)]
     tests = {name: _mcnemar(shares[0][name], shares[1][name]) for name in shares[0].keys() & shares[1].keys()}
     changes: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _mcnemar(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> float:
     return chance_of_difference(int((before & ~now).sum()), int((now & ~before).sum()))
 
 
-def _paired(before: Outcomes, now: Outcomes) -> tuple[Outcomes, Outcomes, int]:
+def _paired(before: Outcomes, now: Outcomes, called: str) -> tuple[Outcomes, Outcomes, int]:
     """The images that both have, in one order, with one numbering of the classes; how many only the first has."""
     classes = list(dict.fromkeys(map(alike, [*now.classes, *before.classes])))
     names = before.keys, now.keys
@@ -151,7 +151,7 @@ def _paired(before: Outcomes, now: Outcomes) -> tuple[Outcomes, Outcomes, int]:
         names = before.files, now.files
         rows = _shared(*map(_once, names))
     if not rows:
-        raise UsageError("--baseline: no image of it is here with the same label, neither by its name nor its file's")
+        raise UsageError(f"{called}: no image of it is here with the same label, neither by its name nor its file's")
     missing = (Counter(names[0]) - Counter(names[1])).total()
     return _chosen(before, [was for was, _ in rows], classes), _chosen(now, [is_ for _, is_ in rows], classes), missing
 

@@ -17,8 +17,8 @@ BATCHES_AN_EPOCH = 8
 """At least, as long as a batch has four images."""
 SINGLE_LABEL_METRICS = ("accuracy", "balanced_accuracy", "balanced_accuracy_adjusted", "f1_macro", "log_loss", "loss")
 MULTI_LABEL_METRICS = (
-    "average_precision", "accuracy", "f1_macro", "jaccard_samples", "balanced_accuracy", "balanced_accuracy_adjusted",
-    "log_loss", "loss",
+    "average_precision_macro", "accuracy", "f1_macro", "jaccard_samples", "balanced_accuracy",
+    "balanced_accuracy_adjusted", "log_loss", "loss",
 )  # fmt: skip
 """What a validation measures; the best epoch is chosen by the first, if by no other."""
 METRICS = tuple(dict.fromkeys(SINGLE_LABEL_METRICS + MULTI_LABEL_METRICS))

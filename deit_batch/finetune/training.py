@@ -228,7 +228,9 @@ def _single_label_metrics(targets: NDArray[np.float32], logits: NDArray[np.float
 def _multi_label_metrics(truth: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
     """At a threshold of 0.5, but for the average precision and the log loss; over the classes that are there. Balanced
     accuracy is that of chance where no class tells images apart."""
-    there, has, said = truth.any(0), truth > 0.5, logits > 0
+    has, said = truth > 0.5, logits > 0
+    told = has.any(0) & ~has.all(0)  # by these classes alone the ranking of images can be judged
+    ranked = told if told.any() else has.any(0)
     by_class = balanced_accuracies(has, said)
     balanced = float(by_class.mean()) if len(by_class) else 0.5
     return {
@@ -236,7 +238,7 @@ def _multi_label_metrics(truth: NDArray[np.float32], logits: NDArray[np.float32]
         "accuracy": float(accuracy_score(truth, said)),
         "jaccard_samples": jaccard_of_images(has, said),
         "log_loss": log_loss_of_labels(has, expit(logits.astype(np.float64))),
-        "average_precision": float(average_precision_score(truth[:, there], logits[:, there], average="macro")),
+        "average_precision_macro": float(average_precision_score(truth[:, ranked], logits[:, ranked], average="macro")),
         "balanced_accuracy": balanced,
         "balanced_accuracy_adjusted": 2 * balanced - 1,
     }

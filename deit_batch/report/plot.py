@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from PIL import Image
 
 from deit_batch.errors import ImageError, UsageError, nothing_left
 from deit_batch.input.locate import locate
-from deit_batch.io import Failure, Prediction, Record, Reference
+from deit_batch.io import Failure, LocalFile, Location, Prediction, Record, Reference
 from deit_batch.limits import Limits
 from deit_batch.loading.decode import decode
 from deit_batch.loading.fetch import Fetcher
@@ -44,7 +45,9 @@ def plot(options: Options, *, attention: bool = False) -> tuple[Record, bytes]:
     (image,) = options.inputs
     name = redact(image)
     try:
-        data = Fetcher(options.limits).fetch(locate(image))
+        place = locate(image)
+        _require_file(place, name)
+        data = Fetcher(options.limits).fetch(place)
     except ImageError as error:
         raise UsageError(f"{name}: {error}") from error
     if isinstance(data, Failure):
@@ -60,6 +63,15 @@ def plot(options: Options, *, attention: bool = False) -> tuple[Record, bytes]:
         watcher = Watcher(plan.checkpoint, plan.recipe, plan.device, plan.dtype)
         look = watcher.look(decode(data, plan.recipe, options.limits))
     return record, draw(_picture(data, options.limits), record.predictions, look)
+
+
+def _require_file(place: Location, name: str) -> None:
+    """Raises UsageError for what is no file here, as a wrong input is to `score`."""
+    if isinstance(place, LocalFile):
+        if os.path.isdir(place.path):
+            raise UsageError(f"{name} is a folder; give one image")
+        if not os.path.lexists(place.path):
+            raise UsageError(f"{name}: no such file; check the path and the working folder")
 
 
 def _picture(data: bytes, limits: Limits) -> NDArray[np.uint8]:

@@ -321,7 +321,9 @@ def test_a_baseline_of_another_folder_is_found_by_the_files_names() -> None:
     assert [compare(before, now)[name] for name in ("images", "missing")] == [100, 100]
     with pytest.raises(UsageError, match="no image of it is here with the same label"):
         compare(of("/old/val", range(50)), now)
-    with pytest.raises(UsageError, match="only these may have several labels"):
+    with pytest.raises(
+        UsageError, match="--baseline is of images with one label each, and these have several labels: give one"
+    ):
         compare(before, judged(*made(several=True), several=True).outcomes)
 
 
@@ -547,7 +549,7 @@ def test_the_page_of_an_evaluation(demo: Path) -> None:
 def test_gates_and_a_baseline_as_ci_uses_them(demo: Path, tmp_path: Path) -> None:
     command = ["--input", EXAMPLES, "--predictions", demo / "predictions.jsonl", "--out", tmp_path / "e"]
     gates = ["--fail-under", "accuracy=0.5", "--fail-under", "AUC_macro=0.5", "--fail-under", "f1_macro=0.999"]
-    below = evaluated(*command, *gates, "--baseline", demo / "metrics.json")
+    below = evaluated(*command, *gates, "--baseline", demo)  # which is demo/metrics.json
     assert below.exit_code == 4
     found = document(tmp_path / "e")
     gap = 0.999 - found["metrics"]["f1_macro"]
@@ -608,7 +610,9 @@ def test_images_of_the_baseline_that_are_gone_are_no_way_past_its_gate(demo: Pat
     ("words", "told"),
     [
         (["--max-drop", "accuracy=0.1"], "give its metrics.json as --baseline"),
-        (["--max-drop", "acuracy=0.1"], "'acuracy' is not compared with a baseline"),
+        (["--max-drop", "acuracy=0.1"], "'acuracy' (do you mean accuracy?) is not compared with a baseline"),
+        (["--fail-under", "f1_makro=0.5"], "'f1_makro' (do you mean f1_macro?) is no metric; there are"),
+        (["--baseline", "."], "metrics.json"),
         (["--max-drop", "accuracy=-0.1"], "is no number from 0 up"),
         (["--max-drop", "accuracy=1%"], "is no number from 0 up"),
         (["--fail-under", "accuracy=-0.1"], "'-0.1' is no number in 0..1"),
@@ -654,7 +658,7 @@ def test_a_file_s_name_joins_only_what_no_other_image_has(tmp_path: Path) -> Non
 
 def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vit: Path, tmp_path: Path) -> None:
     imgs = tmp_path / "imgs"
-    for number, name in enumerate(["can", "can", "jar", "milk_bottle", "spoon"]):
+    for number, name in enumerate(["can", "can", "jar", "milk_bottle", "cartoon"]):
         (imgs / name).mkdir(parents=True, exist_ok=True)
         (imgs / name / f"{number}.jpg").write_bytes(jpeg(number))
     (imgs / "jar" / "broken.jpg").write_bytes(b"no image")
@@ -663,20 +667,20 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     done = evaluated(*command)
     assert done.exit_code == 3, done.output
     assert (
-        "4 of 6 images, 2 not judged (1 DecodeError; 1 of labels that the model does not know: 'spoon')\n"
-        in done.output
+        "4 of 6 images, 2 not judged (1 DecodeError; 1 of labels that the model does not know: 'cartoon' (do you mean "
+        "'carton'?))\n" in done.output
     )
     found = document(tmp_path / "e")
     assert (found["inputs"], found["judged"], found["failures"]) == (6, 4, {"DecodeError": 1})
-    assert (found["images_with_unknown_labels"], found["unknown_labels"]) == (1, {"spoon": 1})
+    assert (found["images_with_unknown_labels"], found["unknown_labels"]) == (1, {"cartoon": 1})
     assert found["classes_without_images"] == ["carton", "water bottle"]
-    assert found["listed_without_images"] == ["eel", "spoon"]
+    assert found["listed_without_images"] == ["cartoon", "eel"]
     assert found["metrics"]["accuracy_of_all_inputs"] == pytest.approx(found["metrics"]["accuracy"] * 4 / 6)
     assert "Not judged: 2" in (tmp_path / "e" / "report.md").read_text()
     page = Page((tmp_path / "e" / "report.html").read_text())
     assert "Not judged: 2, which count in accuracy_of_all_inputs alone, as wrong." in page.text
-    assert "1 have a label that the model does not know: spoon (1)" in page.text
-    (tmp_path / "map.csv").write_text("label,class\nspoon,jar\n")
+    assert "1 have a label that the model does not know: cartoon (1)" in page.text
+    (tmp_path / "map.csv").write_text("label,class\ncartoon,jar\n")
     lines = (tmp_path / "e" / "predictions.jsonl").read_text().splitlines()
     mapped = [*command, "--label-map", tmp_path / "map.csv", "--error-threshold", "1", "--quiet"]
     again = evaluated(*mapped)

@@ -312,7 +312,12 @@ def test_the_shares_of_teacher_and_truth(make_checkpoint: MakeCheckpoint, kind: 
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"), [("iou", "jaccard_samples"), ("norm_macro_recall", "balanced_accuracy_adjusted")]
+    ("name", "ours"),
+    [
+        ("iou", "jaccard_samples"),
+        ("norm_macro_recall", "balanced_accuracy_adjusted"),
+        ("average_precision", "average_precision_macro"),
+    ],
 )
 def test_the_best_epoch_is_chosen_by_the_cards_names_too(name: str, ours: str) -> None:
     assert settings("--metric-for-best-model", name).metric_for_best_model == ours

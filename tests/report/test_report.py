@@ -644,7 +644,8 @@ def test_plot_draws_one_image(vit: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "04.jpg").write_bytes(b"broken")
     for image, problem, status in (
         (photos / "04.jpg", "not an image", 2),
-        (photos / "none.jpg", "No such file", 1),
+        (photos / "none.jpg", "no such file", 2),
+        (photos, "is a folder; give one image", 2),
     ):
         failed = invoke("plot", image, "--model", vit, "--out", tmp_path / "q.png")
         assert (failed.exit_code, problem in failed.stderr) == (status, True)
