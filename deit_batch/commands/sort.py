@@ -97,8 +97,10 @@ def sort(*, dry_run: bool, **chosen: Any) -> None:
     total = result.folders.total()
     before = f" ({result.there:,} of them before)" if result.there else ""
     missing = f", {result.missing:,} not sorted" if result.missing else ""
+    again = f", {counted(result.again, 'record')} of the same images" if result.again else ""
     finish(
-        f"{counted(total, 'image')} {what}{before}, {counted(len(result.folders), 'folder')}{missing}: {request.out}",
+        f"{counted(total, 'image')} {what}{before}, {counted(len(result.folders), 'folder')}{missing}{again}: "
+        f"{request.out}",
         some_failed=result.missing > 0,
         too_many_failed=result.missing > 0,
     )

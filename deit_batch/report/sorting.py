@@ -81,11 +81,13 @@ class Sorting:
 
 @dataclass(slots=True)
 class Sorted:
-    """How many images are in each folder, how many of them have been there before, and how many are in none."""
+    """How many images are in each folder, how many of them have been there before, how many are in none, and how many
+    records were of an image that an earlier one has put into the same folder."""
 
     folders: Counter[str] = field(default_factory=Counter)
     there: int = 0
     missing: int = 0
+    again: int = 0
 
     def miss(self, name: str | None, why: str) -> None:
         self.missing += 1
@@ -97,6 +99,29 @@ class _Miss(Exception):  # noqa: N818 - no fault
     """Why one image can't be put anywhere."""
 
 
+class _Again(Exception):  # noqa: N818 - no fault
+    """An earlier record of the image has put it into the same folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """`record`: the number of its record, by which a second run knows it."""
+
+    record: int
+    name: str | None
+    location: Location
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """From where an image comes, and its place below the folder that images are sorted into."""
+
+    name: str | None
+    source: str
+    place: str
+
+
 def preview(request: Sorting) -> Sorted:
     """What `sort_images` would do; nothing is written."""
     _require_names(request)
@@ -105,13 +130,9 @@ def preview(request: Sorting) -> Sorted:
     if (out / STATE).is_dir():
         raise UsageError(f"--dry-run: {request.out} has images already; without it, what is missing there is added")
     result = Sorted()
-    for name, location, folder in _images(request):
-        try:
-            _require_file(_source(location, out), request.by)
-        except _Miss as miss:
-            result.miss(name, str(miss))
-        else:
-            result.folders[folder] += 1
+    with closing(_Places(out, "")) as places:  # a database of its own, in no place
+        for placed in _planned(request, out, places, result):
+            result.folders.update(os.path.dirname(each.place) for each in placed)
     return result
 
 
@@ -130,7 +151,7 @@ def sort_images(request: Sorting, check: Callable[[], None]) -> Sorted:
         lock = Lock(out / STATE / "lock", str(request.out))
         try:
             _require_same(request, out / STATE / "settings.json")
-            with closing(_Places(out)) as places:
+            with closing(_Places(out, out / STATE / "places.sqlite")) as places:
                 return _sort(request, out, places, check)
         finally:
             lock.release()
@@ -143,37 +164,53 @@ def sort_images(request: Sorting, check: Callable[[], None]) -> Sorted:
 
 def _sort(request: Sorting, out: Path, places: _Places, check: Callable[[], None]) -> Sorted:
     result = Sorted()
-    images = _images(request)
-    while some := list(islice(images, 1000)):
-        planned: list[tuple[str | None, str, str]] = []
-        for name, location, folder in some:
-            try:
-                source = _source(location, out)
-                if not places.known(source):
-                    _require_file(source, request.by)
-                planned.append((name, source, places.of(source, folder)))
-            except _Miss as miss:
-                result.miss(name, str(miss))
-        places.commit()
-        for name, source, place in planned:
+    for placed in _planned(request, out, places, result):
+        for image in placed:
             check()
             try:
-                result.there += not _put(source, out, place, request.by)
-                result.folders[os.path.dirname(place)] += 1
+                result.there += not _put(image.source, out, image.place, request.by)
+                result.folders[os.path.dirname(image.place)] += 1
             except _Miss as miss:
-                result.miss(name, str(miss))
+                result.miss(image.name, str(miss))
     return result
 
 
-def _images(request: Sorting) -> Iterator[tuple[str | None, Location, str]]:
-    """The name of each image, where it is, and the folder it belongs to."""
+def _planned(request: Sorting, out: Path, places: _Places, result: Sorted) -> Iterator[list[_Placed]]:
+    """Where images are to be, some at a time, when that is decided for good. What is in no place is counted."""
+    images = _images(request)
+    while some := list(islice(images, 1000)):
+        planned = []
+        for image in some:
+            try:
+                planned.append(_placed(image, request, out, places))
+            except _Again:
+                result.again += 1
+            except _Miss as miss:
+                result.miss(image.name, str(miss))
+        places.commit()
+        yield planned
+
+
+def _placed(image: _Image, request: Sorting, out: Path, places: _Places) -> _Placed:
+    source = _source(image.location, out)
+    known = places.known(image, source)
+    if known:
+        return known
+    _require_file(source, request.by)
+    return places.new(image, source)
+
+
+def _images(request: Sorting) -> Iterator[_Image]:
     run = read_run_report(request.predictions)
     places: dict[str, Any] = {"folder": request.images, "beside": request.predictions}
-    records = ((_names_in(record), request.folder_of(record)) for record in read_records(request.predictions))
-    while some := list(islice(records, _BATCH)):
-        names = dict(enumerate(name for name, _ in some))
+    records = (
+        (number, (_names_in(record), request.folder_of(record)))
+        for number, record in enumerate(read_records(request.predictions))
+    )
+    while some := dict(islice(records, _BATCH)):
+        names = {number: name for number, (name, _) in some.items()}
         for found in find_originals(names, run and run["settings"], **places, fetch=False):
-            yield found.image, found.location, some[found.index][1]
+            yield _Image(found.index, found.image, found.location, some[found.index][1])
 
 
 def _names_in(record: dict[str, Any]) -> dict[str, Any]:
@@ -279,30 +316,48 @@ def _copy(source: str, target: Path, out: Path) -> None:
 class _Places:
     """Which image is, or will be, where. Two names that differ in nothing that every file system knows are one."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, database: Path | str) -> None:
         self._out = out
-        self._database = sqlite3.connect(out / STATE / "places.sqlite")
+        self._database = sqlite3.connect(database)
         self._database.execute(
-            "CREATE TABLE IF NOT EXISTS places (source BLOB PRIMARY KEY, place BLOB NOT NULL, key BLOB UNIQUE NOT NULL)"
+            "CREATE TABLE IF NOT EXISTS places (source BLOB PRIMARY KEY, record INTEGER UNIQUE NOT NULL, "
+            "place BLOB NOT NULL, key BLOB UNIQUE NOT NULL)"
         )
 
-    def known(self, source: str) -> str | None:
-        row = self._database.execute("SELECT place FROM places WHERE source = ?", (os.fsencode(source),)).fetchone()
-        return os.fsdecode(row[0]) if row else None
+    def known(self, image: _Image, source: str) -> _Placed | None:
+        """Its place, if it was given one.
 
-    def of(self, source: str, folder: str) -> str:
-        """Its place, below the folder that images are sorted into: where it was given one, or else a new one."""
-        known = self.known(source)
-        if known:
-            return known
+        Raises _Again or _Miss if another record gave it; UsageError if its record's image was another one."""
+        rows = self._database.execute(
+            "SELECT record, source, place FROM places WHERE source = ? OR record = ?",
+            (os.fsencode(source), image.record),
+        )
+        of_record = of_source = None
+        for record, known, place in rows:
+            found = _Placed(image.name, os.fsdecode(known), os.fsdecode(place))
+            if record == image.record:
+                of_record = found
+            else:
+                of_source = found
+        if of_record and of_record.source != source and os.path.lexists(source):
+            raise UsageError(
+                f"{escape_controls(str(self._out))} has {escape_controls(of_record.source)}, for which "
+                f"{escape_controls(source)} is found now: give another --out"
+            )
+        if of_source and not of_record:
+            folder = os.path.dirname(of_source.place)
+            raise _Again if folder == image.folder else _Miss(f"an earlier record of it has put it into {folder}")
+        return of_record
+
+    def new(self, image: _Image, source: str) -> _Placed:
         for name in file_names(source):
-            place = os.path.join(folder, name)
+            place = os.path.join(image.folder, name)
             key = unicodedata.normalize("NFC", place).casefold().encode("utf-8", "surrogatepass")
             if os.path.lexists(self._out / place):
                 continue  # somebody else's
-            row = (os.fsencode(source), os.fsencode(place), key)
-            if self._database.execute("INSERT OR IGNORE INTO places VALUES (?, ?, ?)", row).rowcount:
-                return place
+            row = (os.fsencode(source), image.record, os.fsencode(place), key)
+            if self._database.execute("INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)", row).rowcount:
+                return _Placed(image.name, source, place)
         raise _Miss("files of all names that it could have are there")
 
     def commit(self) -> None:
@@ -337,6 +392,7 @@ def _require_same(request: Sorting, path: Path) -> None:
             "by": request.by,
             "below": request.below,
             "failed": request.failed,
+            "images": os.path.realpath(request.images) if request.images else None,
         }
     )
     try:

@@ -188,10 +188,12 @@ def test_what_can_not_be_sorted_is_counted_and_said(pile: Path) -> None:
     (pile / "in/link.jpg").symlink_to("0/00.jpg")
     (pile / "folder.jpg").mkdir()
     names = ["in/0/00.jpg", "in/0/00.jpg", "in/link.jpg", "folder.jpg", "gone.jpg", "https://a.example/b.jpg", "a\0b"]
-    write(pile / "p.jsonl", [(name, "cat", 0.9) for name in names])
-    done = deit_batch("sort", "p.jsonl", "--out", "out", "--by", "move", cwd=pile)
-    assert done.returncode == 3
-    assert "2 images moved (1 of them before), 1 folder, 5 not sorted: out" in done.stderr
+    write(pile / "p.jsonl", [*((name, "cat", 0.9) for name in names), ("in/../in/0/00.jpg", "dog", 0.8)])
+    said = "1 folder, 6 not sorted, 1 record of the same images: out"
+    for more, moved in (["--dry-run"], "would be moved"), ([], "moved"), ([], "moved (1 of them before)"):
+        done = deit_batch("sort", "p.jsonl", "--out", "out", "--by", "move", *more, cwd=pile)
+        assert (done.returncode, done.stdout) == (3, "1\tcat\n" if more else "")
+        assert f"1 image {moved}, {said}" in done.stderr
     assert files(pile / "out") == {"cat/00.jpg": b"picture 0" * 1000}
     assert (pile / "in/link.jpg").is_symlink()
 
@@ -208,6 +210,7 @@ def test_what_can_not_be_sorted_is_counted_and_said(pile: Path) -> None:
         (["--out", "new", "--below", "2=review"], 2, "is not X=NAME"),
         (["--out", "done", "--by", "copy"], 2, "done is sorted by other predictions or options"),
         (["--out", "done", "--below", "0.1=x"], 2, "done is sorted by other predictions or options"),
+        (["--out", "done", "--images", "."], 2, "done is sorted by other predictions or options"),
         (["--out", "done", "--dry-run"], 2, "--dry-run: done has images already"),
         (["--out", "aside"], 1, "cat is a link"),
     ],
@@ -225,6 +228,21 @@ def test_what_is_refused_writes_nothing(arguments: list[str], status: int, why: 
     now = files(pile)
     assert {name: now[name] for name in now if not name.startswith(f"aside/{STATE}")} == before
     assert list((pile / "elsewhere").iterdir()) == []
+
+
+def test_images_of_the_same_names_from_elsewhere_are_not_mixed_in(pile: Path) -> None:
+    """Without --images, names start from where the command runs, and then from where the predictions are."""
+    (pile / "p.jsonl").rename(pile / "in/p.jsonl")
+    (pile / "other/in").mkdir(parents=True)
+    arguments = ["sort", str(pile / "in/p.jsonl"), "--out", str(pile / "out"), "--by", "copy"]
+    assert deit_batch(*arguments, cwd=pile).returncode == 0
+    before = files(pile / "out")
+    assert "(60 of them before)" in deit_batch(*arguments, cwd=pile).stderr
+    (pile / "in/0").rename(pile / "other/in/0")
+    done = deit_batch(*arguments, cwd=pile / "other")
+    assert done.returncode == 2
+    assert f"has {pile}/in/0/00.jpg, for which {pile}/other/in/0/00.jpg is found now: give another --out" in done.stderr
+    assert files(pile / "out") == before
 
 
 def test_images_of_a_run_over_a_table_and_ones_that_were_moved(tmp_path: Path) -> None:
