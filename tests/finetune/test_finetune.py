@@ -685,6 +685,7 @@ def test_classes_that_the_checkpoint_has_not_start_anew(
 ) -> None:
     base = named_by_colour("ViTForImageClassification", "grey", "red", "blue", "blue", "mauve")
     finetune(settings(colours, base, **NEVER), tmp_path / "out")
+    assert sum("several classes each: blue (2 classes); " in message for message in messages) == 1
     assert "the head starts as the checkpoint's for 1 class, and anew for: blue, green" in messages
     old, new = (weights(folder)["classifier.weight"] for folder in (base, tmp_path / "out"))
     assert torch.allclose(new[2], old[1], atol=1e-6)
