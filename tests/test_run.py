@@ -515,7 +515,7 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
         ({"decode": "slow"}, "decode is 'slow'; it must be exact or fast"),
         ({"deep_gray": "white"}, "deep_gray is 'white'; it must be clip or scale"),
         ({"dtype": "double"}, "dtype 'double' is none of auto"),
-        ({"device": "gpu"}, "--device gpu can't be used on this machine"),
+        ({"device": "gpu"}, "device=gpu can't be used on this machine"),
         ({"limits": {"retries": 1}}, "limits is {'retries': 1}; it must be a Limits"),
         ({"shard": (3, 2)}, r"shard is \(3, 2\); it must be \(i, n\)"),
         ({"shard": "0/2"}, "shard is '0/2'"),
