@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -14,7 +15,7 @@ from PIL import Image
 from deit_batch.errors import DecodeError, UsageError
 from deit_batch.input.given import GIVEN, Images, names_or_rows
 from deit_batch.input.open import OpenTable
-from deit_batch.io import Failure, FeatureName, Picture, Record, Reference, Source, Tally
+from deit_batch.io import Failure, FeatureName, LocalFile, Picture, Record, Reference, Source, Tally
 from deit_batch.loading.decode import decode_held
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.options import (
@@ -309,7 +310,8 @@ class _Reading:
     it is kept, so that what came before it is scored.
 
     A picture that the program holds becomes what the model is to see of it at once, here: to hand the whole of it to a
-    worker would take as long, and memory for each that is under way."""
+    worker would take as long, and memory for each that is under way. A relative path starts from the working folder of
+    this moment; the workers keep that in which they were started."""
 
     def __init__(self, references: Iterator[Reference], plan: Plan, options: Options, met: Counter[str]) -> None:
         self._references, self._recipe, self._limits, self._met = references, plan.recipe, options.limits, met
@@ -325,6 +327,9 @@ class _Reading:
             self.error = error
 
     def _ready(self, reference: Reference) -> Reference:
+        if isinstance(reference.location, LocalFile):
+            with suppress(FileNotFoundError):  # of a working folder that was removed
+                return replace(reference, location=reference.location.seen_from(os.getcwd()))
         image = reference.location.pixels if isinstance(reference.location, Picture) else None
         if not isinstance(image, Image.Image):
             return reference

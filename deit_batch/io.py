@@ -49,6 +49,11 @@ class LocalFile:
     path: str
     folder: str = field(default="", compare=False)
 
+    def seen_from(self, working_folder: str) -> LocalFile:
+        """The same file for a process that has another working folder."""
+        start = os.path.join(working_folder, self.folder) if self.folder else ""
+        return LocalFile(os.path.join(working_folder, self.path), start)
+
 
 @dataclass(frozen=True, slots=True)
 class Url:

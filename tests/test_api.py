@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import multiprocessing
+import os
 import subprocess
 import sys
 import weakref
@@ -82,6 +83,25 @@ def test_calls_of_two_threads_and_one_within_another(photos: Path, vit: Path, mo
         if record.index in (0, 39):
             assert list(model.score(photos, limit=5)) == expected[:5]
     assert outer == expected
+
+
+def test_relative_paths_start_from_where_the_program_is(photos: Path, model: Model, tmp_path: Path) -> None:
+    """And not from where it was when its workers began."""
+    expected = [record.predictions for record in model.score(photos, limit=2)]
+    before = os.getcwd()
+    try:
+        for number, folder in enumerate(("first", "second")):
+            (tmp_path / folder).mkdir()
+            os.chdir(tmp_path / folder)
+            Path("a.jpg").write_bytes((photos / f"{number:02}.jpg").read_bytes())
+            Path("t.csv").write_text("image\na.jpg\n")
+            for given in (".", ["a.jpg"], "t.csv", iter(["a.jpg"]), pd.DataFrame({"image": ["a.jpg"]})):
+                assert [record.predictions for record in model.score(given)] == [expected[number]]
+            (gone,) = model.score(["gone.jpg"])
+            assert gone.error
+            assert gone.error.message.startswith(f"No such file: {tmp_path / folder}/gone.jpg")
+    finally:
+        os.chdir(before)
 
 
 def test_a_call_that_is_left_early_is_no_trouble(photos: Path, vit: Path, model: Model) -> None:

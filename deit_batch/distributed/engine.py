@@ -119,7 +119,4 @@ def _absolute_path(path: str) -> str:
 def _absolute(reference: Reference, folder: str) -> Reference:
     """Other machines have other working folders."""
     location = reference.location
-    if not isinstance(location, LocalFile):
-        return reference
-    start = os.path.join(folder, location.folder) if location.folder else ""
-    return replace(reference, location=LocalFile(os.path.join(folder, location.path), start))
+    return replace(reference, location=location.seen_from(folder)) if isinstance(location, LocalFile) else reference
