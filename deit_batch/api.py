@@ -159,7 +159,8 @@ class Model:
 
     @in_python_words()
     def __init__(self, options: Options) -> None:
-        self._options, self._plan = options, Plan.of(options)
+        plan = Plan.of(options)
+        self._options, self._plan = options, replace(plan, checkpoint=plan.checkpoint.in_absolute_paths())
         self._scorer = Scorer(self._plan, options)
         try:
             self._scorer.start()

@@ -104,6 +104,19 @@ def test_relative_paths_start_from_where_the_program_is(photos: Path, model: Mod
         os.chdir(before)
 
 
+def test_features_after_the_program_has_gone_elsewhere(photos: Path, vit: Path) -> None:
+    expected = [record.features for record in embed(photos, model=vit, workers=0, limit=1)]
+    before = os.getcwd()
+    os.chdir(vit.parent)
+    try:
+        with load(vit.name, workers=0) as model:
+            os.chdir(photos)
+            (record,) = model.embed(photos, limit=1)
+    finally:
+        os.chdir(before)
+    assert np.array_equal((record.features or {})["cls"], (expected[0] or {})["cls"])
+
+
 def test_a_call_that_is_left_early_is_no_trouble(photos: Path, vit: Path, model: Model) -> None:
     (photos / "07.jpg").write_bytes(b"broken")
     expected = list(score(photos, model=vit, workers=0))

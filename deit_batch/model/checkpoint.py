@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -102,6 +102,16 @@ class Checkpoint:
     own_geometry: Geometry | None
     labels: list[str]
     multi_label: bool
+
+    def in_absolute_paths(self) -> Checkpoint:
+        """So that it can be loaded whatever the working folder is then."""
+        return replace(
+            self,
+            folder=self.folder.absolute(),
+            files=tuple(file.absolute() for file in self.files),
+            config_file=self.config_file and self.config_file.absolute(),
+            recipe=self.recipe.absolute() if isinstance(self.recipe, Path) else self.recipe,
+        )
 
     @property
     def geometry(self) -> Geometry:
