@@ -389,16 +389,28 @@ def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def json_value(value: object) -> object:
-    """A kept value in JSON's types: null for NaN and infinity, bytes in base64, dates and the like as strings."""
+    """A kept value in JSON's types: null for NaN, infinity and what pandas has for nothing, lists for arrays and
+    Series, bytes in base64, dates and the like as strings."""
     try:
-        text = json.dumps(value, default=_as_text, ensure_ascii=False)
+        text = json.dumps(value, default=_plain, ensure_ascii=False)
         return json.loads(clean(text), parse_constant=lambda _: None)
     except RecursionError:
         return "(nested too deeply)"
+    except TypeError:  # a key that JSON has none of
+        return clean(str(value))
 
 
-def _as_text(value: object) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes | bytearray) else str(value)
+def _plain(value: object) -> object:
+    """Of what `json` does not know. Duck-typed: a kept value may be of any library."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):  # NumPy's dates: lists of them are numbers
+        value = value.astype(str)  # type: ignore[attr-defined]
+    as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)  # NumPy, pandas, PyTorch; polars
+    listed = as_list() if as_list and not isinstance(value, type) else value
+    return str(value) if type(listed) is type(value) else listed
 
 
 def pack(vector: NDArray[np.float32]) -> str:

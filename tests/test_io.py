@@ -7,6 +7,8 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,22 @@ def test_kept_bytes_are_base64_wherever_they_stand(data: bytes) -> None:
 def test_one_is_no_plural(number: int, words: str) -> None:
     assert counted(number, "image") == words
     assert counted(number, "class", "classes") == words.replace("image", "class").replace("classs", "classes")
+
+
+def test_kept_values_of_other_libraries_are_those_of_json() -> None:
+    numbers = list(range(2000))
+    many = [np.array(numbers), pd.Series(numbers), pl.Series(numbers)]
+    assert json_value({"lists": many, "deep": [{"a": many}]}) == {
+        "lists": [numbers] * 3,
+        "deep": [{"a": [numbers] * 3}],
+    }
+    single = [np.int64(3), np.bool_(True), np.float32(1.5), np.float64("nan"), pd.NA, pd.NaT, np.str_("x"), 2**70]
+    assert json_value(single) == [3, True, 1.5, None, None, None, "x", 2**70]
+    odd = [np.datetime64("2026-01-31T12:00:00.5", "ns"), np.longdouble(1), 1j, np.ndarray, {np.int64(1): 2}]
+    found = [json_value(value) for value in odd]
+    assert found[0] == "2026-01-31T12:00:00.500000000"
+    assert json_value(np.array(odd[:1])) == found[:1]
+    assert all(isinstance(value, str) for value in found[1:])
 
 
 def test_a_record_shows_itself_in_one_line() -> None:
