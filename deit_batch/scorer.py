@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -22,7 +23,7 @@ from deit_batch.system.progress import Stopwatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deit_batch.loading.loader import Decoded
+    from deit_batch.loading.loader import Decoded, Loader
     from deit_batch.loading.read_ahead import ReadAhead
     from deit_batch.model.cards import Cards
 
@@ -56,6 +57,8 @@ class Scorer:
         self._lock = threading.RLock()
         self._is_closed = False
         self._process = os.getpid()
+        # The loader is part of a cycle: without this, both would stay until the garbage collector looks.
+        weakref.finalize(self, _let_go, self._loader, self._classifiers, self._process).atexit = False
 
     def start(self) -> None:
         """Returns when the model is loaded; meanwhile the workers start. Raises CheckpointError if its weights do not
@@ -112,10 +115,7 @@ class Scorer:
             return
         with self._lock:
             self._is_closed = True
-            self._loader.close()
-            for classifier in self._classifiers.values():
-                classifier.close()
-            self._classifiers.clear()
+            _let_go(self._loader, self._classifiers, self._process)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -207,3 +207,12 @@ class Scorer:
             with suppress(Exception):
                 result()
             self._loader.give_back(decoded)
+
+
+def _let_go(loader: Loader, classifiers: dict[tuple[FeatureName, ...] | None, Cards], process: int) -> None:
+    """Ends the workers, and the model's threads, if they are of this process."""
+    if os.getpid() == process:
+        loader.close()
+        for classifier in classifiers.values():
+            classifier.close()
+        classifiers.clear()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from deit_batch.errors import RowError, UsageError
-from deit_batch.input.held_image import held_image, is_array, what_to_give
+from deit_batch.input.held_image import held_image, is_array, is_lazy_table, what_to_give
 from deit_batch.input.kinds import InputKind, parse_input_name
 from deit_batch.input.locate import locate
 from deit_batch.input.open import ChooseColumns, OpenTable
@@ -45,7 +45,8 @@ def names_or_rows(input: Images) -> str | tuple[str, ...] | OpenTable:
     if _is_frame(input):
         return partial(_open_frame, input)
     with suppress(TypeError):  # of what can't be iterated over
-        if not isinstance(input, Mapping | io.IOBase):  # whose lines are no images
+        # Lines of a file are no images, and a LazyFrame only seems to be one that can be iterated over.
+        if not (isinstance(input, Mapping | io.IOBase) or is_lazy_table(input)):
             iter(input)
             return partial(_open_items, input)
     raise UsageError(

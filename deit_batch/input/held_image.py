@@ -21,6 +21,11 @@ def is_array(value: object) -> bool:
     return hasattr(value, "dtype") and len(getattr(value, "shape", ())) > 1
 
 
+def is_lazy_table(value: object) -> bool:
+    """As polars' LazyFrame is: a plan for a DataFrame."""
+    return hasattr(type(value), "collect") and hasattr(type(value), "collect_schema")
+
+
 def held_image(value: object) -> str | bytes | Picture | None:
     """Where it is, its encoded bytes, or its pixels: of an image of Pillow in any mode, or of a NumPy array uint8 of
     shape [height, width], [height, width, 3] (RGB) or [height, width, 4] (RGBA). None for what is nothing of this.
@@ -47,7 +52,10 @@ def held_image(value: object) -> str | bytes | Picture | None:
 
 
 def what_to_give(value: object) -> str:
-    """The end of a message about what is no image: of an open file, or what is like one."""
+    """The end of a message about what is no image: of a table that is not read yet, an open file, or what is like
+    one."""
+    if is_lazy_table(value):
+        return "; give what its .collect() returns"
     if isinstance(value, io.BytesIO):
         return "; give its .getvalue()"
     return "; give what its .read() returns" if hasattr(value, "read") else ""

@@ -261,6 +261,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # LA, multiplied by its alpha: Pillow converts it to that alone
+        image = image.convert("LA")
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies, even what is RGB already
 
 

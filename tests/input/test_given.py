@@ -137,6 +137,13 @@ def test_an_array_is_its_own_pixels_or_refused(array: np.ndarray[Any, Any]) -> N
         assert np.array_equal(np.asarray(held.pixels), array)
 
 
+def test_a_table_that_is_not_read_yet_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"it must be a path, an image, a DataFrame, .*; give what its \.collect\(\) ret"
+    ):
+        names_or_rows(pl.DataFrame(rows()).lazy())  # type: ignore[arg-type]
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 

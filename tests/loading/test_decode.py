@@ -245,3 +245,11 @@ def test_fast_decoding_changes_large_images_a_little_and_small_ones_not_at_all(
         difference = np.abs(ours - theirs)
         assert difference.mean() < 3
         assert difference.max() > 0 if width == 1600 else difference.max() == 0
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV", "I;16B", "F", "1"])
+def test_an_image_of_any_mode_is_taken(mode: str) -> None:
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(mode)
+    image = Image.new("LA", (8, 8), (200, 128)).convert("La") if mode == "La" else Image.new(mode, (8, 8))
+    pixels = decoding.decode_held(image, SMALL, Limits())
+    assert not straight or np.array_equal(pixels, decoding.decode_held(image.convert(straight), SMALL, Limits()))
