@@ -88,6 +88,10 @@ class AzureBucket:
         self._client.upload_blob(key, data, overwrite=True)
         return self.address(key)
 
+    def mark_folder(self, key: str) -> None:
+        """As Hadoop does."""
+        self._client.upload_blob(key, b"", metadata={"hdi_isfolder": "true"})
+
     def get(self, key: str) -> bytes:
         data: bytes = self._client.download_blob(key).readall()
         return data

@@ -32,12 +32,16 @@ from deit_batch.system.store_library import (
     is_known,
     name_of_library,
     open_file_system,
+    page_of_azure,
 )
 
 _SCHEME = re.compile(r"\s*([A-Za-z0-9]+)://")
 # A repository or bucket of the Hub, and something in it; a repository alone is a data set (input.arrow.open_dataset).
 _HUB_FILES = re.compile(r"\s*hf://(datasets/[^/?]+/[^/?]+/[^?]|buckets/[^/?]+/[^/?]+)", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+_VERSION = "?versionid="
+"""Where adlfs cuts off the name of a blob, and takes another."""
 
 _BLOCK = 8 * 2**20
 """Bytes that are asked for at a time, of what is read as a stream and of what is uploaded."""
@@ -76,6 +80,8 @@ def parse(text: str) -> tuple[str, str]:
         raise RowError(f"{scheme}://{bucket}: the account is the environment's; name the container alone")
     if not _BUCKET.fullmatch(bucket):
         raise RowError(f"not an address: {scheme}://{bucket!r:.60} is no bucket")
+    if _VERSION in key and name_of_library(scheme) == "adlfs":
+        raise RowError(f"{scheme}://{path}: no version of a blob can be named, nor a name with {_VERSION} in it")
     parts: list[str] = []
     for part in key.split("/"):
         if part == "..":
@@ -230,9 +236,11 @@ class Store:
         """What is under a folder (a path that ends in a slash, or is a bucket), by name, byte for byte; the path of a
         folder in it only if that is not entered.
 
-        Objects of S3 and Google come in pages of a thousand. Other stores are listed folder by folder, each of which is
+        Objects come in pages of a thousand, or of five thousand. The Hub is listed folder by folder, each of which is
         held."""
-        pages = {"s3fs": self._page_of_s3, "gcsfs": self._page_of_google}.get(self._library)
+        pages = {"s3fs": self._page_of_s3, "gcsfs": self._page_of_google, "adlfs": self._page_of_azure}.get(
+            self._library
+        )
         try:
             yield from self._pages(folder, recursive, pages) if pages else self._walk(folder, recursive)
         except NoSuchObjectError as error:
@@ -265,6 +273,16 @@ class Store:
             for info in page.get("items", [])
         ]
         return page.get("prefixes", []), infos, page.get("nextPageToken")
+
+    def _page_of_azure(self, bucket: str, prefix: str, delimiter: str, token: str | None) -> _Page:
+        found, token = page_of_azure(self._files, bucket, prefix, delimiter, token)
+        folders = [blob.name for blob in found if delimiter and blob.name.endswith(delimiter)]
+        infos = [
+            {"name": blob.name, "size": blob.size, "last_modified": blob.last_modified}
+            for blob in found
+            if blob.name not in folders and not _marks_folder(blob.metadata)
+        ]
+        return folders, infos, token
 
     def _walk(self, folder: str, recursive: bool) -> Iterator[StoredFile | str]:
         found = self._tried(lambda: self._files.ls(folder.rstrip("/"), detail=True))
@@ -311,6 +329,11 @@ class _Body(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _marks_folder(metadata: dict[str, str] | None) -> bool:
+    """Whether a blob of Azure stands for a folder: of Hadoop, or of an account with a hierarchy of them."""
+    return any(name.lower() == "hdi_isfolder" and value == "true" for name, value in (metadata or {}).items())
 
 
 def _bucket_of(path: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 import real_stores
 from faulty_store import Fault, FaultyStore, misbehaving
 from helpers import COMMAND, deit_batch, jpeg, read_jsonl, scored, valid
-from real_stores import RealBucket
+from real_stores import AzureBucket, RealBucket
 
 from deit_batch import block_runner
 from deit_batch.block_runner import LocalEngine
@@ -166,6 +166,30 @@ def test_an_account_that_the_environment_does_not_name_is_one_line(monkeypatch: 
     with pytest.raises(UsageError, match=r"^abfs://c/in/: can't be opened: .*account_name"):
         open_source("abfs://c/in/")
     assert isinstance(Fetcher(Limits()).fetch(StoredFile("abfs://c/a.jpg")), Failure)
+
+
+def test_every_object_of_a_folder_is_listed_once(store: Store) -> None:
+    """Also below an empty name, and beside an object that has the folder's name, or is Azure's mark of a folder."""
+    keys = ["in/a.png", "in/s//t.png", "in/sp /z.png", "in/sub.png", "in/sub.png/q.png", "in/h/deep/v.png", "in//x.png"]
+    for key in [*keys, "in", "in.png"]:
+        store.bucket.put(key, jpeg())
+    for mark in ("in/h", "in/h/deep"):
+        if isinstance(store.bucket, AzureBucket):
+            store.bucket.mark_folder(mark)
+    listed, path = object_store.open_store(store.bucket.address("in/"))
+    found = [each.address for each in listed.list(path, recursive=True) if isinstance(each, StoredFile)]
+    assert sorted(found) == sorted(map(store.bucket.address, keys))
+    flat = [each if isinstance(each, str) else each.address for each in listed.list(path, recursive=False)]
+    inside = [f"{store.bucket.name}/in/{name}" for name in ("/", "h/", "s/", "sp /", "sub.png/")]
+    assert sorted(flat) == sorted([*map(store.bucket.address, ("in/a.png", "in/sub.png")), *inside])
+    assert [Fetcher(Limits()).fetch(StoredFile(address)) for address in found] == [jpeg()] * len(keys)
+
+
+def test_no_version_of_a_blob_is_named() -> None:
+    """For its library would take another blob, or write over it."""
+    for out in ("abfs://c/x?versionid=3/", "az://c/a?versionid=1.jsonl"):
+        with pytest.raises(UsageError, match=r"no version of a blob can be named"):
+            object_store.open_store(out)
 
 
 def test_a_result_in_parts_grows_there_though_requests_are_refused(
