@@ -106,12 +106,12 @@ class Scorer:
                 if records:
                     yield records
         finally:
-            if self._is_at_home:
+            if self._is_of_this_process:
                 with self._lock:
                     steps.close()
 
     def close(self) -> None:
-        if not self._is_at_home:
+        if not self._is_of_this_process:
             return
         with self._lock:
             self._is_closed = True
@@ -128,13 +128,13 @@ class Scorer:
                 yield
 
     @property
-    def _is_at_home(self) -> bool:
+    def _is_of_this_process(self) -> bool:
         """Not so in a process that was forked from the scorer's: it would take results out of that one's queues, and
         wait for a lock that a thread held which it doesn't have."""
         return os.getpid() == self._process
 
     def _require_open(self) -> None:
-        if not self._is_at_home:
+        if not self._is_of_this_process:
             raise UsageError("the model was loaded in another process, and this was forked from it: load it here")
         if self._is_closed:
             raise UsageError("the model is closed: load it again")

@@ -6,9 +6,9 @@ renews it as long as it lives.
 
 Whoever leaves one looks for others after that. A listing shows what was put before it began, so of two runs at least
 the later one sees the other, and never do both go on. Of those that wait for each other the first by name stays, so
-that one does. Another is dead if it was a process of this machine that has
-ended, and otherwise if it has missed several renewals. All times that are compared are those at which the store took
-the signs: what the clocks of the machines say does not matter.
+that one does. Another is dead if it was a process of this machine that has ended, and otherwise if it has missed several
+renewals. All times that are compared are those at which the store took the signs: what the clocks of the machines say
+does not matter.
 
 Who is taken for dead though it lives finds that out at its next renewal, at the latest when it asks before it
 publishes: it ends, and has changed nothing that counts.
@@ -73,7 +73,10 @@ class Lease:
         told: set[str] = set()
         while others := self._others():
             for path, (taken, age) in others.items():
-                who, process, waits = self._read(path)
+                sign = self._read(path)
+                if sign is None:  # it was removed meanwhile: the next listing tells who is left
+                    continue
+                who, process, waits = sign
                 if has_ended(process):
                     logger.warning("%s: going on for %s, which has ended without a word", self._what, who)
                     self._store.remove(path)
@@ -106,12 +109,12 @@ class Lease:
             raise StoreError(f"{self._mine} is not listed, though it was put there")
         return {address.partition("://")[2]: (taken, (mine - taken) / 1e9) for address, taken in times.items()}
 
-    def _read(self, path: str) -> tuple[str, str, bool]:
-        """Whose sign it is, in words and as an identity, and whether it waits, too."""
+    def _read(self, path: str) -> tuple[str, str, bool] | None:
+        """Whose sign it is, in words and as an identity, and whether it waits, too. None if it is gone."""
         try:
             who, *more = self._store.read_whole(path).decode(errors="replace").split("\n")
-        except NoSuchObjectError:  # it was removed meanwhile
-            return "another process", "", False
+        except NoSuchObjectError:
+            return None
         return who, more[0] if more else "", _WAITS in more
 
     # --- keeping it -------------------------------------------------------------------------------------------------

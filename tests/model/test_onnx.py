@@ -78,10 +78,10 @@ def test_by_its_runtime_a_checkpoint_is_exported_once_and_then_run_by_nothing_el
     assert sum("exporting" in message for message in messages) == 1
     (exported,) = (tmp_path / "deit-batch").iterdir()
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"dtype": "float16"}, "exported to float32: it has no --dtype float16"),
-        ({"dtype": "int8"}, "no --dtype int8"),
-        ({"runtime": "native"}, "run by ONNX Runtime, not by --runtime native"),
-        ({"runtime": "transformers"}, "run by ONNX Runtime, not by --runtime transformers"),
+        ({"dtype": "float16"}, "exported to float32: it has no dtype=float16"),
+        ({"dtype": "int8"}, "no dtype=int8"),
+        ({"runtime": "native"}, "run by ONNX Runtime, not by runtime=native"),
+        ({"runtime": "transformers"}, "run by ONNX Runtime, not by runtime=transformers"),
     ]
     for options, message in refused:
         with pytest.raises(UsageError, match=message):

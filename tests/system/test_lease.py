@@ -55,6 +55,29 @@ def test_of_some_that_begin_together_one_goes_on(bucket: Bucket, take: Callable[
     assert bucket.names() == []
 
 
+def test_who_gives_up_as_it_is_looked_at_is_no_reason_to_give_up_too(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or of two runs that begin together none would go on."""
+    store, _ = open_store(bucket.address("out"))
+    sign, text = f"out.lock/{'f' * 32}", b"process 1 on pod-7, since 2026-11-27 08:00:00\n\nwaits"
+    bucket.put(sign, text)
+    original, reads = store.read_whole, []
+
+    def read_whole(path: str) -> bytes:
+        reads.append(path)
+        if len(reads) < 3:
+            bucket.put(sign, text)
+        else:
+            store.remove(path)
+        return original(path)
+
+    monkeypatch.setattr(store, "read_whole", read_whole)
+    Lease(store, f"{bucket.name}/out.lock/", bucket.address("out")).release()
+    assert len(reads) == 3
+    assert bucket.names() == []
+
+
 def test_who_is_dead_is_waited_for_and_then_followed(
     bucket: Bucket, take: Callable[[], Lease], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
