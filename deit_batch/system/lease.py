@@ -6,9 +6,9 @@ renews it as long as it lives.
 
 Whoever leaves one looks for others after that. A listing shows what was put before it began, so of two runs at least
 the later one sees the other, and never do both go on. Of those that wait for each other the first by name stays, so
-that one does. Another is dead if it was a process of this machine that has ended, and otherwise if it has missed several
-renewals. All times that are compared are those at which the store took the signs: what the clocks of the machines say
-does not matter.
+that one does. Another is dead if it was a process of this machine that has ended, and otherwise if it has missed
+several renewals. All times that are compared are those at which the store took the signs: what the clocks of the
+machines say does not matter.
 
 Who is taken for dead though it lives finds that out at its next renewal, at the latest when it asks before it
 publishes: it ends, and has changed nothing that counts.
