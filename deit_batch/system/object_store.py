@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from deit_batch.errors import RowError, UsageError
 from deit_batch.io import StoredFile
+from deit_batch.redaction import redact
 from deit_batch.system import store_library
 from deit_batch.system.backoff import wait_after
 from deit_batch.system.store_errors import NoSuchObjectError as NoSuchObjectError
@@ -80,6 +81,8 @@ def parse(text: str) -> tuple[str, str]:
         raise RowError(f"{scheme}://{bucket}: the account is the environment's; name the container alone")
     if not _BUCKET.fullmatch(bucket):
         raise RowError(f"not an address: {scheme}://{bucket!r:.60} is no bucket")
+    if "?" in key and redact(text) != text:
+        raise RowError(f"{redact(text)}: what gives access is the environment's; name the object alone")
     if _VERSION in key and name_of_library(scheme) == "adlfs":
         raise RowError(f"{scheme}://{path}: no version of a blob can be named, nor a name with {_VERSION} in it")
     parts: list[str] = []

@@ -192,6 +192,12 @@ def test_no_version_of_a_blob_is_named() -> None:
             object_store.open_store(out)
 
 
+def test_no_secret_becomes_the_name_of_an_object() -> None:
+    for scheme in real_stores.KINDS:
+        with pytest.raises(UsageError, match=r"^.*/p\.jsonl\?sv=1&sig=\*\*\*: what gives access is the environment's"):
+            object_store.open_store(f"{scheme}://c/p.jsonl?sv=1&sig=SECRET")
+
+
 def test_a_result_in_parts_grows_there_though_requests_are_refused(
     store: Store, images: Path, vit: Path, tmp_path: Path
 ) -> None:
