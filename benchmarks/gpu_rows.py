@@ -201,9 +201,10 @@ def _make_labelled(setup: Setup) -> None:
     """Folders named as the teacher's classes, of hard links: what is learnt there does not matter."""
     pictures = setup.pictures("small")
     for number in range(setup.sizes.labelled):
-        folder = setup.folder / "labelled" / f"class {number % CLASSES}"
+        picture = number % len(pictures)  # always of one class, or it would be left out
+        folder = setup.folder / "labelled" / f"class {picture % CLASSES}"
         folder.mkdir(parents=True, exist_ok=True)
-        os.link(pictures[number % len(pictures)], folder / f"{number:05}.jpg")
+        os.link(pictures[picture], folder / f"{number:05}.jpg")
 
 
 # --- right at all ----------------------------------------------------------------------------------------------------
