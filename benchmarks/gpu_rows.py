@@ -40,7 +40,7 @@ from deit_batch.system import machine
 Model: TypeAlias = Literal["base", "tiny"]
 Kind: TypeAlias = Literal["small", "large"]
 AUTO = "auto batch size"
-CLASSES = 10
+CLASSES = 3
 """Of the folder to train on."""
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
