@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import uuid
@@ -18,7 +19,7 @@ import release
 import torch
 import transformers
 from faulty_store import Bucket, misbehaving, s3_environment, serve_s3
-from helpers import EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, warm, write_all_kinds
+from helpers import ENVIRONMENT, EXAMPLES, LABELS, PROCESSORS, MakeCheckpoint, jpeg, warm, write_all_kinds
 from misbehaving import Server, serve
 
 from deit_batch.system.signals import HANGUP
@@ -39,7 +40,10 @@ for _signum in (signal.SIGINT, *HANGUP):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _warm_ends() -> Iterator[None]:
+def _warm_process() -> Iterator[None]:
+    """It begins with what the imports of all tests have set, as those of Ray do: where a variable differs, a command is
+    started anew."""
+    ENVIRONMENT.update(os.environ)
     yield
     if warm.cache_info().currsize:
         warm().end()
@@ -166,6 +170,16 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """What a library, such as Ray, has left there would keep later commands from the warm process (warm.py)."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,7 @@ COMMAND = str(Path(sys.executable).parent / "deit-batch")
 
 
 ENVIRONMENT = dict(os.environ)
-"""Before any test changes it."""
+"""Before any test changes it; conftest.py adds what the imports of all tests set."""
 
 
 def coverage_settings() -> str:
