@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -29,11 +29,11 @@ from deit_batch.system.store_errors import bucket_is_there, translated
 from deit_batch.system.store_library import (
     ask_azure_to_write,
     begin_upload_to_google,
+    blobs_in_folder,
     import_library,
     is_known,
     name_of_library,
     open_file_system,
-    page_of_azure,
 )
 
 _SCHEME = re.compile(r"\s*([A-Za-z0-9]+)://")
@@ -239,11 +239,9 @@ class Store:
         """What is under a folder (a path that ends in a slash, or is a bucket), by name, byte for byte; the path of a
         folder in it only if that is not entered.
 
-        Objects come in pages of a thousand, or of five thousand. The Hub is listed folder by folder, each of which is
+        Objects of S3 and Google come in pages of a thousand. Other stores are listed folder by folder, each of which is
         held."""
-        pages = {"s3fs": self._page_of_s3, "gcsfs": self._page_of_google, "adlfs": self._page_of_azure}.get(
-            self._library
-        )
+        pages = {"s3fs": self._page_of_s3, "gcsfs": self._page_of_google}.get(self._library)
         try:
             yield from self._pages(folder, recursive, pages) if pages else self._walk(folder, recursive)
         except NoSuchObjectError as error:
@@ -277,30 +275,34 @@ class Store:
         ]
         return page.get("prefixes", []), infos, page.get("nextPageToken")
 
-    def _page_of_azure(self, bucket: str, prefix: str, delimiter: str, token: str | None) -> _Page:
-        found, token = page_of_azure(self._files, bucket, prefix, delimiter, token)
-        folders = [blob.name for blob in found if delimiter and blob.name.endswith(delimiter)]
-        infos = [
-            {"name": blob.name, "size": blob.size, "last_modified": blob.last_modified}
-            for blob in found
-            if blob.name not in folders and not _marks_folder(blob.metadata)
-        ]
-        return folders, infos, token
-
     def _walk(self, folder: str, recursive: bool) -> Iterator[StoredFile | str]:
+        content = self._content_on_azure if self._library == "adlfs" else self._content
+        for info in sorted(content(folder), key=lambda info: str(info["name"])):
+            if not info["name"].endswith("/"):
+                yield self._stored(info)
+            elif recursive:
+                yield from self._walk(info["name"], recursive)
+            else:
+                yield info["name"]
+
+    def _content(self, folder: str) -> Iterable[dict[str, Any]]:
+        """What is directly in a folder; the names of folders end in a slash."""
         found = self._tried(lambda: self._files.ls(folder.rstrip("/"), detail=True))
         self._files.invalidate_cache()  # or it would keep every folder
         infos = [
             {**info, "name": info["name"] + "/" if info["type"] == "directory" else info["name"]} for info in found
         ]
-        for info in sorted(infos, key=lambda info: str(info["name"])):
-            if not info["name"].endswith("/"):
-                yield self._stored(info)
-            elif info["name"].rstrip("/") != folder.rstrip("/"):
-                if recursive:
-                    yield from self._walk(info["name"], recursive)
-                else:
-                    yield info["name"]
+        return [info for info in infos if info["name"].rstrip("/") != folder.rstrip("/") or info["type"] == "file"]
+
+    def _content_on_azure(self, folder: str) -> Iterable[dict[str, Any]]:
+        """adlfs takes a blob for the folder of the same name, and does not see what is below an empty name."""
+        container, _, prefix = folder.partition("/")
+        found = self._tried(partial(blobs_in_folder, self._files, container, prefix))
+        return [
+            {"name": f"{container}/{blob.name}", "size": blob.get("size"), "last_modified": blob.get("last_modified")}
+            for blob in found
+            if not _marks_folder(blob.get("metadata"))
+        ]
 
     def _stored(self, info: dict[str, Any]) -> StoredFile:
         return StoredFile(self.address(info["name"]), info["size"], _modified_ns(info))

@@ -117,24 +117,16 @@ def upload_to_google(
             tried(partial(sync, files.loop, upload_chunk, files, location, chunk, offset, size, kind))
 
 
-def page_of_azure(
-    files: Any, container: str, prefix: str, delimiter: str, token: str | None
-) -> tuple[list[Any], str | None]:
-    """Blobs whose names begin with this, and how the next page is asked for. adlfs lists folder by folder: it takes a
-    blob for the folder of the same name, and has no name for what is below an empty one. With a delimiter, what it cuts
-    off is one prefix, whose name ends in it."""
+def blobs_in_folder(files: Any, container: str, prefix: str) -> list[Any]:
+    """The properties of the blobs and, by names that end in a slash, the folders whose names go on from the prefix."""
     from fsspec.asyn import sync
 
-    async def ask() -> tuple[list[Any], str | None]:
-        asked: dict[str, Any] = {"name_starts_with": prefix or None, "include": ["metadata"]}
+    async def ask() -> list[Any]:
         async with files.service_client.get_container_client(container) as client:
-            blobs = client.walk_blobs(**asked, delimiter=delimiter) if delimiter else client.list_blobs(**asked)
-            pages = blobs.by_page(continuation_token=token)
-            found = [blob async for blob in await anext(pages)]
-            return found, pages.continuation_token or None
+            return [blob async for blob in client.walk_blobs(prefix or None, include=["metadata"])]
 
-    blobs, following = sync(files.loop, ask)
-    return blobs, following
+    found: list[Any] = sync(files.loop, ask)
+    return found
 
 
 def ask_azure_to_write(files: Any, container: str, blob: str) -> None:
