@@ -280,6 +280,8 @@ class Store:
         for info in sorted(content(folder), key=lambda info: str(info["name"])):
             if not info["name"].endswith("/"):
                 yield self._stored(info)
+            elif info["name"] == folder:  # its own mark
+                continue
             elif recursive:
                 yield from self._walk(info["name"], recursive)
             else:
@@ -289,10 +291,10 @@ class Store:
         """What is directly in a folder; the names of folders end in a slash."""
         found = self._tried(lambda: self._files.ls(folder.rstrip("/"), detail=True))
         self._files.invalidate_cache()  # or it would keep every folder
-        infos = [
-            {**info, "name": info["name"] + "/" if info["type"] == "directory" else info["name"]} for info in found
+        return [
+            {**info, "name": info["name"].rstrip("/") + "/" if info["type"] == "directory" else info["name"]}
+            for info in found
         ]
-        return [info for info in infos if info["name"].rstrip("/") != folder.rstrip("/") or info["type"] == "file"]
 
     def _content_on_azure(self, folder: str) -> Iterable[dict[str, Any]]:
         """adlfs takes a blob for the folder of the same name, and does not see what is below an empty name."""

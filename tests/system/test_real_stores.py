@@ -173,6 +173,7 @@ def test_every_object_of_a_folder_is_listed_once(store: Store) -> None:
     keys = ["in/a.png", "in/s//t.png", "in/sp /z.png", "in/sub.png", "in/sub.png/q.png", "in/h/deep/v.png", "in//x.png"]
     for key in [*keys, "in", "in.png"]:
         store.bucket.put(key, jpeg())
+    store.bucket.put("in/", b"")
     for mark in ("in/h", "in/h/deep"):
         if isinstance(store.bucket, AzureBucket):
             store.bucket.mark_folder(mark)
