@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 _LONGEST = 4096
 """Characters, as in the longest path of Linux. Normalisation takes the square of a run of accents."""
+
+_LONGEST_COMPARED = 100
 
 
 def alike(name: str) -> str:
@@ -17,6 +21,13 @@ def alike(name: str) -> str:
         return name
     stripped = name.strip()
     return stripped if stripped.isascii() else unicodedata.normalize("NFC", stripped)
+
+
+def what_is_meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """What a message says behind a name that is none of the known ones, if it may be a misspelling of one. `cutoff`:
+    how alike they must be, 0 to 1 (difflib)."""
+    close = get_close_matches(name, known, 1, cutoff) if len(name) <= _LONGEST_COMPARED else []
+    return f" (do you mean {close[0]}?)" if close else ""
 
 
 def path_on_disk(path: str) -> str:

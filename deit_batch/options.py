@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict, get_args
 
 from deit_batch.errors import UsageError
@@ -16,6 +15,7 @@ from deit_batch.limits import DEFAULT_LIMITS, Limits, require_number, require_wh
 from deit_batch.model.architecture import FEATURES
 from deit_batch.model.checkpoint import DEFAULT_MODEL
 from deit_batch.model.config import Runtime
+from deit_batch.names import what_is_meant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +223,7 @@ def options_of(
         if name not in known:
             if "limits" in known and name in _LIMITS:
                 raise UsageError(f"{function}() has no option {name}; it is one of limits=Limits({name}=…)")
-            close = get_close_matches(name, known, 1)
-            hint = f"; do you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
+            hint = what_is_meant(name, known) or f"; there are {', '.join(sorted(known))}"
             raise UsageError(f"{function}() has no option {name}{hint}")
     names = input[0] if isinstance(input, tuple) and len(input) == 1 else input
     paths = {name: os.fspath(value) for name, value in given.items() if isinstance(value, os.PathLike)}

@@ -496,7 +496,7 @@ def test_records_from_python(photos: Path, vit: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"topk": 3}, r"score\(\) has no option topk; do you mean top_k\?"),
+        ({"topk": 3}, r"score\(\) has no option topk \(do you mean top_k\?\)"),
         ({"hue": "red"}, r"score\(\) has no option hue; there are allow_pickle, base, batch_size"),
         ({"top_k": "all"}, "top_k is 'all'; it must be a whole number from 1 up, or None for all"),
         ({"allow_private_hosts": True}, r"it is one of limits=Limits\(allow_private_hosts=…\)"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
+
+from deit_batch.names import what_is_meant
 
 
 def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -107,8 +108,7 @@ def _values(
 
 def _unknown(name: str, known: Sequence[str]) -> str:
     """As it is written, and what may have been meant."""
-    close = get_close_matches(name.replace("_", "-"), known, 1)
-    return f"{name} (do you mean {close[0]}?)" if close else name
+    return name + what_is_meant(name.replace("_", "-"), known)
 
 
 def _fits(option: click.Parameter, setting: object) -> bool:

@@ -6,8 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from deit_batch.evaluation.names import (
 )
 from deit_batch.io import counted
 from deit_batch.limits import Limits
+from deit_batch.names import what_is_meant
 from deit_batch.options import Options
 from deit_batch.output.formats import readable_suffixes
 from deit_batch.output.part import PART_SIZE
@@ -57,11 +57,6 @@ from deit_batch.system.extras import needing
 from deit_batch.system.junit import Case, write_junit
 
 logger = logging.getLogger("deit_batch")
-
-
-def _meant(given: str, names: Iterable[str]) -> str:
-    close = get_close_matches(given, names, 1)
-    return f" (do you mean {close[0]}?)" if close else ""
 
 
 class Baseline(click.Path):
@@ -103,7 +98,7 @@ class _Bound(click.ParamType[tuple[str, float]]):
 class Gate(_Bound):
     def refuse_metric(self, metric: str, given: str) -> str:
         if metric not in NAMES:
-            meant = _meant(given, [*NAMES, *CARD_NAMES])
+            meant = what_is_meant(given, [*NAMES, *CARD_NAMES])
             return f"{given!r}{meant} is no metric; there are {', '.join(sorted(NAMES))}"
         return f"{given} is the better the lower: nothing is under it" if metric in LOWER_IS_BETTER else ""
 
@@ -116,7 +111,7 @@ class Drop(_Bound):
     def refuse_metric(self, metric: str, given: str) -> str:
         if metric in COMPARED:
             return ""
-        meant = _meant(given, COMPARED)
+        meant = what_is_meant(given, COMPARED)
         return f"{given!r}{meant} is not compared with a baseline; what is: {', '.join(sorted(COMPARED))}"
 
     def refuse_number(self, metric: str, number: float, given: str) -> str:

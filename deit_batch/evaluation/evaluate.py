@@ -35,8 +35,8 @@ from deit_batch.evaluation.report import as_markdown, verdict_of
 from deit_batch.input.labels import LabelledSource, open_labelled
 from deit_batch.io import Source, counted
 from deit_batch.model.labels import read_id2label, warn_of_shared_names
-from deit_batch.model.matching import Matching, class_numbers, read_label_map, with_what_is_meant
-from deit_batch.names import alike
+from deit_batch.model.matching import Matching, class_numbers, read_label_map
+from deit_batch.names import alike, what_is_meant
 from deit_batch.options import Options
 from deit_batch.output.manifest import REPORT as REPORT_OF_PARTS
 from deit_batch.output.part import PART_SIZE
@@ -126,7 +126,7 @@ class Evaluation:
         reasons = [f"{images:,} {kind}" for kind, images in self.document["failures"].items()]
         if unknown := self.document["unknown_labels"]:
             known = [row["class"] for row in self.document["per_class"]]
-            named = [with_what_is_meant(name, known) for name in islice(unknown, _SHOWN)]
+            named = [f"{name!r}{what_is_meant(name, known, 0.8)}" for name in islice(unknown, _SHOWN)]
             names = ", ".join(named) + (", …" if len(unknown) > _SHOWN else "")
             images = self.document["images_with_unknown_labels"]
             reasons.append(f"{images:,} of labels that the model does not know: {names:.200}")

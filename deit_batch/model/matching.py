@@ -9,7 +9,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -133,13 +132,6 @@ class Matching:
         return alike(self._map.get(alike(label), label))
 
 
-def with_what_is_meant(label: str, classes: Iterable[str]) -> str:
-    """A label that is none of the classes, in quotation marks; and of these the one that it may be a misspelling of."""
-    close = get_close_matches(label, classes, 1, cutoff=0.8) if len(label) <= _LONGEST_COMPARED else []
-    return f"{label!r} (do you mean {close[0]!r}?)" if close else repr(label)
-
-
-_LONGEST_COMPARED = 100
 _SHOWN = 3
 """Of the classes that match inexactly."""
 

@@ -668,7 +668,7 @@ def test_what_failed_and_what_the_model_does_not_know_is_reported_and_no_zero(vi
     assert done.exit_code == 3, done.output
     assert (
         "4 of 6 images, 2 not judged (1 DecodeError; 1 of labels that the model does not know: 'cartoon' (do you mean "
-        "'carton'?))\n" in done.output
+        "carton?))\n" in done.output
     )
     found = document(tmp_path / "e")
     assert (found["inputs"], found["judged"], found["failures"]) == (6, 4, {"DecodeError": 1})
